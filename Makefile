@@ -1,0 +1,23 @@
+# Two commands: `make demo` trains, samples and scores a small text-to-image model; `make test` runs the tests.
+PYTHON ?= python3
+BIN = .venv/bin
+DEMO = runs/demo
+
+.PHONY: demo test lint
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/python train.py --config configs/diffusion.py:demo --workdir $(DEMO)
+	$(BIN)/python sample.py --workdir $(DEMO) --prompts_file configs/demo_prompts.txt --out $(DEMO)/samples.png
+	$(BIN)/python -m zoo.scoring --workdir $(DEMO) --num 256 --out $(DEMO)/scores.json
+
+test: .venv/ready
+	$(BIN)/python -m pytest -q
+
+lint: .venv/ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check

@@ -1,0 +1,74 @@
+"""Samples a run: python sample.py --workdir runs/demo --prompt "a red circle" --num 16 --out out.png"""
+
+import json
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+from zoo import media, sampling_flags
+from zoo.config import parse_flags
+from zoo.data import pipeline
+from zoo.errors import BadInput, exit_on_bad_input
+from zoo.scoring import oracle
+from zoo.training import parallel
+
+FLAGS = flags.FLAGS
+sampling_flags.define()
+flags.DEFINE_multi_string("prompt", [], "A caption; may be given several times.")
+flags.DEFINE_string("prompts_file", None, "A file with a caption on each line.")
+flags.DEFINE_integer("num", None, "Pictures in all, the prompts taken in turn; by default one a prompt.", lower_bound=1)
+flags.DEFINE_string("out", "out.png", "Where to write the labelled grid: .png, .gif or .mp4.")
+flags.DEFINE_bool("each", False, "Also write each picture by itself, into a folder named as --out.")
+
+
+def read_prompts(source) -> list[str]:
+    """The captions to sample, `num` of them; without any given, those of the test split."""
+    prompts = list(FLAGS.prompt)
+    if FLAGS.prompts_file:
+        if not Path(FLAGS.prompts_file).is_file():
+            raise BadInput(f"--prompts_file: no such file: {FLAGS.prompts_file!r}")
+        prompts += [line.strip() for line in Path(FLAGS.prompts_file).read_text().splitlines() if line.strip()]
+    if not prompts:
+        prompts = pipeline.captions(source(), limit=FLAGS.num or 16)
+    num = FLAGS.num or len(prompts)
+    if num < len(prompts):
+        raise BadInput(f"--num {num} is fewer than the {len(prompts)} prompts; give more, or fewer prompts")
+    return [prompts[i % len(prompts)] for i in range(num)]
+
+
+def main(argv):
+    if argv[1:]:
+        raise BadInput(f"no such argument: {argv[1]!r}; a caption is given by --prompt")
+    parallel.use_compilation_cache()
+    run = sampling_flags.open_run()
+    recipe, options, traced = run.recipe, sampling_flags.options(), sampling_flags.traced_options(run)
+    prompts = read_prompts(lambda: recipe.data.open("test"))
+    sampler, tokens = run.sampler(FLAGS.per_device, **options), recipe.tokenizer.encode(prompts)
+
+    sampler(run.params, tokens[:1], FLAGS.seed, **traced)  # compiles
+    began = time.perf_counter()
+    pictures = sampler(run.params, tokens, FLAGS.seed, **traced)
+    seconds = time.perf_counter() - began
+
+    settings = dict(recipe.config.sample) | options
+    about = {"run": FLAGS.workdir, "checkpoint": run.step, "ema": FLAGS.ema, "seed": FLAGS.seed, "settings": settings}
+    out = Path(FLAGS.out)
+    media.save(out, media.grid(pictures, labels=prompts), metadata={"zoo": json.dumps(about | {"prompts": prompts})})
+    print(f"{len(pictures)} pictures in {seconds:.2f} s, {len(pictures) / seconds:.1f} pictures/s -> {out}")
+    if FLAGS.each:
+        for i, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
+            note = {"prompt": prompt, "zoo": json.dumps(about | {"number": i})}
+            media.save(out.with_suffix("") / f"{i:04d}{out.suffix}", picture, metadata=note)
+        print(f"each by itself -> {out.with_suffix('')}/")
+    world = oracle.world_of(recipe.data.source)
+    known = [i for i, prompt in enumerate(prompts) if world and oracle.understands(prompt)]
+    if known:
+        table = oracle.table(pictures[known], [prompts[i] for i in known], world)
+        scores = ", ".join(f"{name} {share:.1%}" for name, share in table.items())
+        print(f"oracle on {len(known)} captions: {scores}")
+
+
+if __name__ == "__main__":
+    with exit_on_bad_input():
+        app.run(main, flags_parser=parse_flags)

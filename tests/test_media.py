@@ -1,0 +1,150 @@
+import os
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zoo import media
+from zoo.errors import BadInput
+
+
+def clips(count, frames, height, width, channels=3):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 200, (count, frames, height, width, channels), dtype=np.uint8)
+
+
+def find(big, small):
+    """Whether `small` (h, w, 3) stands somewhere in `big`."""
+    corners = np.argwhere((big == small[0, 0]).all(axis=-1))
+    height, width = small.shape[:2]
+    return any(np.array_equal(big[y : y + height, x : x + width], small) for y, x in corners)
+
+
+def test_grid_holds_every_picture_scaled_by_whole_numbers():
+    pictures = clips(5, 2, 8, 12)
+    laid = media.grid(pictures, columns=3)
+    assert laid.dtype == np.uint8 and laid.shape[0] == 2 and laid.shape[3] == 3
+    for frame in range(2):
+        for picture in pictures[:, frame]:
+            assert find(laid[frame], picture.repeat(8, axis=0).repeat(8, axis=1))
+    assert 3 * 96 <= laid.shape[2] < 3 * 96 + 60 and 2 * 64 <= laid.shape[1] < 2 * 64 + 60
+
+
+def test_grid_order_is_left_to_right_then_down():
+    pictures = np.broadcast_to(np.array([10, 60, 120], np.uint8)[:, None, None, None, None], (3, 1, 8, 8, 3))
+    laid = media.grid(pictures, columns=2, scale=1)[0, :, :, 0]
+    first, second, third = (tuple(np.argwhere(laid == value)[0]) for value in (10, 60, 120))
+    assert first[0] == second[0] < third[0] and first[1] == third[1] < second[1]
+
+
+@pytest.mark.parametrize(("width", "wanted"), [(8, 96), (64, 128), (96, 96), (100, 100)])
+def test_small_pictures_are_made_visible(width, wanted):
+    assert wanted <= media.grid(clips(1, 1, 8, width)).shape[2] <= wanted + 20
+
+
+def test_grey_pictures():
+    laid = media.grid(clips(2, 1, 8, 8, channels=1), scale=1)
+    assert laid.shape[-1] == 3 and (laid[..., 0] == laid[..., 2]).all()
+
+
+def test_labels_are_wrapped_below():
+    pictures = clips(2, 3, 96, 96)
+    plain = media.grid(pictures, columns=2)
+    short = media.grid(pictures, columns=2, labels=["a", "b"])
+    long = media.grid(pictures, columns=2, labels=["a", "a caption of many words that do not fit on a line"])
+    endless = media.grid(pictures, columns=2, labels=["a", "x" * 60])
+    assert plain.shape[1] < short.shape[1] < long.shape[1]
+    assert short.shape[1] < endless.shape[1] and plain.shape[2] == long.shape[2] == endless.shape[2]
+    assert (long[0, 110:] == long[1, 110:]).all() and (long[0, 110:] < 100).any()
+    assert media.grid(pictures, labels=["", ""]).shape == short.shape
+
+
+def test_wrapping_loses_nothing():
+    lines = media._wrap("aa bbb  c dddddddddd e", 5, len)
+    assert all(len(line) <= 5 for line in lines)
+    assert "".join("".join(lines).split()) == "aabbbcdddddddddde"
+    assert lines[0] == "aa"
+
+
+METADATA = {"prompt": 'a "red" star; = # \\ ☃ é\nsecond line', "seed": "7"}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif", ".mp4", ".PNG"])
+def test_metadata_round_trip(tmp_path, suffix):
+    path = tmp_path / "new" / f"x{suffix}"
+    frames = clips(1, 1, 16, 16)[0]
+    media.save(path, frames, metadata=METADATA)
+    assert media.read_metadata(path) == METADATA
+    media.save(path, frames)
+    assert media.read_metadata(path) == {}
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_long_text_survives(tmp_path):
+    for suffix in (".png", ".gif", ".mp4"):
+        media.save(tmp_path / f"x{suffix}", clips(1, 1, 16, 16)[0], metadata={"config": "long ☃ " * 700})
+        assert media.read_metadata(tmp_path / f"x{suffix}") == {"config": "long ☃ " * 700}
+
+
+def test_png_is_exact(tmp_path):
+    frames = clips(1, 1, 9, 7)[0]
+    media.save(tmp_path / "x.png", frames)
+    assert (np.asarray(Image.open(tmp_path / "x.png")) == frames[0]).all()
+    with pytest.raises(BadInput, match="one frame, not 2"):
+        media.save(tmp_path / "y.png", clips(1, 2, 8, 8)[0])
+
+
+def test_gif_keeps_frames_and_speed(tmp_path):
+    frames = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 100, 200)])
+    media.save(tmp_path / "x.gif", frames, fps=5)
+    with Image.open(tmp_path / "x.gif") as gif:
+        assert gif.n_frames == 3 and gif.info["duration"] == 200 and gif.info["loop"] == 0
+        for i in range(3):
+            gif.seek(i)
+            assert abs(np.asarray(gif.convert("RGB")).astype(int) - frames[i]).max() <= 2
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (33, 47)])
+def test_mp4_keeps_frames_and_speed(tmp_path, height, width):
+    imageio = pytest.importorskip("imageio.v2")
+    frames = np.stack([np.full((height, width, 3), value, np.uint8) for value in (20, 100, 180)])
+    media.save(tmp_path / "x.mp4", frames, fps=5)
+    with imageio.get_reader(tmp_path / "x.mp4", format="FFMPEG") as video:
+        assert video.get_meta_data()["fps"] == 5
+        read = np.stack([frame for frame in video])
+    assert read.shape == (3, height + height % 2, width + width % 2, 3)
+    assert abs(read[:, :height, :width].astype(int) - frames).max() <= 4
+
+
+def test_bad_files(tmp_path):
+    frames = clips(1, 1, 8, 8)[0]
+    with pytest.raises(BadInput, match="'.gf': did you mean '.gif'"):
+        media.save(tmp_path / "x.gf", frames)
+    with pytest.raises(BadInput, match="unknown kind of file 'x'"):
+        media.save(tmp_path / "x", frames)
+    with pytest.raises(BadInput, match="fps 0"):
+        media.save(tmp_path / "x.gif", frames, fps=0)
+    with pytest.raises(BadInput, match="no file"):
+        media.read_metadata(tmp_path / "x.png")
+    for suffix in (".png", ".gif", ".mp4"):
+        (tmp_path / f"bad{suffix}").write_bytes(b"nothing")
+        with pytest.raises(BadInput, match="damaged"):
+            media.read_metadata(tmp_path / f"bad{suffix}")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    media.save(tmp_path / "x.png", clips(1, 1, 8, 8)[0], metadata=METADATA)
+    with pytest.raises(BadInput):
+        media.save(tmp_path / "x.png", clips(1, 2, 8, 8)[0])
+    with pytest.raises(TypeError):
+        media.save(tmp_path / "x.png", np.zeros((1, 8, 8, 3)))
+    assert media.read_metadata(tmp_path / "x.png") == METADATA
+    assert os.listdir(tmp_path) == ["x.png"]
+
+
+def test_mp4_without_imageio(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio.v2", None)
+    with pytest.raises(BadInput, match=r"pip install zoo\[video\]"):
+        media.save(tmp_path / "x.mp4", clips(1, 2, 8, 8)[0])
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,251 @@
+import gc
+import itertools
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zoo.data import pipeline
+from zoo.data.text import Tokenizer
+from zoo.errors import BadInput
+
+
+class Numbers:
+    """Item i is a 4 x 4 picture that says i, brighter on its right."""
+
+    def __init__(self, count, size=4):
+        values = np.arange(count, dtype=np.uint8)
+        self.pixels = np.broadcast_to(values[:, None, None, None, None], (count, 1, size, size, 3)).copy()
+        self.pixels[..., -1, 2] = 255
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def __getitem__(self, i):
+        return {"pixels": self.pixels[i], "text": f"number {i}"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train([f"number {i}" for i in range(100)], 400, 8)
+
+
+def take(count, *args, **options):
+    stream = pipeline.stream(*args, seed=options.pop("seed", 1), threads=2, **options)
+    batches = list(itertools.islice(stream, count))
+    stream.close()
+    return batches
+
+
+def values(batches):
+    return [batch["pixels"][:, 0, 0, 0, 0].tolist() for batch in batches]
+
+
+def same(a, b):
+    return len(a) == len(b) and all((x[key] == y[key]).all() for x, y in zip(a, b, strict=True) for key in x)
+
+
+def test_a_batch(tokenizer):
+    [batch] = take(1, Numbers(50), tokenizer, 8)
+    assert batch.keys() == {"pixels", "tokens"}
+    assert batch["pixels"].shape == (8, 1, 4, 4, 3) and batch["pixels"].dtype == np.uint8
+    assert batch["tokens"].shape == (8, 8) and batch["tokens"].dtype == np.int32
+    assert tokenizer.decode(batch["tokens"]) == [f"number {i}" for i in values([batch])[0]]
+
+
+def test_every_epoch_has_every_item_in_another_order(tokenizer):
+    places = sum(values(take(30, Numbers(20), tokenizer, 4)), [])
+    epochs = [places[i : i + 20] for i in range(0, 120, 20)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in [*epochs, range(20)]}) == 7
+
+
+def test_seeds(tokenizer):
+    one, again, other = (take(3, Numbers(50), tokenizer, 8, seed=seed) for seed in (1, 1, 2))
+    assert same(one, again) and values(one) != values(other)
+
+
+def test_start_enters_the_same_stream(tokenizer):
+    whole = take(20, Numbers(15), tokenizer, 4, flip=True)
+    for start in (0, 3, 4, 17):
+        assert same(take(20 - start, Numbers(15), tokenizer, 4, flip=True, start=start), whole[start:])
+    far = take(1, Numbers(15), tokenizer, 4, start=10**9)
+    assert len(values(far)[0]) == 4
+
+
+def test_parts_of_the_processes_make_the_batch_of_one(tokenizer):
+    whole = take(6, Numbers(15), tokenizer, 12, flip=True, start=2)
+    for count in (2, 3):
+        options = [{"flip": True, "start": 2, "shard": (i, count)} for i in range(count)]
+        parts = [take(6, Numbers(15), tokenizer, 12, **chosen) for chosen in options]
+        steps = zip(*parts, strict=True)
+        joined = [{key: np.concatenate([part[key] for part in step]) for key in step[0]} for step in steps]
+        assert same(joined, whole)
+
+
+def test_the_stream_of_items_does_not_depend_on_the_batch(tokenizer):
+    small, large = (take(24 // size, Numbers(10), tokenizer, size, flip=True) for size in (4, 12))
+    assert sum(values(small), []) == sum(values(large), [])
+    joined = [np.concatenate([batch["pixels"] for batch in batches]) for batches in (small, large)]
+    assert (joined[0] == joined[1]).all()
+
+
+def test_flip_mirrors_half_of_the_items(tokenizer):
+    source = Numbers(100)
+    before = source.pixels.copy()
+    [batch] = take(1, source, tokenizer, 1000, flip=True)
+    mirrored = batch["pixels"][:, 0, 0, 0, 2] == 255
+    assert 430 < mirrored.sum() < 570
+    upright = np.where(mirrored[:, None, None, None, None], batch["pixels"][..., ::-1, :], batch["pixels"])
+    assert (upright == before[upright[:, 0, 0, 0, 0]]).all()
+    assert (source.pixels == before).all()
+    [plain] = take(1, source, tokenizer, 1000)
+    assert (plain["pixels"][:, 0, 0, -1, 2] == 255).all()
+    places = [np.flatnonzero(mirrored).tolist(), *(flips(seed, tokenizer) for seed in (2, 3))]
+    assert len(set(map(tuple, places))) == 3
+
+
+def flips(seed, tokenizer):
+    [batch] = take(1, Numbers(100), tokenizer, 1000, flip=True, seed=seed)
+    return np.flatnonzero(batch["pixels"][:, 0, 0, 0, 2] == 255).tolist()
+
+
+def test_mirroring_differs_between_epochs(tokenizer):
+    batches = take(40, Numbers(1), tokenizer, 1, flip=True)
+    assert 5 < sum(batch["pixels"][0, 0, 0, 0, 2] == 255 for batch in batches) < 35
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_source_smaller_than_a_batch(tokenizer, count):
+    batches = take(3, Numbers(count), tokenizer, 8)
+    assert all(batch["pixels"].shape[0] == 8 for batch in batches)
+    assert sorted(sum(values(batches), []))[:: 24 // count] == list(range(count))
+
+
+def test_bad_sizes(tokenizer):
+    with pytest.raises(BadInput, match="batch_size 9 is not a multiple of the 2"):
+        pipeline.stream(Numbers(3), tokenizer, 9, seed=0, shard=(0, 2))
+    with pytest.raises(BadInput, match="batch_size 0"):
+        pipeline.stream(Numbers(3), tokenizer, 0, seed=0)
+    with pytest.raises(BadInput, match="empty"):
+        pipeline.stream(Numbers(0), tokenizer, 8, seed=0)
+
+
+def workers():
+    return [thread for thread in threading.enumerate() if "grain" in thread.name]
+
+
+@pytest.mark.parametrize("end", ["close", "forget"])
+def test_threads_end_with_the_consumer(tokenizer, end):
+    stream = pipeline.stream(Numbers(50), tokenizer, 8, seed=0, threads=3)
+    next(stream)
+    assert workers()
+    if end == "close":
+        stream.close()
+    del stream
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while workers() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not workers()
+
+
+def test_batches_are_prepared_ahead(tokenizer):
+    seen = []
+
+    class Watched(Numbers):
+        def __getitem__(self, i):
+            seen.append(threading.current_thread())
+            return super().__getitem__(i)
+
+    stream = pipeline.stream(Watched(50), tokenizer, 4, seed=0, threads=2)
+    next(stream)
+    deadline = time.monotonic() + 5
+    while len(seen) < 12 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(seen) >= 12 and threading.current_thread() not in seen
+    stream.close()
+
+
+def test_an_error_of_the_source_reaches_the_consumer(tokenizer):
+    class Broken(Numbers):
+        def __getitem__(self, i):
+            raise BadInput("the disk is gone")
+
+    with pytest.raises(BadInput, match="the disk is gone"):
+        take(1, Broken(50), tokenizer, 8)
+
+
+def test_small_pictures_are_fast(tokenizer):
+    source = Numbers(100, size=16)
+    stream = pipeline.stream(source, tokenizer, 256, seed=0, flip=True, threads=1)
+    next(stream)
+    start = time.process_time()  # of all threads: other work on the machine does not count
+    for _ in range(100):
+        next(stream)
+    rate = 100 * 256 / (time.process_time() - start)
+    stream.close()
+    assert rate > 20_000
+
+
+def test_captions():
+    source = Numbers(10)
+    assert pipeline.captions(source) == [f"number {i}" for i in range(10)]
+    assert pipeline.captions(source, limit=3) == ["number 0", "number 4", "number 9"]
+
+    class Listed(Numbers):
+        def texts(self):
+            return [f"listed {i}" for i in range(len(self))]
+
+        def __getitem__(self, i):
+            raise AssertionError("a picture was decoded")
+
+    assert pipeline.captions(Listed(10), limit=2) == ["listed 0", "listed 9"]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    root = tmp_path / "red ball"
+    root.mkdir()
+    for i in range(30):
+        Image.new("RGB", (8, 8), (i, i, i)).save(root / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize("separator", [":", "/"])
+def test_a_spec_names_scheme_place_and_options(pictures, separator):
+    source = pipeline.open_source(f"folder{separator}{pictures}", "train", 8, 1)
+    assert len(source) == 30 and source[0]["text"] == "red ball"
+    spec = f"folder{separator}{pictures}?holdout=0.4&template=a photo of a {{}}"
+    parts = [pipeline.open_source(spec, split, 8, 1) for split in ("train", "test")]
+    assert sum(map(len, parts)) == 30 and len(parts[1]) > 0
+    assert parts[0][0]["text"] == "a photo of a red ball"
+
+
+def test_options_are_read_by_their_type():
+    def opener(name, split, size, frames, count: int | None = None, rate: float = 1.0, word=None):
+        pass
+
+    assert pipeline._options(opener, "count=3&rate=3&word=3") == {"count": 3, "rate": 3.0, "word": "3"}
+    with pytest.raises(BadInput, match="count=3.5: '3.5' is not int"):
+        pipeline._options(opener, "count=3.5")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("foldr:x", "unknown data source 'foldr': did you mean 'folder'.*tfds"),
+        ("pipeline:x", "unknown data source 'pipeline'"),
+        ("text:x", "unknown data source 'text'"),
+        ("", "unknown data source ''"),
+        ("folder:x?holdot=1", "unknown data option 'holdot': did you mean 'holdout'"),
+        ("folder:x?size=1", "unknown data option 'size'"),
+        ("folder:x?holdout=half", "'half' is not float"),
+        ("folder:/no/such/place", "no folder /no/such/place"),
+    ],
+)
+def test_bad_specs(spec, message):
+    with pytest.raises(BadInput, match=message):
+        pipeline.open_source(spec, "train", 8, 1)

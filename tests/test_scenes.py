@@ -1,0 +1,346 @@
+"""Scenes: drawn, held out, rendered, described, parsed, and stored."""
+
+import dataclasses
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from zoo import errors
+from zoo.data import grammar, scenes, world
+from zoo.data.world import SPLITS, WORLDS, Scene, Thing
+
+
+def draw(name: str, count: int, split: str = "train", seed: int = 0) -> list[Scene]:
+    rng = np.random.default_rng(seed)
+    return [world.draw_scene(rng, name, split) for _ in range(count)]
+
+
+# ---- world
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_held_out_never_in_train_always_in_test_unseen(name):
+    for split in ("train", "test_seen"):
+        for scene in draw(name, 500, split):
+            pairs = {(thing.colour, thing.shape) for thing in scene.things}
+            assert not pairs & world.HELD_OUT_PAIRS
+            assert not world.relations(scene) & world.HELD_OUT_RELATIONS
+    for scene in draw(name, 500, "test_unseen"):
+        pairs = {(thing.colour, thing.shape) for thing in scene.things}
+        assert pairs & world.HELD_OUT_PAIRS or world.relations(scene) & world.HELD_OUT_RELATIONS
+
+
+def test_train_still_shows_every_value_and_every_kind_of_motion():
+    things = [thing for scene in draw("clips", 1500) for thing in scene.things]
+    assert {thing.colour for thing in things} == set(world.COLOURS)
+    assert {thing.shape for thing in things} == set(world.SHAPES)
+    assert {(thing.motion, thing.speed) for thing in things} == {("static", None)} | {
+        (motion, speed) for motion in world.MOTIONS[1:] for speed in world.SPEEDS
+    }
+
+
+def test_a_fifth_is_held_out_and_both_orders_of_two_shapes_never_are():
+    assert len(world.HELD_OUT_PAIRS) == 10 and len(world.HELD_OUT_RELATIONS) == 12
+    assert not {(name, b, a) for name, a, b in world.HELD_OUT_RELATIONS} & world.HELD_OUT_RELATIONS
+
+
+def test_things_lie_in_different_cells_and_counts_are_even():
+    drawn = draw("full", 1500)
+    assert all(len({thing.cell for thing in scene.things}) == len(scene.things) for scene in drawn)
+    counts = np.bincount([len(scene.things) for scene in drawn], minlength=4)
+    assert counts[0] == 0 and counts[1:].min() > 400
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_json_round_trip(name):
+    assert all(Scene.from_json(scene.to_json()) == scene for scene in draw(name, 50))
+
+
+def test_small_picture_is_the_box_average_of_a_large_one():
+    for scene in draw("full", 50):
+        large, small = world.render(scene, 64)[0], world.render(scene, 32)[0]
+        averaged = large.reshape(32, 2, 32, 2, 3).astype(float).mean((1, 3))
+        assert np.abs(averaged - small).max() <= 1.0
+
+
+def test_double_frame_rate_contains_the_single_one():
+    for scene in draw("clips", 30):
+        slow = world.render(scene, 32, frames=8, frame_rate=8)
+        assert np.array_equal(slow, world.render(scene, 32, frames=16, frame_rate=16)[::2])
+        assert np.array_equal(slow, world.render(scene, 32, frames=8))
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_nothing_is_cut_off_at_the_border(name):
+    for scene in draw(name, 100):
+        for thing in scene.things:
+            for seconds in (0, 0.4, 1):
+                pose = world.pose(thing, WORLDS[name], seconds)
+                inside, _ = world.coverage(thing.shape, pose.centre, pose.radius, pose.angle, 256)
+                alone, _ = world.coverage(thing.shape, (0.5, 0.5), pose.radius, pose.angle, 256)
+                assert inside.sum() == pytest.approx(alone.sum(), rel=0.02)
+
+
+def test_shapes_are_centred_on_their_mass():
+    for shape in world.SHAPES:
+        for angle in (0.0, 50.0):
+            covered, (top, left) = world.coverage(shape, (0.5, 0.5), 0.35, angle, 64)
+            rows = np.arange(covered.shape[0]) + top + 0.5
+            columns = np.arange(covered.shape[1]) + left + 0.5
+            assert covered.sum(1) @ rows / covered.sum() == pytest.approx(32, abs=0.2)
+            assert covered.sum(0) @ columns / covered.sum() == pytest.approx(32, abs=0.2)
+
+
+def test_shapes_and_sizes_differ_at_16_px():
+    pictures = {}
+    for shape in world.SHAPES:
+        for size in world.SIZES:
+            scene = Scene("one", "black", (Thing(shape, "white", size, (0, 1)),))
+            pictures[shape, size] = world.render(scene, 16).astype(float)
+    for first in pictures:
+        for second in pictures:
+            difference = np.abs(pictures[first] - pictures[second]).sum() / 3 / 250
+            assert first == second or difference > 4  # whole pixels
+
+
+def test_unknown_world_split_and_bad_frames_are_bad_input():
+    rng = np.random.default_rng(0)
+    with pytest.raises(errors.BadInput, match="did you mean 'clips'"):
+        world.draw_scene(rng, "clip", "train")
+    with pytest.raises(errors.BadInput, match="unknown split"):
+        world.draw_scene(rng, "one", "test")
+    with pytest.raises(errors.BadInput, match="0 frames"):
+        world.render(draw("one", 1)[0], 16, frames=0)
+
+
+# ---- grammar
+
+
+@pytest.mark.parametrize("name", WORLDS)
+@pytest.mark.parametrize("omit", [None, 0.0])
+def test_captions_are_true_of_their_scene(name, omit):
+    rng = np.random.default_rng(1)
+    for i in range(2000):
+        scene = world.draw_scene(rng, name, SPLITS[i % 3])
+        text = grammar.describe(scene, rng, omit)
+        judged = grammar.holds(grammar.parse(text), scene)
+        assert False not in judged.values(), text
+        assert text == text.lower()
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_full_captions_leave_nothing_out(name):
+    rng = np.random.default_rng(2)
+    for scene in draw(name, 200):
+        claims = grammar.parse(grammar.describe(scene, rng, omit=0.0))
+        grid = WORLDS[name].grid
+        said = {(c.shape, c.colour, c.size, c.position, c.motion, c.speed) for c in claims.things}
+        assert claims.background == scene.background
+        assert said == {
+            (t.shape, t.colour, t.size, grammar.position_name(t.cell, grid),
+             t.motion if WORLDS[name].moves else None, t.speed)
+            for t in scene.things
+        }
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_captions_vary_and_leave_out(name):
+    rng = np.random.default_rng(3)
+    scene = next(scene for scene in draw(name, 50) if len(scene.things) == WORLDS[name].most_things)
+    texts = {grammar.describe(scene, rng) for _ in range(200)}
+    assert len(texts) >= 20
+    for opening in ("there is ", "on a ", "a "):
+        assert any(text.startswith(opening) for text in texts)
+    claims = [grammar.parse(text) for text in texts]
+    assert any(c.background is None for c in claims) and any(c.background for c in claims)
+    assert any(t.colour is None for c in claims for t in c.things)
+    if name != "one":
+        assert any(c.relations for c in claims) and any(c.count for c in claims)
+
+
+def test_a_false_claim_is_found_for_every_attribute():
+    scene = Scene("clips", "grey", (
+        Thing("circle", "red", "small", (0, 0), motion="left", speed="slow"),
+        Thing("star", "blue", "large", (1, 2)),
+    ))
+    true = "two things: a small red circle at the top left moving left slowly and a star on a grey background"
+    assert grammar.holds(grammar.parse(true), scene) == {
+        "count": True, "colour": True, "shape": True, "size": True, "position": True, "relation": None,
+        "background": True, "motion": True, "speed": True,
+    }
+    swaps = {
+        "count": ("two things", "three things"), "colour": ("red", "green"), "shape": ("circle", "ring"),
+        "size": ("small", "large"), "position": ("top left", "top right"), "background": ("grey", "black"),
+        "motion": ("moving left", "moving right"), "speed": ("slowly", "quickly"),
+    }
+    for attribute, (old, new) in swaps.items():
+        judged = grammar.holds(grammar.parse(true.replace(old, new)), scene)
+        assert [name for name, right in judged.items() if right is False] == [attribute]
+    for relation, right in {"left of": True, "above": True, "right of": False, "below": False}.items():
+        judged = grammar.holds(grammar.parse(f"a circle that starts {relation} a star"), scene)
+        assert judged["relation"] is right
+
+
+def test_ambiguous_things_are_matched_in_the_best_way():
+    scene = Scene("full", "grey", (
+        Thing("circle", "red", "small", (0, 0)), Thing("circle", "blue", "large", (2, 2)),
+    ))
+
+    def judge(text):
+        return grammar.holds(grammar.parse(text), scene)
+
+    assert judge("a circle at the bottom right")["position"] is True
+    assert judge("a circle and a small red circle") == judge("a circle and a circle") | {
+        "size": True, "colour": True
+    }
+    assert judge("a circle below a circle")["relation"] is True
+    assert judge("a red circle and a red circle")["colour"] is False  # one thing is not two
+    assert judge("a circle, a circle and a circle")["shape"] is False
+    # Two of three claims hold for the blue one, only one for the red one.
+    assert judge("a large blue circle at the top left") == judge("a large blue circle") | {"position": False}
+
+
+@pytest.mark.parametrize("text", [
+    "", "a cat", "a red circle under a star", "red circle", "a small small circle",
+    "a circle slowly moving left quickly", "a ring, a ring, a ring and a ring",
+    "on a grey background: a ring on a black background",
+])
+def test_text_outside_of_the_grammar_is_bad_input(text):
+    with pytest.raises(errors.BadInput) as caught:
+        grammar.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+# ---- data sets
+
+
+def test_source_reads_back_what_is_rendered(tmp_path, capsys):
+    for name, size, frames in (("one", 16, 1), ("full", 32, 1), ("clips", 32, 4), ("entropy", 16, 1)):
+        source = scenes.open_source(name, "train", size, frames, examples=20, cache=tmp_path)
+        assert len(source) == 20
+        for i in range(20):
+            pixels, text, scene = scenes.make_example(name, "train", i, size, frames)
+            assert source[i]["pixels"].dtype == np.uint8
+            assert source[i]["pixels"].shape == (frames, size, size, 3)
+            assert np.array_equal(source[i]["pixels"], pixels)
+            assert source[i]["text"] == text
+            assert Scene.from_json(source[i]["attributes"]) == scene
+        assert np.array_equal(source[-1]["pixels"], source[19]["pixels"])
+        with pytest.raises(IndexError):
+            source[20]
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 4 and all(line.startswith("building scenes ") for line in said)
+
+
+def test_source_is_deterministic_and_built_once(tmp_path, capsys):
+    first = scenes.open_source("one", "test_unseen", 16, examples=200, cache=tmp_path / "a")
+    again = scenes.open_source("one", "test_unseen", 16, examples=200, cache=tmp_path / "a")
+    other = scenes.open_source("one", "test_unseen", 16, examples=200, cache=tmp_path / "b")
+    assert capsys.readouterr().out.count("building") == 2
+    assert len(first) == len(again) == len(other) == 20
+    for i in range(20):
+        assert world.is_held_out(Scene.from_json(first[i]["attributes"]))
+        assert first[i]["text"] == again[i]["text"] == other[i]["text"]
+        assert np.array_equal(first[i]["pixels"], other[i]["pixels"])
+
+
+def test_source_can_be_pickled(tmp_path):
+    source = scenes.open_source("one", "train", 16, examples=10, cache=tmp_path)
+    assert pickle.loads(pickle.dumps(source))[7]["text"] == source[7]["text"]
+
+
+def test_sizes_of_one_example_show_one_scene():
+    _, text, scene = scenes.make_example("full", "train", 5, 32, 1)
+    _, other_text, other_scene = scenes.make_example("full", "train", 5, 64, 1)
+    assert (text, scene) == (other_text, other_scene)
+
+
+def test_what_a_killed_build_left_is_not_used(tmp_path):
+    home = tmp_path / "scenes" / "one-16px-1f-10"
+    leftover = home / "incomplete.ABCDEF_1.0.0"
+    leftover.mkdir(parents=True)
+    (leftover / "scenes-train.array_record-00000-of-00001").write_bytes(b"half")
+    assert len(scenes.open_source("one", "train", 16, examples=10, cache=tmp_path)) == 10
+    assert not leftover.exists()
+
+
+def test_two_processes_build_one_data_set(tmp_path):
+    code = (
+        "from zoo.data.scenes import open_source;"
+        f"print(len(open_source('one', 'train', 16, examples=500, cache={str(tmp_path)!r})))"
+    )
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [run.communicate(timeout=60)[0].split("\n") for run in runs]
+    assert all("500" in lines for lines in said)
+    assert sum("building" in line for lines in said for line in lines) == 1
+
+
+def test_tensorflow_is_never_imported(tmp_path):
+    code = (
+        "import sys; from zoo.data.scenes import open_source;"
+        f"open_source('one', 'train', 16, examples=10, cache={str(tmp_path)!r})[0];"
+        "assert 'tensorflow' not in sys.modules and 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("ones", "train", 16), "did you mean 'one'"),
+    (("one", "test", 16), "unknown split 'test'"),
+    (("entropy", "test_unseen", 16), "unknown split"),
+    (("one", "train", 15), "at least 16 px"),
+    (("full", "train", 16), "at least 32 px"),
+    (("clips", "train", 32, 3), "at least 4 frames"),
+    (("full", "train", 32, 8), "stand still"),
+    (("one", "train", 16, 1, 0), "at least 1 example"),
+])
+def test_bad_input(arguments, message, tmp_path):
+    with pytest.raises(errors.BadInput, match=message):
+        scenes.open_source(*arguments, cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_cache_that_is_a_file_is_bad_input(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.BadInput, match="set ZOO_CACHE"):
+        scenes.open_source("one", "train", 16, examples=10, cache=tmp_path / "file")
+
+
+# ---- entropy
+
+
+def test_entropy_scenes_stay_apart_without_their_low_bits():
+    levels = scenes.NOISE_LEVELS
+    clean = [world.render(scene, 16) for scene in scenes.entropy_scenes()]
+    seen = {(picture // levels).tobytes() for picture in clean}
+    assert len(seen) == len(scenes.entropy_scenes()) == 2 * 4 * 3 * 6 * 8
+    noisy = scenes.noisy(clean[0], np.random.default_rng(0))
+    assert np.array_equal(noisy // levels, clean[0] // levels)
+
+
+def test_entropy_noise_is_uniform():
+    values = scenes.noisy(np.full((500, 500), 250, np.uint8), np.random.default_rng(0))
+    counts = np.bincount(values.ravel() - 240, minlength=16)
+    expected = 500 * 500 / 16
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert len(counts) == 16 and chi_square < 37.7  # 99.9% of chi-square with 15 degrees of freedom
+
+
+def test_entropy_figure_by_brute_force():
+    # -sum p log2 p over every picture there is, for one dimension's noise at a time: the noise is independent.
+    scene_bits = -sum(1 / 1152 * np.log2(1 / 1152) for _ in scenes.entropy_scenes())
+    noise_bits = -sum(1 / 16 * np.log2(1 / 16) for _ in range(16)) * 16 * 16 * 3
+    assert scenes.entropy_bits_per_dim(16) == pytest.approx((scene_bits + noise_bits) / 768, abs=1e-12)
+    assert scenes.entropy_bits_per_dim(32) == pytest.approx(4 + np.log2(1152) / 3072, abs=1e-12)
+
+
+def test_entropy_examples_are_equiprobable():
+    names = [dataclasses.astuple(scenes.make_example("entropy", "train", i, 16, 1)[2]) for i in range(600)]
+    backgrounds = np.unique([name[1] for name in names], return_counts=True)[1]
+    assert len(backgrounds) == 3 and backgrounds.min() > 150 and len(set(names)) > 400

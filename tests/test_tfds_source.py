@@ -1,0 +1,134 @@
+import io
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets
+from PIL import Image
+
+from zoo.data import pictures
+from zoo.data.pipeline import open_source
+from zoo.errors import BadInput
+
+features = tensorflow_datasets.features
+
+
+def png(value):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (value, value, value)).save(file, "PNG")
+    file.seek(0)
+    return file
+
+
+class TinyToy(tensorflow_datasets.core.GeneratorBasedBuilder):
+    """Six pictures and clips of grey i, two classes."""
+
+    VERSION = tensorflow_datasets.core.Version("1.0.0")
+
+    def _info(self):
+        return tensorflow_datasets.core.DatasetInfo(
+            builder=self,
+            features=features.FeaturesDict(
+                {
+                    "image": features.Image(shape=(None, None, 3)),
+                    "label": features.ClassLabel(names=["big_cat", "dog"]),
+                    "caption": features.Text(),
+                    "clip": features.Tensor(shape=(4, 8, 8, 3), dtype=np.uint8),
+                    "frames": features.Sequence(features.Image(shape=(8, 8, 3))),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(6), "test": self._generate_examples(2)}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            clip = np.full((4, 8, 8, 3), i, np.uint8)
+            clip[3] = 100 + i
+            yield (
+                i,
+                {
+                    "image": png(i),
+                    "label": i % 2,
+                    "caption": f"numéro {i}",
+                    "clip": clip,
+                    "frames": [png(i), png(50 + i)],
+                },
+            )
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prepared")
+    tensorflow_datasets.disable_progress_bar()
+    TinyToy(data_dir=path, file_format="array_record").download_and_prepare()
+    return path
+
+
+def opened(data_dir, options="", name="tiny_toy", split="train", size=8, frames=1):
+    return open_source(f"tfds:{name}?data_dir={data_dir}{options}", split, size, frames)
+
+
+def contents(source):
+    items = [source[i] for i in range(len(source))]
+    return sorted((item["pixels"][:, 0, 0, 0].tolist(), item["text"]) for item in items)
+
+
+CLASSES = ["big cat", "dog"]
+
+
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_classes_become_captions(data_dir, monkeypatch, memory):
+    monkeypatch.setattr(pictures, "MEMORY", memory)
+    source = opened(data_dir)
+    assert contents(source) == [([i], f"a photo of a {CLASSES[i % 2]}") for i in range(6)]
+    assert source.texts() == [source[i]["text"] for i in range(6)]
+    assert source[0]["pixels"].shape == (1, 8, 8, 3) and source[0]["pixels"].dtype == np.uint8
+    again = pickle.loads(pickle.dumps(source))
+    assert contents(again) == contents(source)
+
+
+def test_template_text_and_splits(data_dir):
+    assert contents(opened(data_dir, "&template=one {}", split="test"))[0] == ([0], "one big cat")
+    assert contents(opened(data_dir, "&text_feature=caption"))[3] == ([3], "numéro 3")
+    assert len(opened(data_dir, split="train[:50%]")) == 3
+
+
+def test_clips(data_dir):
+    source = opened(data_dir, "&image_feature=clip", frames=2)
+    assert contents(source)[5][0] == [5, 105]
+    assert contents(opened(data_dir, "&image_feature=clip"))[5][0] == [5]
+    assert contents(opened(data_dir, "&image_feature=frames", frames=2))[5][0] == [5, 55]
+    with pytest.raises(BadInput, match="has 1 frames, 2 are asked for"):
+        opened(data_dir, frames=2)
+
+
+def test_other_sizes_are_said_once(data_dir, capsys):
+    assert opened(data_dir, size=4)[0]["pixels"].shape == (1, 4, 4, 3)
+    assert capsys.readouterr().err.count("cropped at the centre") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": "tests"}, "did you mean 'test'"),
+        ({"split": "train[:x"}, "cannot be read"),
+        ({"split": "train[:0]"}, "cannot be read"),
+        ({"options": "&image_feature=imag"}, "did you mean 'image'"),
+        ({"options": "&text_feature=captions"}, "did you mean 'caption'"),
+        ({"options": "&text_feature=label"}, "does not hold one text"),
+        ({"name": "cifar10"}, "run `tfds build cifar10 --file_format=array_record --data_dir="),
+        ({"name": "cifarr10"}, "did you mean cifar10"),
+        ({"name": "Not a name!"}, "no dataset"),
+    ],
+)
+def test_what_cannot_be_opened(data_dir, arguments, message):
+    with pytest.raises(BadInput, match=message):
+        opened(data_dir, **arguments)[0]
+
+
+def test_tensorflow_stays_out(data_dir):
+    opened(data_dir)
+    assert "tensorflow" not in sys.modules

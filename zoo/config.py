@@ -1,0 +1,154 @@
+"""Configs: files that return one, flags that change it, and the objects that are built from its sections.
+
+A section of a config is the keyword arguments of the thing it configures, so a key that nobody reads cannot exist.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import runpy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from zoo.errors import BadInput, unknown
+from zoo.method import Method
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def arguments(text: str | None, known: Sequence[str]) -> set[str]:
+    """Splits the argument of a config file, `FILE:a,b`, into its words; raises BadInput on one it does not know."""
+    words = {word for word in (text or "").split(",") if word}
+    for word in sorted(words - set(known)):
+        raise unknown("config argument", word, known)
+    return words
+
+
+def build(target: Callable, section: Mapping[str, Any], where: str, **extra) -> Any:
+    """Calls `target` with the keys of a section as keyword arguments.
+
+    Args:
+      target: a class or function.
+      section: the keys.
+      where: the section's name, for the error.
+      **extra: arguments that are not the user's to set.
+
+    Raises:
+      BadInput: a key is unknown (names the nearest known one) or one is missing.
+    """
+    parameters = inspect.signature(target).parameters
+    known = [name for name in parameters if name not in extra]
+    for key in section:
+        if key not in known:
+            raise unknown(f"config key in {where}", key, known)
+    needed = [name for name in known if parameters[name].default is inspect.Parameter.empty]
+    missing = [name for name in needed if name not in section]
+    if missing:
+        raise BadInput(f"config section {where} lacks {', '.join(missing)}")
+    return target(**section, **extra)
+
+
+def build_method(config: Mapping[str, Any], vocab_size: int) -> Method:
+    """Builds the family that `config.method` describes.
+
+    `config.method.name` is a module below `zoo.methods`, whose class has the same name in CamelCase; the other keys
+    are the fields of that class.
+    """
+    section = dict(config["method"])
+    name = section.pop("name")
+    try:
+        module = importlib.import_module(f"zoo.methods.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"zoo.methods.{name}":
+            raise
+        there = [module.name for module in pkgutil.iter_modules([str(Path(__file__).with_name("methods"))])]
+        raise unknown("method", name, there) from None
+    cls = getattr(module, "".join(part.capitalize() for part in name.split("_")))
+    return build(cls, section, "method", vocab_size=vocab_size, dtype=get_dtype(config["dtype"]))
+
+
+def get_dtype(name: str):
+    """Returns the jax dtype that networks compute in."""
+    if name not in DTYPES:
+        raise unknown("dtype", name, DTYPES)
+    return DTYPES[name]
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The config as text; equal configs give equal text."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """The inverse of `to_json`."""
+    return ml_collections.ConfigDict(json.loads(text))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as {"a.b.c": leaf}."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
+    """Returns a line "key: old -> new" for each leaf in which two configs differ."""
+    a, b = (flatten(json.loads(to_json(config))) for config in (old, new))
+    return [
+        f"{key}: {a.get(key, '(absent)')} -> {b.get(key, '(absent)')}"
+        for key in sorted(a | b)
+        if a.get(key, dataclasses.MISSING) != b.get(key, dataclasses.MISSING)
+    ]
+
+
+def load(spec: str) -> ml_collections.ConfigDict:
+    """Returns the config of "FILE" or "FILE:ARGUMENTS". Raises BadInput where there is no such file."""
+    path, _, words = spec.partition(":")
+    if not os.path.isfile(path):
+        raise BadInput(f"--config: no such file: {path!r}; the recipes are in configs/, e.g. configs/diffusion.py:demo")
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        raise BadInput(f"--config: {path!r} has no get_config function; is it a recipe?")
+    return get_config(words)
+
+
+def define_config_flag() -> None:
+    """Defines `--config FILE[:ARGUMENTS]` and `--config.KEY=VALUE`."""
+    config_flags.DEFINE_config_file("config", None, "Recipe, FILE[:ARGUMENTS]; --config.KEY=VALUE changes a key.")
+    flags.mark_flag_as_required("config")
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the command line; for `app.run(flags_parser=...)`. Raises BadInput with what is wrong in one line."""
+    _check_config_flags(argv)
+    try:
+        return flags.FLAGS(list(argv))
+    except (flags.Error, ValueError, TypeError) as error:
+        raise BadInput(" ".join(str(error).split())) from None
+
+
+def _check_config_flags(argv: Sequence[str]) -> None:
+    """The flag library reports a missing file late and an unknown key without a hint; this does both at once."""
+    words = [word.removeprefix("-") for word in argv]
+    specs = [word.removeprefix("-config=") for word in words if word.startswith("-config=")]
+    specs += [after for word, after in zip(words, words[1:], strict=False) if word == "-config"]
+    if not specs:
+        return
+    known = flatten(load(specs[-1]).to_dict())
+    for word in words:
+        key = word.split("=")[0].removeprefix("-config.")
+        if word.startswith("-config.") and key not in known:
+            raise unknown("config key", key, known)

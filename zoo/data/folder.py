@@ -1,0 +1,362 @@
+"""A folder of pictures or clips, or a zip of one, with captions beside them."""
+
+import functools
+import hashlib
+import io
+import itertools
+import json
+import os
+import posixpath
+import re
+import tempfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from zoo.data import pictures
+from zoo.errors import BadInput, unknown
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+VIDEOS = (".gif", ".mp4")
+_METADATA = "metadata.jsonl"
+
+
+class Item(NamedTuple):
+    """One picture or clip: its name relative to the folder, the files it is made of, and its caption."""
+
+    name: str
+    files: tuple[str, ...]
+    text: str
+
+
+def open_source(
+    name: str, split: str, size: int, frames: int, holdout: float = 0.0, template: str | None = None
+) -> "FolderSource":
+    """Opens a folder, or a .zip of one, in which pictures may lie at any depth.
+
+    A caption is the text of the line that names the picture in the nearest `metadata.jsonl` above it
+    (`{"file_name": ..., "text": ...}`, several lines may name one picture), else `NAME.txt` beside
+    `NAME.png`, else the name of the folder that the picture is in. Hidden files are ignored.
+
+    Args:
+      name: path of the folder or zip.
+      split: `train` or `test`. With `holdout` 0 both are the whole folder.
+      size: side in pixels; other pictures are cropped at the centre and resized, which is said once.
+      frames: 1 reads the pictures. More reads the clips: GIF, MP4, and folders of numbered pictures, each
+        sampled to this many frames spread evenly; shorter clips are left out, which is said.
+      holdout: the fraction of the names, 0 to below 1, that is in `test` and not in `train`. The name alone
+        decides, so that adding files moves none; a folder and a zip of it are split alike.
+      template: "a photo of a {}" makes a caption of a folder's name.
+
+    Returns:
+      A source whose items are `{"pixels": uint8 (frames, size, size, 3), "text": str}`.
+
+    Raises:
+      BadInput: if there is no such folder, or it holds nothing that can be used.
+    """
+    if split not in ("train", "test"):
+        raise unknown("split", split, ("train", "test"))
+    if not 0 <= holdout < 1:
+        raise BadInput(f"holdout {holdout} is not a fraction: give 0 or more, and less than 1")
+    files = _open_files(name)
+    notices = pictures.Notices()
+    names = [n for n in files.names() if not _hidden(n)]
+    clips = dict(_pictures(names) if frames == 1 else _clips(names))
+    if not clips:
+        kind = "picture (png, jpg, webp, bmp)" if frames == 1 else "clip (gif, mp4, numbered frames)"
+        raise BadInput(f"{name} holds no {kind}: give a folder that has some")
+    items = list(_with_captions(files, names, clips, template, notices))
+    if not items:
+        raise BadInput(f"no line of {_METADATA} in {name} names a file that is there: check its file_name")
+    items = _take(items, split, holdout)
+    if not items:
+        raise BadInput(f"split {split} of {name} is empty with holdout {holdout}: give another holdout")
+    return FolderSource(files, items, size, frames, notices)
+
+
+class FolderSource:
+    """Random access to the items of a folder; safe to share between threads, and picklable.
+
+    What takes at most 1 GiB decoded is decoded once and kept, without the items that do not decode. A larger
+    set is decoded on access, and an item that does not decode is replaced by the next one that does.
+    """
+
+    def __init__(self, files: "_Folder | _Zip", items: list[Item], size: int, frames: int, notices):
+        self._files = files
+        self._items = items
+        self._size = size
+        self._frames = frames
+        self._notices = notices
+        self._kept: np.ndarray | None = None
+        if len(items) * frames * size * size * 3 <= pictures.MEMORY:
+            self._decode_all()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, i: int) -> dict:
+        if self._kept is not None:
+            return {"pixels": self._kept[i], "text": self._items[i].text}
+        for j in range(i, i + len(self)):
+            item = self._items[j % len(self)]
+            pixels = self._decode(item)
+            if pixels is not None:
+                return {"pixels": pixels, "text": item.text}
+        raise self._nothing_decodes()
+
+    def texts(self) -> list[str]:
+        """Returns the captions of all items, in order, without decoding a picture."""
+        return [item.text for item in self._items]
+
+    def _decode_all(self) -> None:
+        items = self._items
+        shape = (self._frames, self._size, self._size, 3)
+        self._kept, good = pictures.read_all(lambda i: self._decode(items[i]), len(items), shape)
+        if not good:
+            raise self._nothing_decodes()
+        if len(good) < len(items):
+            lost = len(items) - len(good)
+            self._notices.say("sum", f"left out {lost} of the {len(items)} items of {self._files}")
+        self._items = [items[i] for i in good]
+
+    def _decode(self, item: Item) -> np.ndarray | None:
+        """Returns uint8 (frames, size, size, 3), or None if the item cannot be used, which is said."""
+        try:
+            return self._read(item)
+        except BadInput:
+            raise
+        except Exception as error:  # a decoder may raise anything on a damaged file
+            self._notices.say("broken", f"left out {item.name}: {_reason(error)}", times=3)
+            return None
+
+    def _read(self, item: Item) -> np.ndarray:
+        if item.name.lower().endswith(".mp4"):
+            clip = _mp4_frames(self._files.read(item.name), self._frames)
+        elif item.name.lower().endswith(".gif"):
+            clip = _gif_frames(self._files.read(item.name), self._frames)
+        else:
+            chosen = [item.files[i] for i in _spread(len(item.files), self._frames)]
+            clip = (Image.open(io.BytesIO(self._files.read(name))) for name in chosen)
+        return np.stack([self._fit(frame) for frame in clip])
+
+    def _fit(self, picture) -> np.ndarray:
+        if picture.size != (self._size, self._size):
+            self._notices.say("size", pictures.resized(self._files, picture.size, self._size))
+        return pictures.fit(picture, self._size)
+
+    def _nothing_decodes(self) -> BadInput:
+        return BadInput(f"none of the {len(self._items)} items of {self._files} can be read: check the files")
+
+
+class _Folder:
+    """The files below a folder."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def names(self) -> list[str]:
+        found = []
+        for folder, _, names in os.walk(self._path):
+            found += [Path(folder, name).relative_to(self._path).as_posix() for name in names]
+        return sorted(found)
+
+    def read(self, name: str) -> bytes:
+        return (self._path / name).read_bytes()
+
+
+class _Zip:
+    """The files in a zip. One handle, which one thread reads at a time."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise BadInput(f"{path} cannot be read ({error}): give a folder or another zip") from None
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def __reduce__(self):
+        return _Zip, (self._path,)
+
+    def names(self) -> list[str]:
+        return sorted(n for n in self._zip.namelist() if not n.endswith("/"))
+
+    def read(self, name: str) -> bytes:
+        with self._lock:
+            return self._zip.read(name)
+
+
+def _open_files(name: str) -> _Folder | _Zip:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _Folder(path.resolve())
+    if path.suffix.lower() == ".zip" and path.is_file():
+        return _Zip(path.resolve())
+    if path.exists():
+        raise BadInput(f"{name} is neither a folder nor a .zip: give one of these")
+    raise BadInput(f"there is no folder {name}: give a path that exists")
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def _suffix(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
+
+
+def _pictures(names: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    return ((name, (name,)) for name in names if _suffix(name) in PICTURES)
+
+
+def _clips(names: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield from ((name, (name,)) for name in names if _suffix(name) in VIDEOS)
+    numbered = [name for name in names if _suffix(name) in PICTURES and _number(name) is not None]
+    for folder, found in itertools.groupby(sorted(numbered, key=posixpath.dirname), posixpath.dirname):
+        yield folder or ".", tuple(sorted(found, key=_number))
+
+
+def _number(name: str) -> int | None:
+    found = re.search(r"(\d+)$", posixpath.splitext(posixpath.basename(name))[0])
+    return int(found[1]) if found else None
+
+
+def _with_captions(
+    files: _Folder | _Zip, names: list[str], clips: dict, template: str | None, notices
+) -> Iterator[Item]:
+    """Gives an item for each clip and caption; says how many had only one of the two."""
+    present = set(names)
+    folders = {posixpath.dirname(n) for n in names if posixpath.basename(n) == _METADATA}
+    captions = _metadata(files, folders)
+    missing = sorted(captions.keys() - clips.keys())
+    if missing:
+        count = sum(len(captions[name]) for name in missing)
+        notices.say("missing", f"left out {count} captions of {files} without their file, as {missing[0]!r}")
+    uncaptioned = []
+    for name, parts in clips.items():
+        beside = (posixpath.splitext(name)[0] if name in present else name) + ".txt"
+        if name in captions:
+            texts = captions[name]
+        elif beside in present:
+            texts = [" ".join(_text(files, beside).split())]
+        elif _governed(name, folders):
+            uncaptioned.append(name)
+            continue
+        else:
+            texts = [_folder_caption(files, name, template)]
+        yield from (Item(name, parts, text) for text in texts)
+    if uncaptioned:
+        notices.say(
+            "uncaptioned",
+            f"left out {len(uncaptioned)} items of {files} without a caption, as {uncaptioned[0]!r}",
+        )
+
+
+def _metadata(files: _Folder | _Zip, folders: set[str]) -> dict[str, list[str]]:
+    captions: dict[str, list[str]] = {}
+    for folder in sorted(folders):
+        path = posixpath.join(folder, _METADATA)
+        for number, line in enumerate(_text(files, path).splitlines(), 1):
+            if line.strip():
+                name, text = _entry(line, f"{files}: line {number} of {path}")
+                captions.setdefault(posixpath.normpath(posixpath.join(folder, name)), []).append(text)
+    return captions
+
+
+def _entry(line: str, where: str) -> tuple[str, str]:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{where} is not JSON ({error.msg}): write one object a line") from None
+    fields = [entry.get(key) for key in ("file_name", "text")] if isinstance(entry, dict) else [None]
+    if not all(isinstance(field, str) for field in fields):
+        raise BadInput(f'{where} is not {{"file_name": "...", "text": "..."}}: write both, as strings')
+    return fields[0], fields[1]
+
+
+def _governed(name: str, folders: set[str]) -> bool:
+    """Whether a metadata.jsonl lies in a folder above."""
+    return any(folder == "" or name.startswith(folder + "/") for folder in folders)
+
+
+def _folder_caption(files: _Folder | _Zip, name: str, template: str | None) -> str:
+    folder = posixpath.basename(posixpath.dirname(name)) or Path(str(files)).stem
+    folder = folder.replace("_", " ")
+    return template.replace("{}", folder) if template else folder
+
+
+def _text(files: _Folder | _Zip, name: str) -> str:
+    try:
+        return files.read(name).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{files}: {name} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        raise BadInput(f"{files} is damaged at {name} ({error}): give another zip") from None
+
+
+def _take(items: list[Item], split: str, holdout: float) -> list[Item]:
+    if not holdout:
+        return items
+    # Relative to what all names share, so that a zip with a single top folder is split as the folder is.
+    top = posixpath.commonpath([posixpath.dirname(item.name) for item in items])
+    in_test = [_fraction(item.name.removeprefix(top).lstrip("/")) < holdout for item in items]
+    return [item for item, test in zip(items, in_test, strict=True) if test == (split == "test")]
+
+
+def _fraction(name: str) -> float:
+    """Returns a number in [0, 1) that is the name's own."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 2**48
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not a picture"
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _spread(count: int, frames: int) -> list[int]:
+    if count < frames:
+        raise ValueError(f"it has {count} frames, {frames} are asked for")
+    return pictures.spread(count, frames)
+
+
+def _gif_frames(data: bytes, frames: int) -> Iterator[Image.Image]:
+    picture = Image.open(io.BytesIO(data))
+    for i in _spread(getattr(picture, "n_frames", 1), frames):
+        picture.seek(i)
+        yield picture
+
+
+def _mp4_frames(data: bytes, frames: int) -> list[Image.Image]:
+    open_video = _video_reader()
+    # The decoder is another program: it reads files only.
+    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
+        file.write(data)
+        file.flush()
+        # What the file says of its length is not always what comes out, so the frames are counted.
+        with open_video(file.name) as video:
+            wanted = _spread(sum(1 for _ in video), frames)
+        with open_video(file.name) as video:
+            return [Image.fromarray(frame) for i, frame in enumerate(video) if i in wanted]
+
+
+@functools.cache
+def _video_reader():
+    try:
+        import imageio.v2 as imageio
+        import imageio_ffmpeg  # noqa: F401
+    except ImportError:
+        raise BadInput("reading MP4 needs imageio: pip install zoo[video]") from None
+    return functools.partial(imageio.get_reader, format="FFMPEG")

@@ -1,0 +1,177 @@
+"""The one way from a source to batches: a stream that any step of a run can be entered at."""
+
+import functools
+import importlib
+import inspect
+import os
+import pkgutil
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+from urllib.parse import parse_qsl
+
+import grain
+import numpy as np
+
+import zoo.data
+from zoo.data.text import Tokenizer
+from zoo.errors import BadInput, unknown
+
+_GIVEN = ("name", "split", "size", "frames")
+_FOREVER = 2**62
+_REMEMBERED_TEXTS = 2**18
+
+
+class Source(Protocol):
+    """Random access to pictures with captions. May have `texts() -> list[str]`, which decodes no picture."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Returns at least `{"pixels": uint8 (T, H, W, 3), "text": str}`; called from several threads."""
+        ...
+
+
+def open_source(spec: str, split: str, size: int, frames: int) -> Source:
+    """Opens the data that a config names.
+
+    Args:
+      spec: `SCHEME:NAME` or `SCHEME/NAME`, where SCHEME is a module of `zoo.data` that has `open_source`;
+        then optionally `?OPTION=VALUE&OPTION=VALUE`, the other arguments of that function, escaped as in
+        a URL. For example "scenes/one?examples=20000", "folder:~/pictures?holdout=0.1", "tfds:cifar10".
+      split: which part, by the source's own name for it.
+      size: side of the pictures in pixels.
+      frames: frames of a clip; 1 for pictures.
+
+    Raises:
+      BadInput: if the scheme or an option is unknown, a value cannot be read, or the source has a complaint.
+    """
+    address, _, query = spec.partition("?")
+    scheme = address.replace("/", ":").split(":")[0]
+    opener = _opener(scheme)
+    if opener is None:
+        raise unknown("data source", scheme, filter(_opener, _modules()))
+    return opener(address[len(scheme) + 1 :], split, size, frames, **_options(opener, query))
+
+
+def stream(
+    source: Source,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    *,
+    seed: int,
+    start: int = 0,
+    flip: bool = False,
+    shard: tuple[int, int] = (0, 1),
+    threads: int | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches without end, shuffled anew each epoch. Item i of the stream is a function of (seed, i) alone.
+
+    Args:
+      source: what to read; may have fewer items than a batch.
+      tokenizer: makes the tokens of the captions.
+      batch_size: items of a batch over all processes together.
+      seed: of the order and the mirroring.
+      start: the batch to begin at: what an uninterrupted stream would have had there.
+      flip: mirror a random half of the items left to right.
+      shard: (index, count) of this process. It gets its own contiguous part of every batch, so that the parts
+        of all processes, in order, are the batch of a single one.
+      threads: how many prepare batches ahead of need, each one at a time; by default one a core, at most 8.
+        They end when the iterator is closed or no longer used.
+
+    Returns:
+      An iterator of `{"pixels": uint8 (B, T, H, W, 3), "tokens": int32 (B, L)}`, B = batch_size / count.
+
+    Raises:
+      BadInput: if the source is empty or `count` does not divide `batch_size`.
+    """
+    index, count = shard
+    if batch_size < 1 or batch_size % count:
+        raise BadInput(f"batch_size {batch_size} is not a multiple of the {count} processes: change one")
+    if not len(source):
+        raise BadInput("the data source is empty: give one that holds a picture")
+    threads = threads or min(os.cpu_count() or 1, 8)
+    part = batch_size // count
+    # Two tokenisations of one caption are equal, so a text is looked up more often than it is tokenised.
+    tokens_of = functools.lru_cache(_REMEMBERED_TEXTS)(lambda text: tokenizer.encode([text])[0])
+
+    def batch(number: int) -> dict[str, np.ndarray]:
+        first = number * batch_size + index * part
+        items = [source[i] for i in _order(range(first, first + part), len(source), seed)]
+        pixels = np.stack([item["pixels"] for item in items])
+        if flip:
+            mirrored = _coins(np.arange(first, first + part), seed)
+            pixels[mirrored] = pixels[mirrored, :, :, ::-1]
+        return {"pixels": pixels, "tokens": np.stack([tokens_of(item["text"]) for item in items])}
+
+    # An element of Grain's is a whole batch: its own shuffle, repeat and batch cost 10 us an item while they
+    # hold the interpreter's lock, several times the work itself when pictures are small and in memory.
+    batches = grain.MapDataset.range(start, _FOREVER).map(batch)
+    return _prefetched(batches, grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1))
+
+
+def captions(source: Source, limit: int = 100_000) -> list[str]:
+    """Returns at most `limit` captions, spread evenly over the source: what a tokenizer is trained on."""
+    chosen = np.linspace(0, len(source) - 1, min(limit, len(source))).round().astype(int).tolist()
+    if hasattr(source, "texts"):
+        texts = source.texts()
+        return [texts[i] for i in chosen]
+    return [source[i]["text"] for i in chosen]
+
+
+def _prefetched(batches: grain.MapDataset, options: grain.ReadOptions) -> Iterator[dict[str, np.ndarray]]:
+    iterator = iter(batches.to_iter_dataset(options))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def _order(numbers: range, length: int, seed: int) -> list[int]:
+    """Returns the items that stand at places `numbers` of the endless shuffled stream."""
+    return [int(_permutation(length, seed, i // length)[i % length]) for i in numbers]
+
+
+@functools.lru_cache(4)
+def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(length)
+
+
+def _coins(numbers: np.ndarray, seed: int) -> np.ndarray:
+    """Returns a fair coin for each number, bool (N,): the top bit of SplitMix64 (Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z ^= np.random.default_rng(seed).integers(2**64, dtype=np.uint64)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return (z ^ (z >> np.uint64(31))) >> np.uint64(63) == 1
+
+
+def _modules() -> set[str]:
+    return {module.name for module in pkgutil.iter_modules(zoo.data.__path__)}
+
+
+def _opener(scheme: str) -> Callable | None:
+    if scheme not in _modules() or f"zoo.data.{scheme}" == __name__:
+        return None
+    return getattr(importlib.import_module(f"zoo.data.{scheme}"), "open_source", None)
+
+
+def _options(opener: Callable, query: str) -> dict[str, Any]:
+    hints = typing.get_type_hints(opener)
+    known = [name for name in inspect.signature(opener).parameters if name not in _GIVEN]
+    options = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key not in known:
+            raise unknown("data option", key, known)
+        options[key] = _convert(key, value, hints.get(key, str))
+    return options
+
+
+def _convert(key: str, value: str, hint: Any) -> Any:
+    """Reads `value` as the first type of a hint such as `int` or `int | None`."""
+    kind = (typing.get_args(hint) or (hint,))[0]
+    try:
+        return kind(value)
+    except ValueError:
+        raise BadInput(f"data option {key}={value}: {value!r} is not {kind.__name__}") from None

@@ -1,0 +1,129 @@
+"""Captions to numbers and back: a byte-level BPE that any unicode text survives."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from zoo.errors import BadInput
+
+PAD = 0
+END = 1
+RARE = 64  # slots, ids 2 .. 65: words that mean nothing until a run is personalised to one of them
+
+# PAD and END are kept out of the library's vocabulary, so that no text can spell them.
+_OWN = 2
+_BYTES = 256
+SMALLEST = _OWN + RARE + _BYTES
+
+
+class Tokenizer:
+    """Byte-level BPE to rows of one length; `decode` is the exact inverse of `encode` for texts that fit.
+
+    Attributes:
+      vocab_size: how many ids there are, hence the rows of an embedding. It is smaller than what was asked
+        for when the captions do not yield that many merges.
+      length: ids in a row, END included.
+    """
+
+    def __init__(self, bpe: tokenizers.Tokenizer, length: int):
+        self._bpe = bpe
+        self._said_too_long = False
+        self.length = length
+        self.vocab_size = _OWN + bpe.get_vocab_size()
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int, length: int) -> "Tokenizer":
+        """Learns merges from `captions`; the same captions always give the same tokenizer.
+
+        Args:
+          captions: any number of texts, none is fine: then every byte is a token.
+          vocab_size: the most ids there may be, at least 322 (256 bytes, 64 rare words, PAD and END).
+          length: ids in a row, END included, at least 2.
+
+        Raises:
+          BadInput: if `vocab_size` or `length` is too small.
+        """
+        if vocab_size < SMALLEST:
+            raise BadInput(f"vocab_size {vocab_size} is too small: give at least {SMALLEST}")
+        if length < 2:
+            raise BadInput(f"a caption's length of {length} tokens is too small: give at least 2")
+        bpe = tokenizers.Tokenizer(models.BPE())
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - _OWN,
+            special_tokens=[_rare(i) for i in range(RARE)],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        bpe.train_from_iterator(map(_clean, captions), trainer)
+        return cls(bpe, length)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns int32 (B, length): each text's ids, then END, then PAD. The empty text is END and PADs.
+
+        A text that is too long keeps its beginning and END; the first time this is said on stderr.
+        """
+        rows = np.full((len(texts), self.length), PAD, np.int32)
+        encoded = self._bpe.encode_batch([_clean(text) for text in texts])
+        for row, text, ids in zip(rows, texts, (e.ids for e in encoded), strict=True):
+            if len(ids) >= self.length:
+                self._say_too_long(text, len(ids))
+                ids = ids[: self.length - 1]
+            row[: len(ids)] = np.asarray(ids, np.int32) + _OWN
+            row[len(ids)] = END
+        return rows
+
+    def decode(self, tokens: np.ndarray) -> list[str]:
+        """Returns the B texts of `tokens`, int (B, length); what follows a row's first END is ignored."""
+        rows = [_until_end(row) for row in np.asarray(tokens)]
+        return self._bpe.decode_batch(rows, skip_special_tokens=False)
+
+    def rare(self, i: int) -> str:
+        """Returns the rare word of slot `i` in 0 .. 63, always one token, to be written into a caption.
+
+        Raises:
+          BadInput: if there is no such slot.
+        """
+        if not 0 <= i < RARE:
+            raise BadInput(f"there is no rare word {i}: give a slot in 0 .. {RARE - 1}")
+        return _rare(i)
+
+    def to_json(self) -> str:
+        """Returns everything that `from_json` needs."""
+        return json.dumps({"length": self.length, "bpe": json.loads(self._bpe.to_str())})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        """Returns the tokenizer that `to_json` wrote."""
+        saved = json.loads(text)
+        return cls(tokenizers.Tokenizer.from_str(json.dumps(saved["bpe"])), saved["length"])
+
+    def _say_too_long(self, text: str, count: int) -> None:
+        if self._said_too_long:
+            return
+        self._said_too_long = True
+        print(
+            f"note: caption {text[:40]!r}... is {count} tokens long and is cut to {self.length - 1}"
+            " (said once, others may be cut too)",
+            file=sys.stderr,
+        )
+
+
+def _rare(i: int) -> str:
+    return f"<rare_{i}>"
+
+
+def _clean(text: str) -> str:
+    # Half a surrogate pair (a broken JSON escape, a bad byte on the command line) is no character.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _until_end(row: np.ndarray) -> list[int]:
+    ends = np.flatnonzero(row == END)
+    ids = row[: ends[0]] if len(ends) else row
+    return (ids[ids != PAD] - _OWN).tolist()

@@ -1,0 +1,135 @@
+"""Paths from data to noise, and the exact change between the three things a network may predict.
+
+A path mixes a picture x and Gaussian noise eps into z_t = alpha(t) x + sigma(t) eps, from data (t = 0) to noise
+(t = 1). Its velocity is v = dz_t/dt = alpha'(t) x + sigma'(t) eps. Given z_t and t, any one of x, eps, v
+determines the other two.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from zoo.errors import unknown
+
+
+class Estimate(NamedTuple):
+    """One prediction in all three forms, each of the shape of z."""
+
+    x: jax.Array
+    eps: jax.Array
+    v: jax.Array
+
+
+@dataclass(frozen=True)
+class Path:
+    """z_t = alpha(t) x + sigma(t) eps, with the derivatives of both; all are functions of an array t in [0, 1]."""
+
+    alpha: Callable[[jax.Array], jax.Array]
+    sigma: Callable[[jax.Array], jax.Array]
+    d_alpha: Callable[[jax.Array], jax.Array]
+    d_sigma: Callable[[jax.Array], jax.Array]
+
+    def mix(self, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+        """Returns z_t. x, eps: (B, ...); t: (B,)."""
+        t = expand(t, x)
+        return self.alpha(t) * x + self.sigma(t) * eps
+
+    def velocity(self, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+        """Returns v = dz_t/dt. x, eps: (B, ...); t: (B,)."""
+        t = expand(t, x)
+        return self.d_alpha(t) * x + self.d_sigma(t) * eps
+
+    def convert(self, prediction: str, value: jax.Array, z: jax.Array, t: jax.Array) -> Estimate:
+        """Solves the pair (z, v) = [[alpha, sigma], [alpha', sigma']] (x, eps) for what is missing.
+
+        Args:
+          prediction: what `value` is: "x", "eps" or "v".
+          value, z: (B, ...); t: (B,). x needs sigma(t) > 0 and eps needs alpha(t) > 0: a path loses the noise
+            at t = 0 and the picture at t = 1.
+        """
+        if prediction not in ("x", "eps", "v"):
+            raise unknown("prediction", prediction, ("x", "eps", "v"))
+        t = expand(t, z)
+        alpha, sigma, d_alpha, d_sigma = self.alpha(t), self.sigma(t), self.d_alpha(t), self.d_sigma(t)
+        if prediction == "x":
+            x, eps = value, (z - alpha * value) / sigma
+        elif prediction == "eps":
+            x, eps = (z - sigma * value) / alpha, value
+        else:
+            determinant = alpha * d_sigma - sigma * d_alpha
+            x = (d_sigma * z - sigma * value) / determinant
+            eps = (alpha * value - d_alpha * z) / determinant
+            return Estimate(x, eps, value)
+        return Estimate(x, eps, d_alpha * x + d_sigma * eps)
+
+    def snr(self, t: jax.Array) -> jax.Array:
+        """Signal-to-noise ratio alpha^2 / sigma^2 at t."""
+        return jnp.square(self.alpha(t) / self.sigma(t))
+
+
+def expand(t: jax.Array, like: jax.Array) -> jax.Array:
+    """(B,) -> (B, 1, ..., 1) with as many axes as `like`."""
+    return t.reshape(t.shape + (1,) * (like.ndim - t.ndim))
+
+
+# Rectified flow (Liu et al. 2209.03003): straight lines, v = eps - x.
+LINEAR = Path(lambda t: 1 - t, lambda t: t, lambda t: -jnp.ones_like(t), lambda t: jnp.ones_like(t))
+
+# Variance preserving with the cosine schedule (Nichol & Dhariwal 2102.09672, eq. 17, offset 0).
+_HALF_PI = jnp.pi / 2
+COSINE = Path(
+    lambda t: jnp.cos(_HALF_PI * t),
+    lambda t: jnp.sin(_HALF_PI * t),
+    lambda t: -_HALF_PI * jnp.sin(_HALF_PI * t),
+    lambda t: _HALF_PI * jnp.cos(_HALF_PI * t),
+)
+
+PATHS = {"linear": LINEAR, "cosine": COSINE}
+
+
+def get_path(name: str) -> Path:
+    """Returns the path called `name`; raises BadInput with the known names."""
+    if name not in PATHS:
+        raise unknown("path", name, PATHS)
+    return PATHS[name]
+
+
+def shift_time(t: jax.Array, shift: float) -> jax.Array:
+    """Moves times towards noise for shift > 1: t' = s t / (1 + (s - 1) t) (Esser et al. 2403.03206, eq. 23)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def draw_times(
+    rng: jax.Array, count: int, distribution: str, *, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
+) -> jax.Array:
+    """Draws training times, (count,) float32 in [0, 1].
+
+    Args:
+      distribution: "uniform" (stratified over the batch, which lowers the variance of the loss: VDM 2107.00630,
+        appendix I.1) or "logit_normal" (2403.03206, eq. 19: sigmoid of a Gaussian with this mean and std).
+      shift: applied to the drawn times, see `shift_time`.
+    """
+    if distribution == "uniform":
+        t = (jax.random.uniform(rng) + jnp.arange(count) / count) % 1.0
+    elif distribution == "logit_normal":
+        t = jax.nn.sigmoid(mean + std * jax.random.normal(rng, (count,)))
+    else:
+        raise unknown("time distribution", distribution, ("uniform", "logit_normal"))
+    return shift_time(t, shift)
+
+
+def squared_error(space: str, path: Path, estimate: Estimate, target: Estimate, t: jax.Array) -> jax.Array:
+    """Mean squared error of each example, (B,), measured in the space that gives the wanted weight over time.
+
+    An error of x weighs all times alike; the same error seen in eps is weighted by the signal-to-noise ratio, and
+    seen in v (on the linear path) by 1 / t^2. "min_snr" is the x-error times min(snr, 5) (Hang et al. 2303.09556).
+    """
+    if space not in ("x", "eps", "v", "min_snr"):
+        raise unknown("loss", space, ("x", "eps", "v", "min_snr"))
+    field = "x" if space == "min_snr" else space
+    error = jnp.square(getattr(estimate, field) - getattr(target, field))
+    error = error.mean(axis=tuple(range(1, error.ndim)))  # (B,)
+    return error * jnp.minimum(path.snr(t), 5.0) if space == "min_snr" else error

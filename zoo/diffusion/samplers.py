@@ -1,0 +1,129 @@
+"""Samplers: from noise to data along a path, the whole loop in one `lax.scan`.
+
+Every sampler has the same form: `step(predict, path, noise, carry, t, s)` moves z from time t to the earlier time s.
+`predict(z, t)` returns an `Estimate` for a scalar time t. `noise` is fresh Gaussian noise of the shape of z, which
+only the stochastic sampler uses.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from zoo.diffusion.paths import Estimate, Path, shift_time
+from zoo.errors import BadInput, unknown
+
+Predict = Callable[[jax.Array, jax.Array], Estimate]
+
+
+class Carry(NamedTuple):
+    """What a sampler remembers between steps: z, and for the two-step rule the last x and its step in log-SNR/2."""
+
+    z: jax.Array
+    x: jax.Array
+    h: jax.Array
+
+
+def euler(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry:
+    """z_s = z_t + (s - t) v(z_t, t). First order; one evaluation a step."""
+    del path, noise, eta
+    return carry._replace(z=carry.z + (s - t) * predict(carry.z, t).v)
+
+
+def heun(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry:
+    """The trapezoid rule (EDM 2206.00364, algorithm 1, no churn). Second order; two evaluations a step, the last has one.
+
+    The step that ends at the data (s = 0) is Euler's: v needs a division by sigma(0) = 0 when x is predicted.
+    """
+    del path, noise, eta
+    z, v = carry.z, predict(carry.z, t).v
+    ahead = z + (s - t) * v
+    corrected = lambda: z + (s - t) * (v + predict(ahead, s).v) / 2  # noqa: E731
+    return carry._replace(z=jax.lax.cond(s > 0, corrected, lambda: ahead))
+
+
+def dpmpp_2m(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry:
+    """DPM-Solver++(2M) (Lu et al. 2211.01095, algorithm 2). Second order; one evaluation a step.
+
+    Written with ratios of alpha and sigma in place of exp(-h), so that neither end of the path is infinite. The
+    first step has no history and the last has no finite h: both fall back to the first-order rule.
+    """
+    del noise, eta
+    alpha_t, sigma_t, alpha_s, sigma_s = path.alpha(t), path.sigma(t), path.alpha(s), path.sigma(s)
+    h = jnp.log(alpha_s / sigma_s) - jnp.log(alpha_t / sigma_t)  # lambda_s - lambda_t; inf at either end
+    x = predict(carry.z, t).x
+    two_steps = jnp.isfinite(h) & jnp.isfinite(carry.h) & (carry.h > 0)
+    weight = jnp.where(two_steps, h / (2 * jnp.where(two_steps, carry.h, 1.0)), 0.0)  # 1 / 2r, r = h_before / h
+    d = x + weight * (x - carry.x)
+    ratio = sigma_s / sigma_t
+    return Carry(ratio * carry.z + (alpha_s - alpha_t * ratio) * d, x, h)
+
+
+def ddim(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry:
+    """DDIM (Song et al. 2010.02502, eq. 12) for any path; eta = 0 is deterministic, eta = 1 ancestral sampling.
+
+    The noise that is put back has eta^2 times the variance of the posterior q(z_s | z_t, x) (VDM 2107.00630, eq. 30).
+    On the linear path eta = 0 is exactly Euler's step.
+    """
+    alpha_t, sigma_t, alpha_s, sigma_s = path.alpha(t), path.sigma(t), path.alpha(s), path.sigma(s)
+    forward_variance = jnp.square(sigma_t) - jnp.square(alpha_t / alpha_s * sigma_s)  # of z_t given z_s
+    variance = jnp.square(eta * sigma_s / sigma_t) * jnp.maximum(forward_variance, 0.0)
+    estimate = predict(carry.z, t)
+    kept = jnp.sqrt(jnp.maximum(jnp.square(sigma_s) - variance, 0.0))
+    z = alpha_s * estimate.x + kept * estimate.eps + jnp.sqrt(variance) * noise
+    return carry._replace(z=z)
+
+
+SAMPLERS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "ddim": ddim}
+
+
+def evaluations(sampler: str, steps: int) -> int:
+    """Network evaluations that `sampler` spends on `steps` steps (guidance doubles each)."""
+    return 2 * steps - 1 if sampler == "heun" else steps
+
+
+def time_grid(steps: int, *, shift: float = 1.0, start: float = 1.0, end: float = 0.0) -> jax.Array:
+    """Returns the (steps + 1,) times from `start` down to `end`, evenly spaced and then shifted towards noise."""
+    if steps < 1:
+        raise BadInput(f"a sampler needs at least 1 step, got steps={steps}")
+    return shift_time(jnp.linspace(start, end, steps + 1), shift)
+
+
+def integrate(
+    sampler: str,
+    predict: Predict,
+    path: Path,
+    z: jax.Array,
+    times: jax.Array,
+    *,
+    eta: float = 0.0,
+    draw_noise: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+    """Runs a sampler over a grid of times, compiled as one loop.
+
+    Args:
+      sampler: a name in SAMPLERS.
+      predict: the network as `Estimate` of (z, scalar t).
+      z: the start, (B, ...), at times[0].
+      times: (steps + 1,), decreasing.
+      eta: noise that DDIM puts back; the other samplers are deterministic and refuse any but 0.
+      draw_noise: step index -> noise of the shape of z; needed when eta > 0.
+
+    Returns:
+      z at times[-1].
+    """
+    if sampler not in SAMPLERS:
+        raise unknown("sampler", sampler, SAMPLERS)
+    if eta and sampler != "ddim":
+        raise BadInput(f"eta={eta} puts noise back, which only the ddim sampler does; sampler is {sampler!r}")
+    step = SAMPLERS[sampler]
+
+    def body(carry: Carry, inputs):
+        index, t, s = inputs
+        noise = draw_noise(index) if eta else jnp.zeros_like(carry.z)
+        return step(predict, path, noise, carry, t, s, eta), None
+
+    start = Carry(z, jnp.zeros_like(z), jnp.zeros((), z.dtype))
+    carry, _ = jax.lax.scan(body, start, (jnp.arange(len(times) - 1), times[:-1], times[1:]))
+    return carry.z

@@ -1,0 +1,192 @@
+"""Pictures and clips to files that people look at, with a note inside that says how they were made."""
+
+import json
+import math
+import os
+import re
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import einops
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from zoo.errors import BadInput, unknown
+
+_VISIBLE = 96  # pixels: a picture is scaled up by whole numbers until it is this wide
+_GAP = 8
+_FONT_SIZE = 12
+_LINE_HEIGHT = 15
+
+
+def grid(
+    pictures: np.ndarray,
+    columns: int | None = None,
+    labels: Sequence[str] | None = None,
+    scale: int | None = None,
+) -> np.ndarray:
+    """Lays pictures out in rows on white.
+
+    Args:
+      pictures: uint8 (N, T, H, W, C), C 1 or 3, N at least 1.
+      columns: pictures in a row; by default as many as there are rows.
+      labels: N texts, each wrapped below its picture.
+      scale: whole number of pixels that a pixel becomes wide; by default such that a picture is at least
+        96 pixels wide.
+
+    Returns:
+      uint8 (T, H', W', 3).
+    """
+    columns = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
+    scale = scale or math.ceil(_VISIBLE / pictures.shape[3])
+    pictures = np.broadcast_to(pictures, (*pictures.shape[:-1], 3))
+    cells = einops.repeat(pictures, "n t h w c -> n t (h y) (w x) c", y=scale, x=scale)
+    if labels is not None:
+        cells = np.concatenate([cells, _captions(labels, cells.shape[1], cells.shape[3])], axis=2)
+    padding = (0, -len(cells) % columns), (0, 0), (0, _GAP), (0, _GAP), (0, 0)
+    cells = np.pad(cells, padding, constant_values=255)
+    rows = einops.rearrange(cells, "(r k) t h w c -> t (r h) (k w) c", k=columns)
+    return np.pad(rows, ((0, 0), (_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255)
+
+
+def save(path: str | os.PathLike, frames: np.ndarray, fps: float = 8, metadata: dict[str, str] | None = None) -> None:
+    """Writes a file that appears whole or not at all; folders above it are made.
+
+    Args:
+      path: ends in .png (one frame), .gif or .mp4.
+      frames: uint8 (T, H, W, 3). An MP4's odd sides get one more row or column, as the format demands.
+      fps: frames per second of a clip. A GIF keeps hundredths of a second and shows at most 50 fps; of equal
+        frames in a row it stores one, for as long as all of them.
+      metadata: texts that `read_metadata` gives back.
+
+    Raises:
+      BadInput: if the suffix is unknown, a PNG is to hold several frames, `fps` is not positive, or an MP4 is
+        asked for where imageio is not installed.
+    """
+    path = Path(path)
+    write = _for_suffix(path, {".png": _write_png, ".gif": _write_gif, ".mp4": _write_mp4})
+    if fps <= 0:
+        raise BadInput(f"fps {fps} is not positive: give frames per second, as 8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".unfinished_{os.getpid()}_{path.name}")
+    try:
+        write(unfinished, frames, fps, metadata or {})
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """Returns the texts that `save` put into a file; none if it has none.
+
+    Raises:
+      BadInput: if there is no such file, it cannot be read, or its suffix is unknown.
+    """
+    path = Path(path)
+    read = _for_suffix(path, {".png": _png_texts, ".gif": _gif_texts, ".mp4": _mp4_texts})
+    if not path.is_file():
+        raise BadInput(f"there is no file {path}: give a path that exists")
+    try:
+        return read(path)
+    except (OSError, SyntaxError, subprocess.CalledProcessError):
+        raise BadInput(f"{path} is damaged or not what its suffix says: give another file") from None
+
+
+def _captions(labels: Sequence[str], frames: int, width: int) -> np.ndarray:
+    """Returns uint8 (N, T, h, width, 3): black texts on white, h as the longest of them needs."""
+    font = ImageFont.load_default(_FONT_SIZE)
+    texts = [_wrap(label, width, font.getlength) for label in labels]
+    height = _LINE_HEIGHT * max(len(lines) for lines in texts) + _GAP
+    drawn = np.stack([_draw(lines, height, width, font) for lines in texts])
+    return einops.repeat(drawn, "n h w c -> n t h w c", t=frames)
+
+
+def _wrap(text: str, width: int, measure: Callable[[str], float]) -> list[str]:
+    lines = [""]
+    # A word is split from the next by its space; one that is wider than a line is cut between letters.
+    for piece in re.findall(r"\S+\s*", text):
+        for part in [piece] if measure(piece.rstrip()) <= width else piece:
+            if measure((lines[-1] + part).rstrip()) > width:
+                lines.append("")
+            lines[-1] += part
+    return [line.rstrip() for line in lines]
+
+
+def _draw(lines: list[str], height: int, width: int, font) -> np.ndarray:
+    picture = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(picture)
+    for i, line in enumerate(lines):
+        pen.text((0, i * _LINE_HEIGHT), line, fill="black", font=font)
+    return np.asarray(picture)
+
+
+def _for_suffix(path: Path, functions: dict[str, Callable]) -> Callable:
+    suffix = path.suffix.lower()
+    if suffix not in functions:
+        raise unknown("kind of file", suffix or path.name, functions)
+    return functions[suffix]
+
+
+def _write_png(path: Path, frames: np.ndarray, fps: float, metadata: dict[str, str]) -> None:
+    if len(frames) != 1:
+        raise BadInput(f"a PNG holds one frame, not {len(frames)}: name the file .gif or .mp4")
+    texts = PngImagePlugin.PngInfo()
+    for key, text in metadata.items():
+        texts.add_text(key, text)
+    Image.fromarray(frames[0]).save(path, pnginfo=texts)
+
+
+def _write_gif(path: Path, frames: np.ndarray, fps: float, metadata: dict[str, str]) -> None:
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    note = {"comment": json.dumps(metadata).encode()} if metadata else {}
+    milliseconds = max(20, round(1000 / fps))
+    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0, **note)
+
+
+def _write_mp4(path: Path, frames: np.ndarray, fps: float, metadata: dict[str, str]) -> None:
+    imageio, _ = _video_library()
+    height, width = frames.shape[1:3]
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    note = ["-metadata", f"comment={json.dumps(metadata)}"] if metadata else []
+    with imageio.get_writer(
+        path, format="FFMPEG", fps=fps, codec="libx264", quality=8, macro_block_size=1, output_params=note
+    ) as video:
+        for frame in frames:
+            video.append_data(frame)
+
+
+def _png_texts(path: Path) -> dict[str, str]:
+    with Image.open(path, formats=["PNG"]) as picture:
+        return dict(picture.text)
+
+
+def _gif_texts(path: Path) -> dict[str, str]:
+    with Image.open(path, formats=["GIF"]) as picture:
+        return _from_comment(picture.info.get("comment", b"").decode("utf-8", "replace"))
+
+
+def _mp4_texts(path: Path) -> dict[str, str]:
+    _, ffmpeg = _video_library()
+    command = [ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "ffmetadata", "-"]
+    listed = subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    comment = re.search(r"^comment=((?:\\.|[^\\\n])*)", listed.stdout.decode(), re.MULTILINE | re.DOTALL)
+    return _from_comment(re.sub(r"\\(.)", r"\1", comment[1])) if comment else {}
+
+
+def _from_comment(comment: str) -> dict[str, str]:
+    """Reads what `save` wrote; a comment of another program's is none of ours."""
+    try:
+        texts = json.loads(comment)
+    except json.JSONDecodeError:
+        return {}
+    return texts if isinstance(texts, dict) else {}
+
+
+def _video_library():
+    try:
+        import imageio.v2 as imageio
+        import imageio_ffmpeg
+    except ImportError:
+        raise BadInput("MP4 needs imageio: pip install zoo[video], or name the file .gif") from None
+    return imageio, imageio_ffmpeg

@@ -1,0 +1,94 @@
+"""The contract between a family and everything else.
+
+A family is a `Method`: what it trains (`players`), how it starts, its loss, and how it makes pictures. The loop, the
+sampler and the measures know nothing more of it.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+Params = Any
+Batch = Mapping[str, jax.Array]  # pixels: uint8 (B, T, H, W, C); tokens: int32 (B, L)
+
+
+@flax.struct.dataclass
+class Output:
+    """What a loss tells beside its value.
+
+    Attributes:
+      metrics: scalars, means over this device's examples.
+      fake: a differentiable picture that the method made in this step, (B, T, H, W, C) in [-1, 1], or None where
+        the family has none. Plug-ins attach here.
+    """
+
+    metrics: dict[str, jax.Array]
+    fake: jax.Array | None = None
+
+
+class Axis:
+    """The devices that train together, as a method sees them. This one stands alone: every reduction is the identity."""
+
+    index = 0
+    size = 1
+
+    def pmean(self, tree):
+        """Mean over devices."""
+        return tree
+
+    def all_gather(self, x: jax.Array) -> jax.Array:
+        """(B, ...) on each device -> (devices * B, ...) on all, differentiable."""
+        return x
+
+
+class Method(Protocol):
+    """A family of generators.
+
+    Attributes:
+      players: names of the parameter trees, trained in this order within one step.
+    """
+
+    players: tuple[str, ...]
+
+    def init(self, rng: jax.Array, batch: Batch) -> dict[str, Params]:
+        """Returns fresh parameters, a tree for each player. Only the shapes of the batch matter."""
+
+    def loss(
+        self, player: str, params: dict[str, Params], batch: Batch, rng: jax.Array, axis: Axis
+    ) -> tuple[jax.Array, Output]:
+        """Returns the mean loss over this device's examples; differentiated with respect to params[player] alone."""
+
+    def sample(
+        self, params: dict[str, Params], rng: jax.Array, cond: jax.Array, shape: tuple[int, ...], **options
+    ) -> jax.Array:
+        """Makes pictures.
+
+        Args:
+          rng: one key a picture, (B,), so that a picture does not depend on those made beside it.
+          cond: tokens, (B, L).
+          shape: of one picture, (T, H, W, C).
+          **options: the family's own, with defaults.
+
+        Returns:
+          Pixels in [-1, 1], (B, T, H, W, C) float32.
+        """
+
+
+def to_float(pixels: jax.Array) -> jax.Array:
+    """uint8 pixels -> float32 in [-1, 1]."""
+    return pixels.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(pixels: jax.Array) -> jax.Array:
+    """float pixels in [-1, 1] -> uint8; values outside are clipped. The inverse of `to_float` up to rounding."""
+    return jnp.clip(jnp.round((pixels + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+@functools.partial(jax.vmap, in_axes=(0, None))
+def normal_each(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """One Gaussian array of `shape` for each key: (B,) keys -> (B, *shape)."""
+    return jax.random.normal(rng, shape)

@@ -1,0 +1,46 @@
+"""A small text transformer: tokens to one vector each, and one for the whole caption."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.nets.layers import Attention, RMSNorm, SwiGLU
+
+
+class Text(NamedTuple):
+    """An encoded caption: `tokens` (B, L, D), their number `lengths` (B,) int32, and their mean `pooled` (B, D)."""
+
+    tokens: jax.Array
+    lengths: jax.Array
+    pooled: jax.Array
+
+
+class TextEncoder(nn.Module):
+    """Bidirectional pre-norm transformer over padded token ids; id 0 is padding and stands at the end only."""
+
+    vocab_size: int
+    width: int
+    depth: int
+    heads: int
+    dtype: Any = jnp.float32
+    attention: str = "auto"
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> Text:
+        """ids: (B, L) int32 -> Text."""
+        present = ids != 0
+        lengths = present.sum(axis=-1).astype(jnp.int32)
+        x = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, name="embedding")(ids)  # (B, L, D)
+        positions = self.param("positions", nn.initializers.normal(0.02), (ids.shape[1], self.width))
+        x = x + positions.astype(self.dtype)
+        for i in range(self.depth):
+            y = RMSNorm(self.dtype, name=f"attention_norm_{i}")(x)
+            x = x + Attention(self.heads, self.dtype, self.attention, name=f"attention_{i}")(y, lengths=lengths)
+            y = RMSNorm(self.dtype, name=f"mlp_norm_{i}")(x)
+            x = x + SwiGLU(dtype=self.dtype, name=f"mlp_{i}")(y)
+        x = RMSNorm(self.dtype, name="norm")(x)
+        mask = present[..., None].astype(jnp.float32)
+        pooled = (x * mask).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1.0)
+        return Text(x, lengths, pooled.astype(self.dtype))

@@ -1,0 +1,222 @@
+"""A recipe put together, and a workdir opened: config + tokenizer + method + parameters, ready to sample."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from zoo import config as configs
+from zoo.data import pipeline
+from zoo.data.text import Tokenizer
+from zoo.errors import BadInput, unknown
+from zoo.method import Batch, Method, to_uint8
+from zoo.training import optim, state
+from zoo.training.checkpoint import Checkpoints
+
+CAPTIONS_FOR_TOKENIZER = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a run is trained on; the fields are the keys of `config.data`.
+
+    Attributes:
+      source: see `data.pipeline.open_source`.
+      size: pixels along a side; frames: of a clip, 1 for pictures.
+      batch_size: over all devices of all processes.
+      text_length, vocab_size: of the tokenizer.
+      flip: mirror a random half of the pictures; wrong where captions say "left".
+    """
+
+    source: str
+    size: int
+    frames: int = 1
+    batch_size: int = 64
+    text_length: int = 32
+    vocab_size: int = 1024
+    flip: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of one example: (T, H, W, C)."""
+        return self.frames, self.size, self.size, 3
+
+    def open(self, split: str) -> pipeline.Source:
+        return pipeline.open_source(self.source, split, self.size, self.frames)
+
+    def train_tokenizer(self, source: pipeline.Source) -> Tokenizer:
+        """A tokenizer of the source's captions."""
+        captions = pipeline.captions(source, limit=CAPTIONS_FOR_TOKENIZER)
+        return Tokenizer.train(captions, self.vocab_size, self.text_length)
+
+    def blank_batch(self, count: int) -> Batch:
+        """A batch of the right shapes."""
+        return {
+            "pixels": jnp.zeros((count, *self.shape), jnp.uint8),
+            "tokens": jnp.zeros((count, self.text_length), jnp.int32),
+        }
+
+
+class Recipe:
+    """A config with its objects: `data`, `method`, `optimizers`.
+
+    Raises:
+      BadInput: the config has a key that nobody reads, or a value that cannot be.
+    """
+
+    SECTIONS = ("seed", "dtype", "data", "method", "players", "loop", "sample")
+
+    def __init__(self, config: ml_collections.ConfigDict, tokenizer: Tokenizer):
+        check_sections(config)
+        self.config, self.tokenizer = config, tokenizer
+        self.data = configs.build(Data, config.data, "data")
+        self.method = configs.build_method(config, tokenizer.vocab_size)
+        self.optimizers = optim.build_all(config.players, self.method.players)
+        check_options(self.method, config.sample)
+
+    def create_state(self) -> state.State:
+        """The state before the first step."""
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
+        return jax.jit(functools.partial(state.create, self.method, self.optimizers, self.config.loop.steps))(
+            key, self.data.blank_batch(1)
+        )
+
+    def state_shapes(self) -> state.State:
+        """The state with shapes in place of arrays."""
+        return jax.eval_shape(self.create_state)
+
+
+def check_sections(config: Mapping[str, Any]) -> None:
+    """Raises BadInput where the config's top level has an unknown key or lacks one."""
+    for key in config:
+        if key not in Recipe.SECTIONS:
+            raise unknown("config key", key, Recipe.SECTIONS)
+    missing = [key for key in Recipe.SECTIONS if key not in config]
+    if missing:
+        raise BadInput(f"the config lacks {', '.join(missing)}")
+
+
+def check_options(method: Method, options: Mapping[str, Any]) -> None:
+    """Raises BadInput where `method.sample` has no such option; names those it has."""
+    parameters = inspect.signature(method.sample).parameters.values()
+    known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            raise unknown(f"sampling option of {type(method).__name__}", name, known)
+
+
+class Sampler:
+    """A method's sampling, compiled for all local devices.
+
+    Picture i depends on (seed, i) and its prompt alone: every device always makes `per_device` pictures at once, so
+    that the compiled program is the same however many are asked for and whatever the number of devices.
+
+    Args:
+      method: the family.
+      shape: of one example, (T, H, W, C).
+      per_device: pictures that a device makes at once.
+      **options: see `method.sample`.
+    """
+
+    def __init__(self, method: Method, shape: tuple[int, ...], per_device: int = 16, **options):
+        check_options(method, options)
+        self.devices, self.per_device = jax.local_devices(), per_device
+
+        def make(params, traced, key, index, tokens):
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
+            return to_uint8(method.sample(params, keys, tokens, shape, **options, **traced))
+
+        self._make = jax.pmap(make, in_axes=(None, None, None, 0, 0), devices=self.devices)
+
+    def __call__(self, params, tokens: np.ndarray, seed: int, first: int = 0, **traced) -> np.ndarray:
+        """Makes one picture for each caption.
+
+        Args:
+          params: of all players.
+          tokens: (N, L).
+          seed, first: the pictures are number `first` onwards of this seed.
+          **traced: options that hold arrays, such as a guide.
+
+        Returns:
+          uint8 (N, T, H, W, C).
+        """
+        count = len(self.devices) * self.per_device
+        key, made = jax.random.key(seed), []
+        for start in range(0, len(tokens), count):
+            part = tokens[start : start + count]
+            padded = np.concatenate([part, np.repeat(part[:1], count - len(part), axis=0)])
+            index = first + start + np.arange(count)
+            split = (len(self.devices), self.per_device)
+            out = self._make(params, traced, key, index.reshape(split), padded.reshape(*split, -1))
+            made.append(np.asarray(out).reshape(count, *out.shape[2:])[: len(part)])
+        return np.concatenate(made)
+
+
+def pick_params(fields: Mapping[str, Any], ema: str | None) -> dict[str, Any]:
+    """The parameters to sample with, of each player.
+
+    Args:
+      fields: `params` and `ema` of a state.
+      ema: a half-life as in the config, e.g. "500"; "none" for the parameters themselves; None for the longest.
+    """
+
+    def pick(player):
+        averages = fields["ema"][player]
+        if ema == "none" or not averages:
+            return fields["params"][player]
+        name = max(averages, key=float) if ema is None else ema
+        if name not in averages:
+            raise unknown("EMA half-life", name, [*averages, "none"])
+        return averages[name]
+
+    return {player: pick(player) for player in fields["params"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained run, opened for sampling.
+
+    Attributes:
+      recipe: its config and objects.
+      step: of the checkpoint.
+      params: of each player, on the device.
+    """
+
+    recipe: Recipe
+    step: int
+    params: dict[str, Any]
+
+    @classmethod
+    def open(cls, workdir: str | Path, step: int | None = None, ema: str | None = None) -> "Run":
+        """Opens a workdir; a run that is still training can be opened too.
+
+        Args:
+          workdir: the folder given to train.py.
+          step: of the checkpoint; by default the newest that can be read.
+          ema: see `pick_params`.
+
+        Raises:
+          BadInput: no such folder, no checkpoint, or one that does not fit its config.
+        """
+        if not Path(workdir).is_dir():
+            raise BadInput(f"no such run: {str(workdir)!r} is not a folder")
+        checkpoints = Checkpoints(workdir, read_only=True)
+        found = checkpoints.texts(step)
+        if found is None:
+            raise BadInput(f"{workdir} holds no checkpoint; train it first, or wait for its first checkpoint")
+        recipe = Recipe(configs.from_json(found[1]["config"]), Tokenizer.from_json(found[1]["tokenizer"]))
+        shapes = recipe.state_shapes()
+        step, fields = checkpoints.restore({"params": shapes.params, "ema": shapes.ema}, found[0])
+        return cls(recipe, step, jax.device_put(pick_params(fields, ema)))
+
+    def sampler(self, per_device: int = 16, **options) -> Sampler:
+        """A sampler with the config's options, changed by those given."""
+        options = dict(self.recipe.config.sample) | options
+        return Sampler(self.recipe.method, self.recipe.data.shape, per_device, **options)

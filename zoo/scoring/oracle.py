@@ -1,0 +1,529 @@
+"""The oracle: reads a picture or a clip of scenes back into a `Scene`, and scores it against a caption.
+
+Pixels are unmixed into a known background and the eight colours; what hangs together in one colour is a blob.
+A blob is a thing if a template of some shape and size, at its sub-pixel centre, explains its pixels: the
+squared error must be below `WORST_FIT` of the template's own energy. In clips, blobs are linked into tracks,
+the motion is read from their centres and areas, and the shape must fit in every frame. Nothing is learned.
+
+On clean pictures every scene of the tests is read right. How often `all` of a full caption is right when real
+pictures are damaged (blur: Gaussian, sigma in pixels; noise: Gaussian, standard deviation as a part of the full
+range), 500 pictures each, from `python -m zoo.scoring.oracle --world full --size 32` (or `one`, 16):
+
+CURVE
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+
+import numpy as np
+
+from zoo import errors
+from zoo.data import world as worlds
+from zoo.data.grammar import ATTRIBUTES, Claims, describe, holds, parse
+from zoo.data.world import Scene, Thing, World
+
+BACKGROUND_TOLERANCE = 32  # of each channel, out of 255
+LEAST_COVERAGE = 0.3  # of a pixel that belongs to a thing; the gap between two things never has so much
+LEAST_AREA = 0.4  # of a blob that could be a thing, in areas of the smallest one; lesser ones are specks
+WORST_FIT = 0.2
+PHASES = 4  # templates a pixel, along each axis
+MOST_BLOBS = 6  # a picture with more is not worth an explanation
+LEAST_DRIFT = 0.2  # cells a clip, below which a thing does not move
+LONGEST_STEP = 0.5  # cells from frame to frame
+
+# Of the table that `main` prints.
+BLURS = (0, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
+NOISES = (0.02, 0.05, 0.1, 0.15, 0.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What the oracle saw. `scene` is None without a readable thing; `clutter` tells of unreadable ones."""
+
+    scene: Scene | None
+    clutter: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Blob:
+    """Connected pixels of one colour: they and their rim, and their centre and area weighted by coverage."""
+
+    colour: int
+    room: np.ndarray  # bool (H, W)
+    centre: np.ndarray  # (y, x) in pixels
+    area: float  # in pixels
+
+
+# ---- pixels to blobs
+
+
+def _background(pixels: np.ndarray) -> str | None:
+    """Returns the background that most of the pixels (..., 3) are close to, if there is one."""
+    middle = np.median(pixels.reshape(-1, 3), axis=0)
+    distances = {name: np.abs(middle - value).max() for name, value in worlds.BACKGROUNDS.items()}
+    name = min(distances, key=distances.get)
+    return name if distances[name] <= BACKGROUND_TOLERANCE else None
+
+
+@functools.cache
+def _directions(background: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the steps from a background to the colours (8, 3), and their squared lengths (8,)."""
+    steps = np.array(list(worlds.COLOURS.values()), np.float32) - worlds.BACKGROUNDS[background]
+    return steps, (steps**2).sum(1)
+
+
+def _blobs(residue: np.ndarray, background: str, least_area: float) -> tuple[list[Blob], float]:
+    """Finds the blobs in a frame minus its background, float32 (H, W, 3), and the area of what is less."""
+    steps, energies = _directions(background)
+    projections = residue @ steps.T / energies  # (H, W, 8)
+    coverages = np.clip(projections, 0, 1)
+    gains = (2 * projections - coverages) * coverages * energies  # squared error that a colour explains
+    colours = gains.argmax(-1)
+    covered = np.take_along_axis(coverages, colours[..., None], -1)[..., 0]
+    masks = _components(np.where(covered >= LEAST_COVERAGE, colours + 1, 0))
+    areas = [float(covered[mask].sum()) for mask in masks]
+    masks = [mask for mask, area in zip(masks, areas, strict=True) if area >= least_area]
+    specks = sum(area for area in areas if area < least_area)
+    taken = functools.reduce(np.logical_or, masks, np.zeros(covered.shape, bool))
+    return [_blob(mask, taken, colours, coverages) for mask in masks], specks
+
+
+def _blob(mask: np.ndarray, taken: np.ndarray, colours: np.ndarray, coverages: np.ndarray) -> Blob:
+    room = _grown(mask) & (mask | ~taken)
+    colour = int(colours[mask][0])
+    weights = coverages[:, :, colour] * room
+    area = float(weights.sum())
+    rows, columns = np.arange(mask.shape[0]) + 0.5, np.arange(mask.shape[1]) + 0.5
+    return Blob(colour, room, np.array([weights.sum(1) @ rows, weights.sum(0) @ columns]) / area, area)
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """Returns the mask and its eight neighbours."""
+    tall = mask.copy()
+    tall[1:] |= mask[:-1]
+    tall[:-1] |= mask[1:]
+    wide = tall.copy()
+    wide[:, 1:] |= tall[:, :-1]
+    wide[:, :-1] |= tall[:, 1:]
+    return wide
+
+
+def _components(labels: np.ndarray) -> list[np.ndarray]:
+    """Returns the masks of the 8-connected regions of equal labels > 0 in int (H, W)."""
+    padded = np.pad(labels, ((0, 0), (1, 1)))
+    rows, starts = np.nonzero((padded[:, 1:] != padded[:, :-1]) & (padded[:, 1:] > 0))
+    _, stops = np.nonzero((padded[:, 1:] != padded[:, :-1]) & (padded[:, :-1] > 0))
+    runs = list(zip(rows.tolist(), starts.tolist(), stops.tolist(), strict=True))
+    kinds = labels[rows, starts].tolist()
+    parents = list(range(len(runs)))
+
+    def root(i: int) -> int:
+        while parents[i] != i:
+            i = parents[i]
+        return i
+
+    for i, (row, start, stop) in enumerate(runs):
+        for j in range(i - 1, -1, -1):
+            above, other_start, other_stop = runs[j]
+            if above < row - 1:
+                break
+            if above == row - 1 and kinds[i] == kinds[j] and other_start <= stop and start <= other_stop:
+                parents[root(i)] = root(j)
+    masks: dict[int, np.ndarray] = {}
+    for i, (row, start, stop) in enumerate(runs):
+        masks.setdefault(root(i), np.zeros(labels.shape, bool))[row, start:stop] = True
+    return list(masks.values())
+
+
+# ---- blobs to shapes
+
+
+_KINDS = tuple(itertools.product(worlds.SHAPES, worlds.SIZES))
+_NEARBY = tuple(itertools.product((-1, 0, 1), repeat=2))
+
+
+def _pixels_per_cell(world: World, size: int) -> float:
+    return size / world.grid
+
+
+def _radius(world: World, kind: str, size: int) -> float:
+    return world.diameter[kind] / 2 * _pixels_per_cell(world, size)
+
+
+def _half_window(world: World, size: int) -> int:
+    return int(np.ceil(_radius(world, "large", size) * worlds.REACH)) + 1
+
+
+def _template(shape: str, radius: float, angle: float, phase: np.ndarray, half: int) -> np.ndarray:
+    """Returns coverage float32 (side, side) of a shape `phase` (y, x) past the edge of the middle pixel."""
+    side = 2 * half + 1
+    centre = tuple((half + phase) / side)
+    covered, (top, left) = worlds.coverage(shape, centre, radius / side, angle, side)
+    template = np.zeros((side, side), np.float32)
+    template[top : top + covered.shape[0], left : left + covered.shape[1]] = covered
+    return template
+
+
+@functools.cache
+def _bank(world: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns templates (PHASES, PHASES, kinds, side^2) of all kinds of thing, and their energies."""
+    rules = worlds.world_named(world)
+    half = _half_window(rules, size)
+    phases = [np.array(phase) / PHASES for phase in itertools.product(range(PHASES), repeat=2)]
+    templates = np.stack([
+        _template(shape, _radius(rules, kind, size), 0.0, phase, half).ravel()
+        for phase, (shape, kind) in itertools.product(phases, _KINDS)
+    ]).reshape(PHASES, PHASES, len(_KINDS), -1)
+    return templates, (templates**2).sum(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Patch:
+    """What a blob's pixels show: their projection on its colour (H + 2 half, W + 2 half), and energy."""
+
+    strength: np.ndarray
+    energy: float
+    half: int
+
+    def window(self, pixel: np.ndarray) -> np.ndarray:
+        side = 2 * self.half + 1
+        top, left = (min(max(int(i), 0), n - side) for i, n in zip(pixel, self.strength.shape, strict=True))
+        return self.strength[top : top + side, left : left + side].ravel()
+
+
+def _patch(residue: np.ndarray, blob: Blob, background: str, half: int) -> Patch:
+    steps, energies = _directions(background)
+    own = residue * blob.room[..., None]
+    strength = own @ steps[blob.colour] / energies[blob.colour]
+    return Patch(np.pad(strength, half), float((own**2).sum() / energies[blob.colour]), half)
+
+
+def _best_kind(patch: Patch, blob: Blob, world: World, size: int) -> tuple[str, str, float]:
+    """Returns the shape and size that explain a blob best, and the part of their energy they get wrong."""
+    templates, energies = _bank(world.name, size)
+    best = (np.inf, 0, 1.0)
+    for nudge in _NEARBY:
+        pixel, phase = np.divmod(np.rint(blob.centre * PHASES).astype(int) + nudge, PHASES)
+        energy = energies[tuple(phase)]
+        wrong = patch.energy - 2 * templates[tuple(phase)] @ patch.window(pixel) + energy
+        kind = int(wrong.argmin())
+        best = min(best, (float(wrong[kind]), kind, float(energy[kind])))
+    wrong, kind, energy = best
+    return *_KINDS[kind], wrong / energy
+
+
+@functools.cache
+def _smallest_area(world: str, size: int) -> float:
+    rules = worlds.world_named(world)
+    areas = _bank(world, size)[0][0, 0].sum(-1).min()
+    return float(areas) * (min(worlds.SMALLEST_SCALE.values()) ** 2 if rules.moves else 1.0)
+
+
+def _cell(centre: np.ndarray, shape: str, kind: str, world: World, size: int) -> tuple[int, int]:
+    drop = worlds.DROP.get(shape, 0.0) * _radius(world, kind, size)
+    cell = (centre - (drop, 0)) // _pixels_per_cell(world, size)
+    return tuple(int(i) for i in np.clip(cell, 0, world.grid - 1))
+
+
+# ---- tracks to motions
+
+
+@dataclasses.dataclass
+class Track:
+    """One blob over time; None in the frames that do not show it."""
+
+    blobs: list[Blob | None]
+
+    def last(self) -> Blob:
+        return next(blob for blob in reversed(self.blobs) if blob is not None)
+
+
+def _link(frames: list[list[Blob]], reach: float) -> list[Track]:
+    """Links blobs of one colour from frame to frame, nearest first, at most `reach` pixels apart."""
+    tracks: list[Track] = []
+    for time, blobs in enumerate(frames):
+        pairs = [
+            (float(np.hypot(*(track.last().centre - blob.centre))), i, j)
+            for i, track in enumerate(tracks) for j, blob in enumerate(blobs)
+            if track.last().colour == blob.colour
+        ]
+        extended, used = set(), set()
+        for distance, i, j in sorted(pairs):
+            if distance <= reach and i not in extended and j not in used:
+                tracks[i].blobs.append(blobs[j])
+                extended.add(i)
+                used.add(j)
+        for i, track in enumerate(tracks):
+            if i not in extended:
+                track.blobs.append(None)
+        tracks.extend(Track([None] * time + [blob]) for j, blob in enumerate(blobs) if j not in used)
+    return tracks
+
+
+def _between(low: float, high: float) -> float:
+    return (low * high) ** 0.5
+
+
+def _motions(track: Track, cell: float) -> list[tuple[str, str | None]]:
+    """Returns the (motion, speed) that a track's centres and areas allow; a turn takes a look at shapes."""
+    seen = [blob is not None for blob in track.blobs]
+    if not all(seen):
+        return _blinks(seen)
+    times = np.arange(len(seen)) / len(seen) * worlds.CLIP_SECONDS
+    centres = np.stack([blob.centre for blob in track.blobs]) / cell
+    velocity, start = np.polyfit(times, centres, 1)
+    if np.abs(centres - start - times[:, None] * velocity).max() > LEAST_DRIFT:
+        return []
+    if np.abs(velocity).max() > LEAST_DRIFT:
+        return _movements(velocity)
+    growth = float(np.sqrt(track.blobs[-1].area / track.blobs[0].area))
+    if min(growth, 1 / growth) < _between(worlds.SMALLEST_SCALE["slow"], 1.0):
+        return _growths(growth)
+    return [("static", None), *itertools.product(["spinning"], worlds.SPEEDS)]
+
+
+def _blinks(seen: list[bool]) -> list[tuple[str, str]]:
+    times = [i / len(seen) * worlds.CLIP_SECONDS for i in range(len(seen))]
+    return [
+        ("blinking", speed) for speed in worlds.SPEEDS
+        if seen == [worlds.is_visible("blinking", speed, time) for time in times]
+    ]
+
+
+def _movements(velocity: np.ndarray) -> list[tuple[str, str]]:
+    if np.abs(velocity).min() > LEAST_DRIFT:
+        return []  # aslant
+    towards = tuple(np.sign(velocity) * (np.abs(velocity) > LEAST_DRIFT))
+    direction = next(name for name, step in worlds.DIRECTIONS.items() if step == towards)
+    fast = np.abs(velocity).max() > _between(*worlds.CELLS_PER_SECOND.values())
+    return [(direction, "fast" if fast else "slow")]
+
+
+def _growths(growth: float) -> list[tuple[str, str]]:
+    fast = min(growth, 1 / growth) < _between(*worlds.SMALLEST_SCALE.values())
+    return [("growing" if growth > 1 else "shrinking", "fast" if fast else "slow")]
+
+
+def _misfit(track: Track, patches: list[Patch | None], thing: Thing, world: World, size: int) -> float:
+    """Returns the part of a thing's energy that its track gets wrong, over all frames that show it."""
+    wrong, energy = 0.0, 0.0
+    for i, (blob, patch) in enumerate(zip(track.blobs, patches, strict=True)):
+        if blob is None:
+            continue
+        pose = worlds.pose(thing, world, i / len(patches) * worlds.CLIP_SECONDS)
+        pixel, phase = np.divmod(blob.centre, 1)
+        template = _template(thing.shape, pose.radius * size, pose.angle, phase, patch.half).ravel()
+        template_energy = float(template @ template)
+        wrong += patch.energy - 2 * float(template @ patch.window(pixel)) + template_energy
+        energy += template_energy
+    return wrong / energy
+
+
+# ---- reading
+
+
+def look(pixels: np.ndarray, world: str) -> Reading:
+    """Reads a picture or a clip.
+
+    Args:
+      pixels: uint8 (T, H, W, 3), H == W. A clip lasts one second, whatever its number of frames.
+      world: a name in `zoo.data.world.WORLDS`; `clips` needs at least 4 frames, the others exactly 1.
+
+    Returns:
+      all things that fit their template, ordered by cell, without jitter; and whether there is more.
+
+    Raises:
+      BadInput: unknown world, or pixels that are not of it.
+    """
+    rules = worlds.world_named(world)
+    _check(pixels, rules)
+    background = _background(pixels)
+    if background is None:
+        return Reading(None, clutter=True)
+    size = pixels.shape[1]
+    residues = pixels.astype(np.float32) - np.array(worlds.BACKGROUNDS[background], np.float32)
+    smallest = _smallest_area(world, size)
+    found = [_blobs(residue, background, LEAST_AREA * smallest) for residue in residues]
+    if max(len(blobs) for blobs, _ in found) > MOST_BLOBS:
+        return Reading(None, clutter=True)
+    tracks = _link([blobs for blobs, _ in found], LONGEST_STEP * _pixels_per_cell(rules, size))
+    things = [_thing(track, residues, background, rules, size) for track in tracks]
+    readable = sorted((thing for thing in things if thing is not None), key=lambda thing: thing.cell)
+    clutter = len(readable) < len(things) or max(specks for _, specks in found) > smallest
+    return Reading(Scene(world, background, tuple(readable)) if readable else None, clutter)
+
+
+def _check(pixels: np.ndarray, world: World) -> None:
+    good = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[1:] == (pixels.shape[1],) * 2 + (3,)
+    if not good:
+        raise errors.BadInput(f"the oracle reads uint8 (T, H, H, 3), got {pixels.dtype} {pixels.shape}")
+    frames, size = pixels.shape[:2]
+    if size < world.smallest_picture:
+        raise errors.BadInput(
+            f"world {world.name!r} cannot be read at {size} px: use at least {world.smallest_picture} px"
+        )
+    if frames < world.fewest_frames or (frames > 1 and not world.moves):
+        raise errors.BadInput(
+            f"world {world.name!r} has {'at least 4 frames' if world.moves else '1 frame'}, got {frames}"
+        )
+
+
+def _thing(track: Track, residues: np.ndarray, background: str, world: World, size: int) -> Thing | None:
+    """Returns the thing that explains a track, None if none does well enough."""
+    if track.blobs[0] is None:
+        return None
+    motions = _motions(track, _pixels_per_cell(world, size)) if world.moves else [("static", None)]
+    if not motions:
+        return None
+    half = _half_window(world, size)
+    patches = [
+        None if blob is None else _patch(residue, blob, background, half)
+        for blob, residue in zip(track.blobs, residues, strict=True)
+    ]
+    largest = -1 if motions[0][0] == "growing" else 0
+    shape, kind, misfit = _best_kind(patches[largest], track.blobs[largest], world, size)
+    cell = _cell(track.blobs[0].centre, shape, kind, world, size)
+    thing = Thing(shape, tuple(worlds.COLOURS)[track.blobs[0].colour], kind, cell)
+    if world.moves:
+        turns = [pair for pair in motions if pair[0] != "spinning" or shape not in worlds.ROUND]
+        things = [dataclasses.replace(thing, motion=motion, speed=speed) for motion, speed in turns]
+        misfits = [_misfit(track, patches, thing, world, size) for thing in things]
+        misfit, thing = min(misfits), things[int(np.argmin(misfits))]
+    return thing if misfit <= WORST_FIT else None
+
+
+def read(pixels: np.ndarray, world: str) -> Scene | None:
+    """Reads a picture or a clip, see `look`. None if no thing in it is readable."""
+    return look(pixels, world).scene
+
+
+# ---- scoring
+
+
+def _score(reading: Reading, claims: Claims, world: str) -> dict[str, bool | None]:
+    seen = reading.scene or Scene(world, "", ())
+    right = holds(claims, seen)
+    if reading.clutter and right["count"] is not None:
+        right["count"] = False
+    alone = world != "one" or len(seen.things) == 1
+    whole = reading.scene is not None and not reading.clutter and alone
+    return right | {"all": whole and all(value is not False for value in right.values())}
+
+
+def score(pixels: np.ndarray, text: str, world: str) -> dict[str, bool | None]:
+    """Judges a picture by its caption.
+
+    Args:
+      pixels: uint8 (T, H, W, 3), as for `look`.
+      text: a caption of the grammar.
+      world: as for `look`.
+
+    Returns:
+      for each of `zoo.data.grammar.ATTRIBUTES` whether all that the caption says of it is true, None where
+      it is silent. And `all`: nothing is false, nothing in the picture is unreadable, and in world `one`
+      there is one thing.
+
+    Raises:
+      BadInput: as `look` and `zoo.data.grammar.parse`.
+    """
+    return _score(look(pixels, world), parse(text), world)
+
+
+def table(pictures: np.ndarray, texts: list[str], world: str) -> dict[str, float]:
+    """Returns, for pictures (N, T, H, W, 3) and N captions, how often `score` finds each attribute right.
+
+    Each fraction is over the captions that speak of the attribute; one that no caption speaks of is left out.
+    """
+    return _table([look(picture, world) for picture in pictures], texts, world)
+
+
+def _table(readings: list[Reading], texts: list[str], world: str) -> dict[str, float]:
+    if len(readings) != len(texts) or not texts:
+        raise errors.BadInput(f"{len(readings)} pictures but {len(texts)} captions: give as many, at least 1")
+    pairs = zip(readings, texts, strict=True)
+    rows = [_score(reading, parse(text), world) for reading, text in pairs]
+    columns = {name: [row[name] for row in rows if row[name] is not None] for name in (*ATTRIBUTES, "all")}
+    return {name: float(np.mean(column)) for name, column in columns.items() if column}
+
+
+def report(
+    model_pictures: np.ndarray,
+    texts: list[str],
+    reference_pictures: np.ndarray,
+    reference_texts: list[str],
+    world: str,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Returns `table` for a model's pictures and, to compare with, for real ones.
+
+    Args:
+      model_pictures: uint8 (N, T, H, W, 3), made from `texts`.
+      texts: N captions.
+      reference_pictures: uint8 (M, T, H, W, 3), M >= 2, real pictures of `reference_texts`.
+      reference_texts: M captions.
+      world: as for `look`.
+      seed: of the shuffle.
+
+    Returns:
+      `model`, `ceiling` (real pictures with their captions), `floor` (with another picture's captions).
+
+    Raises:
+      BadInput: as `table`, or fewer than two real pictures.
+    """
+    if len(reference_texts) < 2:
+        raise errors.BadInput("the floor shuffles captions: give at least 2 real pictures")
+    readings = [look(picture, world) for picture in reference_pictures]
+    # Along one random cycle, so that no picture keeps its caption.
+    cycle = np.random.default_rng(seed).permutation(len(reference_texts))
+    shuffled = np.empty(len(reference_texts), object)
+    shuffled[cycle] = np.array(reference_texts, object)[np.roll(cycle, 1)]
+    return {
+        "model": table(model_pictures, texts, world),
+        "ceiling": _table(readings, reference_texts, world),
+        "floor": _table(readings, list(shuffled), world),
+    }
+
+
+# ---- how it copes with bad pictures
+
+
+def blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
+    """Returns uint8 (T, H, W, 3) after a Gaussian blur, sigma in pixels; edges repeat."""
+    if not sigma:
+        return pixels
+    half = int(np.ceil(3 * sigma))
+    kernel = np.exp(-(np.arange(-half, half + 1) ** 2) / (2 * sigma**2))
+    blurred = np.pad(pixels.astype(np.float32), ((0, 0), (half, half), (half, half), (0, 0)), mode="edge")
+    for axis in (1, 2):
+        windows = np.lib.stride_tricks.sliding_window_view(blurred, 2 * half + 1, axis)
+        blurred = windows @ (kernel / kernel.sum()).astype(np.float32)
+    return np.rint(blurred).astype(np.uint8)
+
+
+def add_noise(pixels: np.ndarray, std: float, rng: np.random.Generator) -> np.ndarray:
+    """Returns uint8 pixels plus Gaussian noise, std as a part of the full range, clipped."""
+    return np.rint(np.clip(pixels + rng.normal(0, 255 * std, pixels.shape), 0, 255)).astype(np.uint8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How often the oracle is right, by damage to real pictures.")
+    parser.add_argument("--world", default="full", choices=worlds.WORLDS)
+    parser.add_argument("--size", type=int, default=32, help="in pixels")
+    parser.add_argument("--num", type=int, default=500, help="of pictures")
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+    frames = 8 if worlds.world_named(args.world).moves else 1
+    scenes = [worlds.draw_scene(rng, args.world, "test_seen") for _ in range(args.num)]
+    texts = [describe(scene, rng, omit=0.0) for scene in scenes]
+    clean = [worlds.render(scene, args.size, frames) for scene in scenes]
+    damages = [(f"blur {sigma}", [blur(p, sigma) for p in clean]) for sigma in BLURS]
+    damages += [(f"noise {std}", [add_noise(p, std, rng) for p in clean]) for std in NOISES]
+    for damage, pictures in damages:
+        row = table(pictures, texts, args.world)
+        print(f"{damage:<12}" + "  ".join(f"{name} {value:.3f}" for name, value in row.items()))
+
+
+if __name__ == "__main__":
+    main()

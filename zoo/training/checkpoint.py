@@ -1,0 +1,169 @@
+"""Checkpoints that carry all that a run needs: the state, the config and the tokenizer."""
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from zoo.errors import BadInput
+from zoo.training.optim import path_name
+from zoo.training.state import State
+
+STATE_FIELDS = tuple(State.__dataclass_fields__)
+TEXTS = ("config", "tokenizer")
+
+
+class Checkpoints:
+    """The checkpoints of one workdir, written in the background; a step is there whole or not at all.
+
+    Args:
+      workdir: the run's folder.
+      keep: how many of the newest to keep.
+      read_only: for a run that may still be training.
+
+    Raises:
+      BadInput: there is nothing to read.
+    """
+
+    def __init__(self, workdir: str | Path, keep: int = 2, read_only: bool = False):
+        logging.getLogger("absl").setLevel(logging.ERROR)  # each save would be told in twenty lines
+        self.folder = Path(workdir).absolute() / "checkpoints"
+        if read_only and not self.folder.is_dir():
+            raise BadInput(f"{workdir} holds no checkpoint; train it first, or wait for its first checkpoint")
+        handlers = {field: ocp.PyTreeCheckpointHandler() for field in STATE_FIELDS}
+        handlers |= {text: ocp.JsonCheckpointHandler() for text in TEXTS}
+        options = (
+            ocp.CheckpointManagerOptions(read_only=True)
+            if read_only
+            else ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        )
+        self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+
+    def steps(self) -> list[int]:
+        """The steps that are there, oldest first."""
+        return sorted(self.manager.all_steps(read=True))
+
+    def save(self, state: State, config: str, tokenizer: str) -> None:
+        """Begins to save a host copy of a state; config and tokenizer are JSON texts.
+
+        Raises:
+          BadInput: this or the previous save failed, for instance for want of disk space.
+        """
+        items = {field: ocp.args.PyTreeSave(flatten(getattr(state, field))) for field in STATE_FIELDS}
+        items |= {
+            "config": ocp.args.JsonSave(json.loads(config)),
+            "tokenizer": ocp.args.JsonSave(json.loads(tokenizer)),
+        }
+        with self._failing_in_one_line():
+            self.manager.save(int(state.step), args=ocp.args.Composite(**items))
+
+    def wait(self) -> None:
+        """Returns when the last save is on the disk; raises BadInput where it failed."""
+        with self._failing_in_one_line():
+            self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the last save and frees the writer."""
+        self.wait()
+        self.manager.close()
+
+    @contextlib.contextmanager
+    def _failing_in_one_line(self):
+        try:
+            yield
+        except Exception as error:  # the writer raises whatever the file system made of it
+            whole = self.steps()
+            kept = f"the checkpoint of step {whole[-1]} is whole" if whole else "there is no earlier one"
+            raise BadInput(
+                f"could not save a checkpoint to {self.folder}: {one_line(error)}; {kept}; "
+                "free disk space and run the same command again"
+            ) from error
+
+    def restore(self, target: Mapping[str, Any], step: int | None = None) -> tuple[int, dict[str, Any]] | None:
+        """Reads fields of a state, as numpy.
+
+        Args:
+          target: {field of State: tree with the shapes that are expected}.
+          step: which checkpoint; by default the newest that can be read, and damaged ones are said on stderr.
+
+        Returns:
+          The step and the fields; None where there is no checkpoint.
+
+        Raises:
+          BadInput: no such step, none can be read, or it is of another architecture (names the parameters).
+        """
+
+        def read(step):
+            names = {field: ocp.args.PyTreeRestore() for field in target}
+            saved = self.manager.restore(step, args=ocp.args.Composite(**names))
+            return {field: unflatten(tree, saved[field], field) for field, tree in target.items()}
+
+        return self._newest(read, step)
+
+    def texts(self, step: int | None = None) -> tuple[int, dict[str, str]] | None:
+        """The config and the tokenizer as JSON texts, with the step they are of; see `restore`."""
+
+        def read(step):
+            saved = self.manager.restore(step, args=ocp.args.Composite(**{t: ocp.args.JsonRestore() for t in TEXTS}))
+            return {text: json.dumps(saved[text], indent=2, sort_keys=True) for text in TEXTS}
+
+        return self._newest(read, step)
+
+    def _newest(self, read, step: int | None):
+        steps = self.steps()
+        if step is not None and step not in steps:
+            raise BadInput(f"no checkpoint of step {step} in {self.folder}; there are {steps or 'none'}")
+        wanted = [step] if step is not None else steps[::-1]
+        for candidate in wanted:
+            try:
+                return candidate, read(candidate)
+            except BadInput:
+                raise
+            except Exception as error:  # anything can be wrong with a file
+                print(f"checkpoint of step {candidate} is damaged ({one_line(error)})", file=sys.stderr)
+        if wanted:
+            raise BadInput(f"no checkpoint in {self.folder} can be read; tried steps {', '.join(map(str, wanted))}")
+        return None
+
+    def set_aside(self, newer_than: int) -> None:
+        """Moves checkpoints newer than a step, which could not be read, out of the way of new ones."""
+        for step in self.steps():
+            if step > newer_than:
+                (self.folder / str(step)).rename(self.folder.parent / f"damaged_checkpoint_{step}")
+        self.manager.reload()
+
+
+def one_line(error: Exception) -> str:
+    """The beginning of an error's message, without its line breaks."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+
+
+def flatten(tree: Any) -> dict[str, np.ndarray]:
+    """A tree as one level, {"a.b.c": array}; a tree that is a leaf gets the name "value"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path, ".") or "value": leaf for path, leaf in leaves}
+
+
+def unflatten(target: Any, flat: Mapping[str, np.ndarray], what: str) -> Any:
+    """Puts flat arrays into the structure of `target`; raises BadInput naming those that do not fit."""
+    wanted = flatten(target)
+
+    def shape(tree, name):
+        return tree[name].shape if name in tree else "none"
+
+    wrong = [
+        f"{name} (saved: {shape(flat, name)}, expected: {shape(wanted, name)})"
+        for name in sorted(wanted.keys() | flat.keys())
+        if shape(flat, name) != shape(wanted, name)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise BadInput(f"the checkpoint is of another architecture; its {what} differ: {'; '.join(wrong[:3])}{more}")
+    return jax.tree.unflatten(jax.tree.structure(target), [flat[name] for name in wanted])

@@ -1,0 +1,271 @@
+"""The one training loop. It knows players and steps, and nothing of any family."""
+
+import dataclasses
+import functools
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import ml_collections
+import tqdm
+
+from zoo import config as configs
+from zoo import media
+from zoo.data import pipeline
+from zoo.data.text import Tokenizer
+from zoo.errors import BadInput
+from zoo.method import Axis
+from zoo.run import Data, Recipe, Sampler, check_sections, pick_params
+from zoo.training import cost, parallel
+from zoo.training.checkpoint import Checkpoints
+from zoo.training.metrics import Window, Writer
+from zoo.training.state import State, make_step
+from zoo.training.stop import Stop
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """How long and how often; the fields are the keys of `config.loop`. All "every" count steps.
+
+    Attributes:
+      steps: in all.
+      steps_per_call: steps in one compiled call; more of them hide the cost of starting small ones.
+      accumulate: parts that a device takes its batch in, one after the other, to save memory.
+      log_every, checkpoint_every, grid_every: metrics, checkpoints, sample grids; 0 for no grids.
+      grid_prompts: captions of the grid; by default the first 16 of the test split.
+      keep: newest checkpoints to keep.
+      max_bad_steps: give up after so many steps in a row whose update was not finite.
+    """
+
+    steps: int
+    steps_per_call: int = 1
+    accumulate: int = 1
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    grid_every: int = 1000
+    grid_prompts: tuple[str, ...] = ()
+    keep: int = 2
+    max_bad_steps: int = 20
+
+    def due(self, every: int, step: int) -> bool:
+        """Whether a multiple of `every` lies in the call that ended with `step`."""
+        return every > 0 and step // every > (step - self.steps_per_call) // every
+
+    def check(self, start: int) -> None:
+        """Raises BadInput where the calls do not end exactly at the last step."""
+        if (self.steps - start) % self.steps_per_call:
+            raise BadInput(
+                f"loop.steps {self.steps} less the {start} done is no multiple of loop.steps_per_call "
+                f"{self.steps_per_call}; change one of them"
+            )
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | Path) -> State:
+    """Trains a config in a workdir, from its newest checkpoint where there is one.
+
+    Returns:
+      The last state, as numpy. After Ctrl-C or SIGTERM it is the one that was saved, and stderr tells how to resume.
+
+    Raises:
+      BadInput: the config or the data cannot be used, the workdir holds another run, saving failed, or the loss
+        stayed infinite.
+    """
+    workdir = Path(workdir)
+    check_sections(config)
+    claim(workdir, config)
+    return Training(config, workdir).run()
+
+
+def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Writes the config to the workdir; refuses one that holds another run's, but lets `loop` change, and says so."""
+    file = workdir / "config.json"
+    if file.exists():
+        changes = configs.differences(configs.from_json(file.read_text()), config)
+        other = [change for change in changes if not change.startswith("loop.")]
+        if other:
+            raise BadInput(f"{workdir} holds another run; it differs in {'; '.join(other)}; choose another --workdir")
+        if changes:
+            say(f"the run goes on with {'; '.join(changes)}")
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file.write_text(configs.to_json(config))
+
+
+def say(line: str) -> None:
+    """One line on stderr, from the first process."""
+    if jax.process_index() == 0:
+        tqdm.tqdm.write(line, file=sys.stderr)
+
+
+class Training:
+    """Everything that a run of the loop holds on to."""
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path):
+        self.workdir, self.loop = workdir, configs.build(Loop, config.loop, "loop")
+        self.checkpoints = Checkpoints(workdir, keep=self.loop.keep)
+        self.source, tokenizer = open_data(config, self.checkpoints)
+        self.recipe = Recipe(config, tokenizer)
+        self.saved_with = configs.to_json(config), tokenizer.to_json()
+        parallel.per_device(self.recipe.data.batch_size, self.loop.accumulate)
+        self.first = jax.process_index() == 0
+        self.writer = Writer(workdir) if self.first else None
+
+    def run(self) -> State:
+        state, start = self.start()
+        self.loop.check(start)
+        if start >= self.loop.steps:
+            say(f"{self.workdir} is trained: {start} of {self.loop.steps} steps; sample it with sample.py")
+            return parallel.unreplicate(state)
+        with Stop() as stop:
+            final = parallel.unreplicate(self.go(state, start, stop))
+            self.save(final)
+            self.checkpoints.close()
+        if self.writer:
+            self.writer.close()
+        if final.step < self.loop.steps:
+            say(f"stopped and saved at step {final.step} of {self.loop.steps}; the same command resumes")
+        return final
+
+    def start(self) -> tuple[State, int]:
+        """The replicated state to go on from, and its step."""
+        state = self.recipe.create_state()
+        found = self.checkpoints.restore({name: getattr(state, name) for name in State.__dataclass_fields__})
+        if found:
+            step, fields = found
+            state = State(**fields)
+            if self.first:
+                self.checkpoints.set_aside(newer_than=step)
+            say(f"resuming from step {step}")
+        return parallel.replicate(state), int(state.step)
+
+    def batches(self, start: int) -> Iterator[dict[str, jax.Array]]:
+        """Sharded batches, `steps_per_call` at a time, from step `start` on."""
+        stream = pipeline.stream(
+            self.source,
+            self.recipe.tokenizer,
+            self.recipe.data.batch_size,
+            seed=self.recipe.config.seed,
+            start=start,
+            flip=self.recipe.data.flip,
+            shard=(jax.process_index(), jax.process_count()),
+        )
+        calls = ([next(stream) for _ in range(self.loop.steps_per_call)] for _ in itertools.count())
+        return parallel.prefetch(parallel.stack_and_shard(call) for call in calls)
+
+    def go(self, state: State, step: int, stop: Stop) -> State:
+        """Steps until the end or a signal; logs, saves and draws on the way."""
+        loop, window, meter = self.loop, Window(), Meter(self.recipe, self.loop)
+        steps = parallel.pmap(step_function(self.recipe, loop, parallel.Devices()))
+        with tqdm.tqdm(total=loop.steps, initial=step, unit="step", disable=not self.first, mininterval=1) as bar:
+            for batch in self.batches(step):
+                state, metrics = steps(state, batch)
+                window.add(metrics)
+                meter.count(metrics)
+                step += loop.steps_per_call
+                bar.update(loop.steps_per_call)
+                last = step >= loop.steps
+                save_now = loop.due(loop.checkpoint_every, step)
+                grid_now = loop.due(loop.grid_every, step) or (last and loop.grid_every > 0)
+                # Whatever holds the devices up ends the window, so that rates are those of training alone.
+                log_now = loop.due(loop.log_every, step) or save_now or grid_now or last
+                if log_now:
+                    self.log(step, state, window, meter, bar)
+                if grid_now and self.first:
+                    self.draw_grid(step, state)
+                if last or stop.agreed(log_now):
+                    return state
+                if save_now:
+                    self.save(parallel.unreplicate(state))
+                if log_now:
+                    meter.restart()
+        return state
+
+    def log(self, step: int, state: State, window: Window, meter: "Meter", bar: tqdm.tqdm) -> None:
+        """Writes the window's means; raises BadInput where the run has diverged."""
+        means, bad = window.take()
+        counts = parallel.unreplicate({"skipped": state.skipped, "bad": state.bad_in_a_row})
+        if counts["bad"] >= self.loop.max_bad_steps:
+            raise BadInput(
+                f"the last {counts['bad']} steps up to {step} were not finite, first of all {bad}; lower "
+                f"the learning rate and run again: the last checkpoint in {self.workdir} is from before"
+            )
+        losses = {name: value for name, value in means.items() if name.endswith("loss")}
+        bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()}, refresh=False)
+        if self.writer:
+            self.writer.scalars(step, means | meter.rates() | {"skipped_steps": float(counts["skipped"])})
+
+    def save(self, state: State) -> None:
+        if int(state.step) not in self.checkpoints.steps():
+            self.checkpoints.save(state, *self.saved_with)
+
+    @functools.cached_property
+    def sampler(self) -> Sampler:
+        return Sampler(self.recipe.method, self.recipe.data.shape, **self.recipe.config.sample)
+
+    @functools.cached_property
+    def grid_prompts(self) -> list[str]:
+        return list(self.loop.grid_prompts) or pipeline.captions(self.recipe.data.open("test"), limit=16)
+
+    def draw_grid(self, step: int, state: State) -> None:
+        """Samples the grid's prompts with the averaged parameters into samples/step_N.png (.gif for clips)."""
+        params = pick_params(parallel.unreplicate({"params": state.params, "ema": state.ema}), None)
+        pictures = self.sampler(params, self.recipe.tokenizer.encode(self.grid_prompts), seed=0)
+        grid = media.grid(pictures, labels=self.grid_prompts)
+        suffix = "png" if len(grid) == 1 else "gif"
+        media.save(self.workdir / "samples" / f"step_{step:07d}.{suffix}", grid)
+        self.writer.picture(step, "samples", grid[0])
+
+
+class Meter:
+    """How fast training goes between two logs, its pauses and the compilation left out."""
+
+    def __init__(self, recipe: Recipe, loop: Loop):
+        self._examples, self._steps_per_call = recipe.data.batch_size, loop.steps_per_call
+        self._flops = step_flops(recipe, loop)
+        self._peak = cost.matmul_peak(configs.get_dtype(recipe.config.dtype)) * jax.device_count()
+        self._began, self._steps = None, 0
+
+    def count(self, metrics) -> None:
+        """Counts a call; the first, which compiles, only starts the clock."""
+        if self._began is None:
+            jax.block_until_ready(metrics)
+            self.restart()
+        else:
+            self._steps += self._steps_per_call
+
+    def restart(self) -> None:
+        self._began, self._steps = time.perf_counter(), 0
+
+    def rates(self) -> dict[str, float]:
+        """Examples/s, FLOP/s of matrix products on all devices, and the share of the measured matmul peak."""
+        if not self._steps:
+            return {}
+        rate = self._steps / (time.perf_counter() - self._began)
+        flops = rate * self._flops
+        return {
+            "images_per_second": rate * self._examples,
+            "flops_per_second": flops,
+            "share_of_matmul_peak": flops / self._peak,
+        }
+
+
+def step_function(recipe: Recipe, loop: Loop, axis: Axis):
+    """steps(state, batches) -> (state, metrics), see `state.make_step`."""
+    return make_step(recipe.method, recipe.optimizers, loop.steps, recipe.config.seed, axis, loop.accumulate)
+
+
+def step_flops(recipe: Recipe, loop: Loop) -> int:
+    """Matmul FLOPs of one step on all devices."""
+    count = parallel.per_device(recipe.data.batch_size, loop.accumulate)
+    batch = jax.eval_shape(lambda: jax.tree.map(lambda x: x[None], recipe.data.blank_batch(count)))
+    return cost.matmul_flops(step_function(recipe, loop, Axis()), recipe.state_shapes(), batch) * jax.device_count()
+
+
+def open_data(config: ml_collections.ConfigDict, checkpoints: Checkpoints) -> tuple[pipeline.Source, Tokenizer]:
+    """The training source, and the tokenizer: the newest checkpoint's, or a new one of the source's captions."""
+    data = configs.build(Data, config.data, "data")
+    source, saved = data.open("train"), checkpoints.texts()
+    return source, Tokenizer.from_json(saved[1]["tokenizer"]) if saved else data.train_tokenizer(source)

@@ -1,0 +1,104 @@
+"""One player's optimizer: AdamW with a schedule, clipping, weight decay and freezing by regular expression."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zoo.config import build
+from zoo.errors import BadInput, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """How one player learns; the fields are the keys of `config.players.<player>`.
+
+    Attributes:
+      learning_rate: the highest.
+      warmup_steps: rises linearly from 0 over these.
+      decay: "constant", "linear" or "cosine", to 0 at the last step.
+      decay_start: share of all steps after which the decay begins.
+      betas: of Adam.
+      weight_decay: decoupled, on parameters whose path matches `weight_decay_on`.
+      clip_norm: largest norm of the gradient; larger ones are scaled down to it.
+      freeze: parameters whose path matches stay as they are and get no optimizer state; "" freezes none.
+      ema_half_lives: averages of the parameters to keep, by the steps in which a weight halves.
+      ema_rampup: no half-life exceeds this share of the steps so far, so that the start is forgotten (EDM2
+        2312.02696, section 3).
+    """
+
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    decay: str = "linear"
+    decay_start: float = 0.5
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    weight_decay_on: str = "kernel$"
+    clip_norm: float = 1.0
+    freeze: str = ""
+    ema_half_lives: tuple[float, ...] = (50, 500)
+    ema_rampup: float = 0.1
+
+    def schedule(self, total_steps: int) -> Callable[[jax.Array], jax.Array]:
+        """Step (int32) -> learning rate (float32)."""
+        shapes = {
+            "constant": lambda done: jnp.ones_like(done),
+            "linear": lambda done: 1 - done,
+            "cosine": lambda done: 0.5 + 0.5 * jnp.cos(jnp.pi * done),
+        }
+        if self.decay not in shapes:
+            raise unknown("decay", self.decay, shapes)
+
+        def rate(step):
+            warm = jnp.minimum(1.0, (step + 1) / max(self.warmup_steps, 1))
+            done = jnp.clip((step / total_steps - self.decay_start) / max(1 - self.decay_start, 1e-9), 0.0, 1.0)
+            return self.learning_rate * warm * shapes[self.decay](done)
+
+        return rate
+
+    def transformation(self, params: Any, total_steps: int) -> optax.GradientTransformation:
+        """The optimizer of these parameters. Raises BadInput where a regular expression matches no path."""
+        mask = functools.partial(matches, pattern=self.weight_decay_on) if self.weight_decay else None
+        learn = optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            optax.adamw(self.schedule(total_steps), *self.betas, weight_decay=self.weight_decay, mask=mask),
+        )
+        if not self.freeze:
+            return learn
+        labels = jax.tree.map(lambda frozen: "frozen" if frozen else "learns", matches(params, self.freeze))
+        return optax.partition({"learns": learn, "frozen": optax.set_to_zero()}, labels)
+
+    def ema_decay(self, half_life: float, step: jax.Array) -> jax.Array:
+        """Share of the old average that is kept at `step`."""
+        return 0.5 ** (1.0 / jnp.clip(self.ema_rampup * step, 1e-3, half_life))
+
+
+def matches(params: Any, pattern: str) -> Any:
+    """Tree of bool: whether a parameter's path, e.g. "layers/mlp/up/kernel", matches somewhere."""
+    found = jax.tree_util.tree_map_with_path(lambda path, _: bool(re.search(pattern, path_name(path))), params)
+    if not any(jax.tree.leaves(found)):
+        paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        raise BadInput(f"pattern {pattern!r} matches no parameter; there are e.g. {', '.join(paths[:3])}")
+    return found
+
+
+def path_name(path: tuple, separator: str = "/") -> str:
+    """A jax key path as "a/b/c"."""
+    return jax.tree_util.keystr(path, simple=True, separator=separator)
+
+
+def build_all(sections: Mapping[str, Mapping[str, Any]], players: Sequence[str]) -> dict[str, Optimizer]:
+    """The optimizer of each player from `config.players`; a player without a section gets the defaults.
+
+    Raises:
+      BadInput: a section for a player that does not exist, or an unknown key.
+    """
+    for name in sections:
+        if name not in players:
+            raise unknown("player", name, players)
+    return {player: build(Optimizer, sections.get(player, {}), f"players.{player}") for player in players}

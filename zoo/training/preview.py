@@ -1,0 +1,60 @@
+"""--dry_run: what a recipe would do, before it does it."""
+
+import jax
+import ml_collections
+
+from zoo import config as configs
+from zoo.data import pipeline
+from zoo.run import Data, Recipe, check_sections
+from zoo.training import cost, parallel
+from zoo.training.loop import Loop, step_flops, step_function
+
+
+def preview(config: ml_collections.ConfigDict) -> str:
+    """Returns parameters per module, FLOPs per step, memory against the device's, and five captions of the data.
+
+    Nothing is written. The step is compiled for its memory, but not run.
+    """
+    check_sections(config)
+    data, loop = configs.build(Data, config.data, "data"), configs.build(Loop, config.loop, "loop")
+    source = data.open("train")
+    recipe = Recipe(config, data.train_tokenizer(source))
+    shapes = recipe.state_shapes()
+    flops = step_flops(recipe, loop)
+    memory, there = step_memory(recipe, loop), cost.device_memory()
+    captions = [source[i]["text"] for i in range(min(5, len(source)))]
+    return "\n".join(
+        [
+            "parameters",
+            *parameter_table(shapes.params),
+            f"matmul FLOPs per step  {flops:.3e} over {jax.device_count()} device(s)",
+            f"memory per device      {memory / 2**20:,.0f} MiB of {there / 2**20:,.0f} MiB",
+            f"examples               {len(source):,} in {data.source}",
+            "captions",
+            *(f"  {caption}" for caption in captions),
+        ]
+    )
+
+
+def parameter_table(params) -> list[str]:
+    """A line for each module two levels below its player, and one for all."""
+    counts: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = "/".join(key.key for key in path[:3])
+        counts[name] = counts.get(name, 0) + leaf.size
+    width = max(map(len, counts))
+    return [f"  {name:{width}}  {count:>13,}" for name, count in (counts | {"all": sum(counts.values())}).items()]
+
+
+def step_memory(recipe: Recipe, loop: Loop) -> int:
+    """Bytes that one call of the compiled step needs on each device."""
+    count = parallel.per_device(recipe.data.batch_size, loop.accumulate)
+    local = jax.local_device_count()
+
+    def arguments():
+        batch = recipe.data.blank_batch(count)
+        batches = jax.tree.map(lambda x: jax.numpy.broadcast_to(x, (local, loop.steps_per_call, *x.shape)), batch)
+        return jax.tree.map(lambda x: jax.numpy.broadcast_to(x, (local, *x.shape)), recipe.create_state()), batches
+
+    step = parallel.pmap(step_function(recipe, loop, parallel.Devices()))
+    return cost.compiled_memory(step.lower(*jax.eval_shape(arguments)).compile())
