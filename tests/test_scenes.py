@@ -79,9 +79,11 @@ def test_nothing_is_cut_off_at_the_border(name):
         for thing in scene.things:
             for seconds in (0, 0.4, 1):
                 pose = world.pose(thing, WORLDS[name], seconds)
-                inside, _ = world.coverage(thing.shape, pose.centre, pose.radius, pose.angle, 256)
-                alone, _ = world.coverage(thing.shape, (0.5, 0.5), pose.radius, pose.angle, 256)
-                assert inside.sum() == pytest.approx(alone.sum(), rel=0.02)
+                # The same, with an empty picture's width all around.
+                centre = tuple((place + 1) / 3 for place in pose.centre)
+                cut, _ = world.coverage(thing.shape, pose.centre, pose.radius, pose.angle, 64)
+                whole, _ = world.coverage(thing.shape, centre, pose.radius / 3, pose.angle, 192)
+                assert cut.sum() == pytest.approx(whole.sum(), abs=0.3)
 
 
 def test_shapes_are_centred_on_their_mass():
@@ -103,7 +105,7 @@ def test_shapes_and_sizes_differ_at_16_px():
     for first in pictures:
         for second in pictures:
             difference = np.abs(pictures[first] - pictures[second]).sum() / 3 / 250
-            assert first == second or difference > 4  # whole pixels
+            assert first == second or difference > 5  # whole pixels
 
 
 def test_unknown_world_split_and_bad_frames_are_bad_input():

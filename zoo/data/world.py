@@ -229,7 +229,7 @@ def all_still_scenes(world: str) -> list[Scene]:
 
 # All shapes lie in [-1, 1]^2 with their centre of mass at the origin, once moved down by this much.
 DROP = {"triangle": 0.2875, "star": 0.1}
-REACH = 1.25  # no point of a shape is further than this from its centre of mass
+REACH = 1.42  # no point of a shape is further than this from its centre of mass
 TRIANGLE_RADIUS = 1.15
 STAR_RADIUS, STAR_NOTCH = 1.05, 0.5
 # Pictures up to 64 pixels sample the same points, so a small picture is the box average of a larger one.
@@ -246,7 +246,7 @@ def _inside(shape: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
             square_distance = y * y + x * x
             return (square_distance <= 1) & (square_distance >= 0.55**2)
         case "square":
-            return (abs(y) <= 0.86) & (abs(x) <= 0.86)
+            return (abs(y) <= 1) & (abs(x) <= 1)
         case "cross":
             return (abs(y) <= 1) & (abs(x) <= 0.34) | (abs(y) <= 0.34) & (abs(x) <= 1)
         case "triangle":

@@ -27,7 +27,7 @@ from zoo.data.world import Scene, Thing, World
 BACKGROUND_TOLERANCE = 32  # of each channel, out of 255
 LEAST_COVERAGE = 0.3  # of a pixel that belongs to a thing; the gap between two things never has so much
 LEAST_AREA = 0.4  # of a blob that could be a thing, in areas of the smallest one; lesser ones are specks
-WORST_FIT = 0.2
+WORST_FIT = 0.15
 PHASES = 4  # templates a pixel, along each axis
 MOST_BLOBS = 6  # a picture with more is not worth an explanation
 LEAST_DRIFT = 0.2  # cells a clip, below which a thing does not move
