@@ -1,39 +1,87 @@
-"""Text to image by flow matching."""
+"""Text to image by flow matching with a transformer on patches.
+
+python train.py --config configs/diffusion.py --workdir runs/diffusion          one accelerator
+python train.py --config configs/diffusion.py:cpu --workdir runs/diffusion_cpu  two CPU cores
+python train.py --config configs/diffusion.py:demo --workdir runs/demo          two CPU cores, what `make demo` runs
+python train.py --config configs/diffusion.py:test --workdir /tmp/test          seconds, for tests
+"""
 
 from configs import common
 from zoo.config import arguments
 
 
 def get_config(text=None):
-    words = arguments(text, ("demo", "test"))
-    net = dict(
-        width=192,
-        depth=4,
-        heads=3,
-        patch_size=4,
-        text_depth=2,
-        text="joint",
-        positions="rotary",
-        remat=False,
-        attention="auto",
-    )
+    words = arguments(text, ("cpu", "demo", "test"))
     config = common.get_config(
-        data=dict(source="scenes/one", size=16, text_length=24, vocab_size=512, batch_size=64),
+        dtype="bfloat16",
+        data=dict(source="scenes/full", size=32, batch_size=256, text_length=40, vocab_size=512),
         method=dict(
             name="diffusion",
-            net=net,
+            net=dict(
+                width=384,
+                depth=12,
+                heads=6,
+                patch_size=4,
+                text_width=256,
+                text_depth=4,
+                text="joint",
+                positions="rotary",
+                remat=False,
+                attention="auto",
+            ),
             path="linear",
             prediction="v",
             error="v",
             times="logit_normal",
-            time_mean=0.0,
+            time_mean=0.5,
             time_std=1.0,
             time_shift=1.0,
             time_min=0.0,
             caption_drop=0.1,
         ),
-        players=dict(model=common.player(ema_half_lives=(70.0,))),
-        loop=dict(steps=1600, steps_per_call=10, grid_every=400),
+        players=dict(model=common.player(learning_rate=5e-4, warmup_steps=500, ema_half_lives=(500.0, 5000.0))),
+        loop=dict(steps=60_000, steps_per_call=10, log_every=200, checkpoint_every=5000, grid_every=5000),
         sample=dict(steps=20, sampler="heun", guidance=1.5, interval=(0.0, 1.0), eta=0.0, shift=1.0),
     )
+    if "cpu" in words:
+        _for_two_cores(config)
+    if "demo" in words:
+        _for_two_cores(config)
+        config.update(dict(data=dict(source="scenes/one", size=16, text_length=16), loop=dict(steps=1500)))
+        config.method.update(dict(net=dict(patch_size=4, depth=4), prediction="v", time_min=0.0))
+    if "test" in words:
+        _for_tests(config)
     return config
+
+
+def _for_two_cores(config):
+    """Few tokens: large patches, for which the clean picture is predicted (JiT 2511.13720), and a narrow reader."""
+    config.update(
+        dict(
+            dtype="float32",
+            data=dict(batch_size=64),
+            method=dict(
+                net=dict(width=192, depth=6, heads=3, patch_size=8, text_width=128, text_depth=2),
+                prediction="x",
+                time_min=0.05,
+            ),
+            players=dict(model=dict(learning_rate=1e-3, warmup_steps=100, ema_half_lives=(20.0, 100.0))),
+            loop=dict(steps=5000, log_every=50, checkpoint_every=500, grid_every=500),
+        )
+    )
+
+
+def _for_tests(config):
+    """Everything as small as it can be; the pictures are noise."""
+    config.update(
+        dict(
+            dtype="float32",
+            data=dict(source="scenes/one?examples=64", size=16, batch_size=8, text_length=16),
+            method=dict(net=dict(width=32, depth=1, heads=2, text_width=16, text_depth=1)),
+            players=dict(model=dict(warmup_steps=1, ema_half_lives=(1.0, 10.0))),
+            loop=dict(
+                steps=2, steps_per_call=1, log_every=1, checkpoint_every=1, grid_every=2, grid_prompts=("a star",)
+            ),
+            sample=dict(steps=2),
+        )
+    )

@@ -99,9 +99,10 @@ def test_the_more_blur_the_less_is_right(name, size):
     assert right[0] >= 0.99 and right[1] < 0.8 and right[2] <= 0.02
 
 
-def test_a_smooth_spot_is_no_thing():
+@pytest.mark.parametrize("width", [2.0, 2.5, 3.0, 4.0])
+def test_a_smooth_spot_is_no_thing(width):
     y, x = np.mgrid[:16, :16] + 0.5
-    glow = np.exp(-((y - 4) ** 2 + (x - 4) ** 2) / 18)[None, ..., None]
+    glow = np.exp(-((y - 4) ** 2 + (x - 4) ** 2) / (2 * width**2))[None, ..., None]
     picture = (glow * np.array(world.COLOURS["red"])).astype(np.uint8)
     assert oracle.read(picture, "one") is None
 

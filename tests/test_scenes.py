@@ -249,6 +249,12 @@ def test_source_is_deterministic_and_built_once(tmp_path, capsys):
         assert np.array_equal(first[i]["pixels"], other[i]["pixels"])
 
 
+def test_split_test_is_test_seen(tmp_path):
+    one, other = (scenes.open_source("one", split, 16, examples=20, cache=tmp_path) for split in
+                  ("test", "test_seen"))
+    assert [one[i]["text"] for i in range(len(one))] == [other[i]["text"] for i in range(len(other))]
+
+
 def test_source_can_be_pickled(tmp_path):
     source = scenes.open_source("one", "train", 16, examples=10, cache=tmp_path)
     assert pickle.loads(pickle.dumps(source))[7]["text"] == source[7]["text"]
@@ -294,7 +300,7 @@ def test_tensorflow_is_never_imported(tmp_path):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("ones", "train", 16), "did you mean 'one'"),
-    (("one", "test", 16), "unknown split 'test'"),
+    (("one", "tests", 16), "unknown split 'tests'"),
     (("entropy", "test_unseen", 16), "unknown split"),
     (("one", "train", 15), "at least 16 px"),
     (("full", "train", 16), "at least 32 px"),

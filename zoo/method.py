@@ -31,7 +31,7 @@ class Output:
 
 
 class Axis:
-    """The devices that train together, as a method sees them. This one stands alone: every reduction is the identity."""
+    """The devices that train together, as a method sees them. This one is alone: all reductions are the identity."""
 
     index = 0
     size = 1

@@ -31,7 +31,7 @@ from zoo.data.grammar import describe
 from zoo.data.world import Scene
 
 # To be raised with any change of what is drawn or written: a cached data set of another version is not used.
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 EXAMPLES = {"one": 20_000, "full": 100_000, "clips": 20_000, "entropy": 20_000}
 MOST_TEST_EXAMPLES = 2_000
 
@@ -195,8 +195,8 @@ def open_source(
 
     Args:
       name: `one`, `full`, `clips` or `entropy`.
-      split: `train`, `test_seen` (nothing held out; `test` is another name for it) or `test_unseen` (only scenes
-        with something held out).
+      split: `train`, `test_seen` (nothing held out; also called `test`), or `test_unseen` (only scenes with
+        something held out).
       size: height and width in pixels.
       frames: of a clip, which lasts one second whatever their number.
       examples: of split `train`; the test splits have a tenth as many, at most 2,000. None: as in `EXAMPLES`.

@@ -32,14 +32,14 @@ def euler(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry
 
 
 def heun(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry:
-    """The trapezoid rule (EDM 2206.00364, algorithm 1, no churn). Second order; two evaluations a step, the last has one.
+    """The trapezoid rule (EDM 2206.00364, algorithm 1, no churn). Second order; two evaluations a step, one in the last.
 
     The step that ends at the data (s = 0) is Euler's: v needs a division by sigma(0) = 0 when x is predicted.
     """
     del path, noise, eta
     z, v = carry.z, predict(carry.z, t).v
     ahead = z + (s - t) * v
-    corrected = lambda: z + (s - t) * (v + predict(ahead, s).v) / 2  # noqa: E731
+    corrected = lambda: z + (s - t) * (v + predict(ahead, s).v) / 2
     return carry._replace(z=jax.lax.cond(s > 0, corrected, lambda: ahead))
 
 

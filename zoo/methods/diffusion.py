@@ -22,7 +22,6 @@ from zoo.errors import BadInput
 from zoo.method import Axis, Batch, Output, normal_each, to_float
 from zoo.nets.transformer import Transformer
 
-
 EPS_START = 0.99
 
 
@@ -141,7 +140,7 @@ class Diffusion:
         """Makes another run, or an earlier average of this one, the worse model of `sample`'s guidance."""
         if not isinstance(method, Diffusion) or (method.path, method.prediction) != (self.path, self.prediction):
             raise BadInput(
-                f"a guide must predict {self.prediction} on the {self.path} path as this run does; the guide is {method}"
+                f"a guide must predict {self.prediction} on the {self.path} path, as this run does; it is {method}"
             )
         return Guide(params, method)
 

@@ -27,7 +27,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None, 
 
 
 def rotary_table(rows: int, columns: int, dim: int) -> np.ndarray:
-    """Angles of axial rotary positions (RoFormer 2104.09864, one half of the channels an axis): (rows * columns, dim / 2)."""
+    """Angles of axial rotary positions (RoFormer 2104.09864), half the channels an axis: (rows * columns, dim / 2)."""
     if dim % 4:
         raise BadInput(f"rotary positions need channels per head divisible by 4, got {dim}: change width or heads")
     frequencies = 100.0 ** -(np.arange(dim // 4) / (dim // 4))  # pictures are tens of patches wide, not 10,000
@@ -111,7 +111,7 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Gated feed-forward (2002.05202): W_out (silu(W_gate x) * W_in x), as many parameters as a plain MLP of `ratio`."""
+    """Gated feed-forward (2002.05202), W_out (silu(W_gate x) * W_in x); has the parameters of an MLP of `ratio`."""
 
     ratio: float = 4.0
     dtype: Any = jnp.float32

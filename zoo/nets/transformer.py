@@ -62,7 +62,7 @@ class Transformer(nn.Module):
     Attributes:
       width, depth, heads: of the picture's tokens.
       patch_size: pixels along a patch's side; must divide the picture's.
-      text_depth: layers of the text transformer, as wide as the picture's tokens.
+      text_width, text_depth: of the text transformer; captions are simple beside pictures, and can be read narrowly.
       text: "joint" (one softmax over patches and words) or "cross" (a sub-layer of its own).
       positions: "rotary" (axial, plus fixed sines and cosines, since words name absolute places) or "learned".
       remat: recompute each layer in the backward pass; saves memory, costs about a third more time.
@@ -74,6 +74,7 @@ class Transformer(nn.Module):
     depth: int = 12
     heads: int = 6
     patch_size: int = 4
+    text_width: int = 384
     text_depth: int = 2
     text: str = "joint"
     positions: str = "rotary"
@@ -86,8 +87,9 @@ class Transformer(nn.Module):
         """z: (B, T, H, W, C); t: (B,) in [0, 1]; ids: (B, L) int32 -> (B, T, H, W, C) float32."""
         if self.text not in ("joint", "cross"):
             raise unknown("text attention", self.text, ("joint", "cross"))
+        heads = max(1, self.text_width * self.heads // self.width)  # as wide as the picture's
         text = TextEncoder(
-            self.vocab_size, self.width, self.text_depth, self.heads, self.dtype, self.attention, name="text"
+            self.vocab_size, self.text_width, self.text_depth, heads, self.dtype, self.attention, name="text"
         )(ids)
         condition = TimeEmbedding(self.width, self.dtype, name="time")(t)
         condition = condition + nn.Dense(self.width, dtype=self.dtype, name="caption")(text.pooled)  # (B, D)
@@ -96,7 +98,7 @@ class Transformer(nn.Module):
         frames, rows, columns = patches.shape[1:4]
         x = nn.Dense(self.width, dtype=self.dtype, name="embed")(patches)
         x = einops.rearrange(x, "b t h w d -> (b t) (h w) d")  # each frame attends to itself
-        each_frame = lambda y: jnp.repeat(y, frames, axis=0)  # noqa: E731
+        each_frame = lambda y: jnp.repeat(y, frames, axis=0)
         condition, words, lengths = each_frame(condition), each_frame(text.tokens), each_frame(text.lengths)
 
         x, angles = self._place(x, rows, columns)

@@ -19,7 +19,7 @@ class Window:
         self._calls.append(metrics)
 
     def take(self) -> tuple[dict[str, float], str | None]:
-        """Returns means over the finite steps, and the name of the first metric that was not finite at the last step."""
+        """Returns means over the finite steps, and the name of the first metric not finite at the last step."""
         calls = [
             {name: np.asarray(value.addressable_data(0))[0] for name, value in call.items()} for call in self._calls
         ]

@@ -4,7 +4,6 @@ import jax
 import ml_collections
 
 from zoo import config as configs
-from zoo.data import pipeline
 from zoo.run import Data, Recipe, check_sections
 from zoo.training import cost, parallel
 from zoo.training.loop import Loop, step_flops, step_function

@@ -1,0 +1,81 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoo.diffusion.guidance import autoguidance, classifier_free, scale_at
+from zoo.diffusion.paths import PATHS, Estimate
+
+EMPTY = jnp.array([1, 0, 0])
+
+
+def network(z, t, tokens):
+    """Depends on all three, each example on itself alone."""
+    place = (-1, 1, 1)
+    return jnp.tanh(z) * (1 + t.reshape(place)) + jnp.sin(tokens @ jnp.array([1.0, 0.5, 0.3])).reshape(place)
+
+
+def worse(z, t, tokens):
+    return network(0.8 * z, t, tokens) - 0.2
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    z = jax.random.normal(jax.random.key(0), (4, 2, 3))
+    return z, jnp.array([0.1, 0.4, 0.6, 0.9]), jnp.array([[5, 1, 0], [7, 8, 1], [1, 0, 0], [9, 1, 0]])
+
+
+def test_classifier_free_is_two_separate_calls(inputs):
+    z, t, tokens = inputs
+    good, bad = network(z, t, tokens), network(z, t, jnp.tile(EMPTY, (4, 1)))
+    found = classifier_free(network, EMPTY, 1.5)(z, t, tokens)
+    np.testing.assert_allclose(found, good + 1.5 * (good - bad), atol=1e-6)
+    assert np.abs(found - good).max() > 0.1
+
+
+def test_classifier_free_runs_the_network_once(inputs):
+    calls = []
+    classifier_free(lambda *a: (calls.append([len(x) for x in a]), network(*a))[1], EMPTY, 1.5)(*inputs)
+    assert calls == [[8, 8, 8]]
+
+
+def test_the_empty_caption_is_not_guided(inputs):
+    found = classifier_free(network, EMPTY, 4.0)(*inputs)
+    np.testing.assert_allclose(found[2], network(*inputs)[2], atol=1e-6)
+
+
+def test_autoguidance_pushes_away_from_the_worse_network(inputs):
+    good, bad = network(*inputs), worse(*inputs)
+    np.testing.assert_allclose(autoguidance(network, worse, 0.7)(*inputs), good + 0.7 * (good - bad), atol=1e-6)
+
+
+@pytest.mark.parametrize("guide", [lambda *a: classifier_free(network, EMPTY, *a), lambda *a: autoguidance(network, worse, *a)])
+def test_scale_zero_is_the_plain_network(guide, inputs):
+    np.testing.assert_allclose(guide(0.0)(*inputs), network(*inputs), atol=1e-6)
+
+
+@pytest.mark.parametrize("guide", [lambda *a: classifier_free(network, EMPTY, *a), lambda *a: autoguidance(network, worse, *a)])
+def test_interval_guides_those_times_alone(guide, inputs):
+    plain, whole, part = network(*inputs), guide(2.0)(*inputs), guide(2.0, (0.3, 0.7))(*inputs)
+    np.testing.assert_allclose(part[jnp.array([0, 3])], plain[jnp.array([0, 3])], atol=1e-6)
+    np.testing.assert_array_equal(part[1:3], whole[1:3])
+    assert np.abs(whole - plain)[3].max() > 0.1
+
+
+def test_interval_includes_its_ends():
+    t = jnp.array([0.0, 0.25, 0.5, 0.75, 1.0])
+    np.testing.assert_array_equal(scale_at(t, 3.0, (0.25, 0.75)), [0, 3, 3, 3, 0])
+    np.testing.assert_array_equal(scale_at(t, 3.0, (0.0, 1.0)), 3)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
+@pytest.mark.parametrize("prediction", Estimate._fields)
+def test_guiding_the_raw_prediction_guides_picture_noise_and_velocity_alike(path, prediction, inputs):
+    """Every conversion is affine in the prediction with weights that sum to one, so it commutes with guidance."""
+    z, t, tokens = inputs
+    convert = lambda value: path.convert(prediction, value, z, t)
+    good, bad = convert(network(*inputs)), convert(worse(*inputs))
+    guided = convert(autoguidance(network, worse, 2.0)(*inputs))
+    for name in Estimate._fields:
+        a, b = getattr(good, name), getattr(bad, name)
+        np.testing.assert_allclose(getattr(guided, name), a + 2.0 * (a - b), atol=2e-4, err_msg=name)

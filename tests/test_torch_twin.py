@@ -1,0 +1,104 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoo.diffusion.paths import draw_times
+from zoo.method import Axis, to_float
+from zoo.methods.diffusion import Diffusion, drop_captions
+from zoo.training import state
+from zoo.training.optim import Optimizer
+
+torch = pytest.importorskip("torch")
+
+from tests import torch_twin as twin  # noqa: E402  it imports torch
+
+SIZE, LENGTH, TOTAL_STEPS = 8, 5, 10
+NET = dict(width=32, depth=2, heads=2, patch_size=4, text_width=16, text_depth=1)
+METHOD = Diffusion(NET, vocab_size=20, dtype=jnp.float32, caption_drop=0.3)
+OPTIMIZER = Optimizer(ema_half_lives=(2.0,), warmup_steps=2, clip_norm=0.1)
+
+
+@functools.cache
+def batch(frames=2):
+    random = np.random.default_rng(0)
+    lengths = np.arange(4)[:, None] + 1
+    tokens = np.where(np.arange(LENGTH) < lengths, random.integers(1, METHOD.vocab_size, (4, LENGTH)), 0)
+    pixels = random.integers(0, 256, (4, frames, SIZE, SIZE, 3), dtype=np.uint8)
+    return {"pixels": jnp.array(pixels), "tokens": jnp.array(tokens, jnp.int32)}
+
+
+def random_like(tree):
+    """Parameters of which none is zero, or nothing would pass the gates."""
+    leaves, treedef = jax.tree.flatten(tree)
+    random = np.random.default_rng(1)
+    scales = [1 / np.sqrt(np.prod(leaf.shape[-2:-1])) for leaf in leaves]
+    fresh = [jnp.array(s * random.normal(size=x.shape), jnp.float32) for x, s in zip(leaves, scales, strict=True)]
+    return jax.tree.unflatten(treedef, fresh)
+
+
+@functools.cache
+def first_state():
+    create = functools.partial(state.create, METHOD, {"model": OPTIMIZER}, TOTAL_STEPS, jax.random.key(0))
+    shapes = jax.eval_shape(create, batch())
+    params = random_like(shapes.params)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)  # Adam starts from zeros
+    return zeros.replace(params=params, ema={"model": {"2": params["model"]}})
+
+
+def new_twin(params):
+    return twin.Transformer(METHOD.network, SIZE, LENGTH).load_flax(params["model"])
+
+
+def noise(rng, data):
+    """What Diffusion.loss draws: x, eps, t, tokens, for the twin."""
+    rng_time, rng_noise, rng_drop = jax.random.split(rng, 3)
+    x = to_float(data["pixels"])
+    t = draw_times(rng_time, len(x), "logit_normal")
+    tokens = drop_captions(rng_drop, data["tokens"], METHOD.caption_drop)
+    drawn = x, jax.random.normal(rng_noise, x.shape), t, np.asarray(tokens, np.int64)
+    return [twin.tensor(value) for value in drawn]
+
+
+def test_forward_agrees():
+    params = first_state().params
+    x, _, t, tokens = noise(jax.random.key(2), batch(frames=1))
+    ours = np.asarray(jax.jit(METHOD.apply)(params, x.numpy(), t.numpy(), tokens.numpy()))
+    theirs = new_twin(params)(x, t, tokens).detach().numpy()
+    assert np.abs(ours).mean() > 0.1
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4 * np.abs(ours).max())
+
+
+def test_loss_and_gradient_norm_agree():
+    params, rng = first_state().params, jax.random.key(3)
+    gradient = jax.jit(lambda params, data: state.gradient(METHOD, "model", params, data, rng, Axis(), 1))
+    grads, metrics = gradient(params, batch())
+    model = new_twin(params)
+    loss = twin.flow_loss(model, *noise(rng, batch()))
+    loss.backward()
+    norms = torch._foreach_norm([p.grad for p in model.parameters()])
+    assert float(loss) == pytest.approx(float(metrics["loss"]), rel=1e-4)
+    ours = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
+    assert float(torch.stack(norms).norm()) == pytest.approx(float(ours), rel=1e-3)
+
+
+def test_training_steps_agree():
+    began = first_state()
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), batch())
+    ended, _ = jax.jit(state.make_step(METHOD, {"model": OPTIMIZER}, TOTAL_STEPS, 0, Axis()))(began, stacked)
+    trainer = twin.Trainer(new_twin(began.params), METHOD, OPTIMIZER, TOTAL_STEPS)
+    for step in range(3):
+        rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), 0)  # of device 0
+        trainer.learn(*noise(jax.random.fold_in(rng, 0), batch()))  # of player 0
+
+    def flat(params):
+        return torch.nn.utils.parameters_to_vector(new_twin(params).parameters()).detach()
+
+    start = flat(began.params)
+    ours = {"params": flat(ended.params), "ema": flat({"model": ended.ema["model"]["2"]})}
+    theirs = {"params": trainer.params, "ema": trainer.averages[0][0]}
+    for name, expected in ours.items():
+        gap = torch.nn.utils.parameters_to_vector(theirs[name]).detach() - expected
+        assert gap.norm() < 1e-2 * (expected - start).norm(), name

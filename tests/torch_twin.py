@@ -1,0 +1,368 @@
+"""The text-to-image transformer and its training step in PyTorch, to time the JAX one against.
+
+    python -m tests.torch_twin --config configs/diffusion.py:demo
+
+Both take training steps of one recipe in turns, in one process and on the same batch, since machines differ and
+share. Prints one JSON line. Needs torch, and a C++ compiler for torch.compile.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import torch.nn.functional as F
+from absl import app, flags
+from torch import Tensor, nn
+
+from zoo import config as configs
+from zoo.data.text import END
+from zoo.errors import BadInput, exit_on_bad_input
+from zoo.methods.diffusion import Diffusion
+from zoo.nets.layers import rotary_table, sincos_table
+from zoo.nets.transformer import Transformer as FlaxTransformer
+from zoo.run import Data, Recipe
+from zoo.training import cost, parallel
+from zoo.training.loop import Loop, step_flops, step_function
+from zoo.training.optim import Optimizer
+
+EPSILON = 1e-6  # of the norms
+
+
+class Attention(nn.Module):
+    """Attention with normalised queries and keys, over x and a context in one softmax."""
+
+    def __init__(self, width: int, heads: int, context_width: int | None = None):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.scale = nn.Parameter(torch.ones(2, 1, width // heads))  # of queries and of keys
+        self.out = nn.Linear(width, width, bias=False)
+        if context_width:
+            self.context = nn.Linear(context_width, 2 * width, bias=False)
+            self.context_norm = nn.RMSNorm(width // heads, eps=EPSILON)
+
+    def forward(self, x: Tensor, mask: Tensor, context: Tensor | None = None, angles=None) -> Tensor:
+        """x: (B, N, D); mask: bool (B, 1, 1, keys); context: (B, M, D); angles: cos and sin of (N, 1, 1, d / 2)."""
+        qk, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=2)  # (B, N, 2 and 1, heads, d)
+        qk = F.rms_norm(qk, qk.shape[-1:], eps=EPSILON) * self.scale
+        q, k = (qk if angles is None else rotate(qk, *angles)).unbind(2)
+        v = v.squeeze(2)
+        if context is not None:
+            context_k, context_v = self.context(context).unflatten(-1, (2, self.heads, -1)).unbind(2)
+            k, v = torch.cat((k, self.context_norm(context_k)), 1), torch.cat((v, context_v), 1)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        return self.out(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        hidden = int(width * 4 * 2 / 3) // 8 * 8
+        self.up, self.down = nn.Linear(width, 2 * hidden, bias=False), nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * value)
+
+
+class TextLayer(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.attention_norm, self.attention = nn.RMSNorm(width, eps=EPSILON), Attention(width, heads)
+        self.mlp_norm, self.mlp = nn.RMSNorm(width, eps=EPSILON), SwiGLU(width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), mask)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each behind an adaLN gate."""
+
+    def __init__(self, width: int, heads: int, text_width: int):
+        super().__init__()
+        self.modulation = nn.Linear(width, 6 * width)
+        self.attention, self.mlp = Attention(width, heads, text_width), SwiGLU(width)
+
+    def forward(self, x: Tensor, condition: Tensor, text: Tensor, mask: Tensor, angles) -> Tensor:
+        """condition: (B, D), already through the activation."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[:, None].chunk(6, dim=-1)
+        x = x + gate_a * self.attention(modulate(x, shift_a, scale_a), mask, text, angles)
+        return x + gate_m * self.mlp(modulate(x, shift_m, scale_m))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Normalises x, (B, N, D), then scales and shifts it by (B, 1, D)."""
+    return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:], eps=EPSILON), 1 + scale)
+
+
+class Transformer(nn.Module):
+    """zoo.nets.transformer.Transformer with text="joint" and positions="rotary", for square pictures of `size`."""
+
+    def __init__(self, net: FlaxTransformer, size: int, text_length: int, channels: int = 3):
+        super().__init__()
+        if (net.text, net.positions) != ("joint", "rotary"):
+            raise BadInput("the twin knows only text='joint' with positions='rotary'")
+        width, heads, text_width, self.patch_size = net.width, net.heads, net.text_width, net.patch_size
+        text_heads = max(1, text_width * heads // width)
+        patch, side = net.patch_size**2 * channels, size // net.patch_size
+        self.embedding = nn.Embedding(net.vocab_size, text_width)
+        self.text_positions = nn.Parameter(torch.zeros(text_length, text_width))
+        self.text_layers = nn.ModuleList(TextLayer(text_width, text_heads) for _ in range(net.text_depth))
+        self.text_norm = nn.RMSNorm(text_width, eps=EPSILON)
+        self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.caption = nn.Linear(text_width, width)
+        self.embed = nn.Linear(patch, width)
+        self.layers = nn.ModuleList(Block(width, heads, text_width) for _ in range(net.depth))
+        self.modulation, self.out = nn.Linear(width, 2 * width), nn.Linear(width, patch)
+        angles = torch.tensor(rotary_table(side, side, width // heads))[:, None, None]
+        self.register_buffer("cos", angles.cos().float())
+        self.register_buffer("sin", angles.sin().float())
+        self.register_buffer("positions", torch.tensor(sincos_table(side, side, width)).float())
+        self.register_buffer("frequencies", 1000.0 * 1e-4 ** (torch.arange(128) / 128))
+
+    def forward(self, z: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        """z: (B, T, H, W, C); t: (B,); ids: (B, L) -> like z."""
+        text, present = self.encode(ids)
+        angles = t[:, None] * self.frequencies
+        pooled = (text * present[..., None]).sum(1) / present.sum(1, keepdim=True)
+        condition = self.time(torch.cat((angles.sin(), angles.cos()), -1)) + self.caption(pooled)
+
+        batch, frames, height, width, channels = z.shape
+        p = self.patch_size
+        rows, columns = height // p, width // p
+        z = z.reshape(batch * frames, rows, p, columns, p, channels).transpose(2, 3)
+        x = self.embed(z.reshape(batch * frames, rows * columns, -1)) + self.positions
+        if frames > 1:  # each frame attends to itself
+            condition, text, present = (y.repeat_interleave(frames, 0) for y in (condition, text, present))
+        mask = F.pad(present, (rows * columns, 0), value=True)[:, None, None]
+        condition = F.silu(condition)
+        for layer in self.layers:
+            x = layer(x, condition, text, mask, (self.cos, self.sin))
+        x = self.out(modulate(x, *self.modulation(condition)[:, None].chunk(2, dim=-1)))
+        return x.reshape(-1, rows, columns, p, p, channels).transpose(2, 3).reshape(batch, frames, height, width, -1)
+
+    def encode(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """ids: (B, L) -> their vectors (B, L, D), and which are no padding (B, L)."""
+        present = ids != 0
+        x = self.embedding(ids) + self.text_positions
+        for layer in self.text_layers:
+            x = layer(x, present[:, None, None])
+        return self.text_norm(x), present
+
+    @torch.no_grad()
+    def load_flax(self, params) -> "Transformer":
+        """Copies the parameters of the flax network, whose layers lie stacked on the leading axis."""
+        text = params["text"]
+        self.embedding.weight.copy_(tensor(text["embedding"]["embedding"]))
+        self.text_positions.copy_(tensor(text["positions"]))
+        for i, layer in enumerate(self.text_layers):
+            layer.attention_norm.weight.copy_(tensor(text[f"attention_norm_{i}"]["scale"]))
+            layer.mlp_norm.weight.copy_(tensor(text[f"mlp_norm_{i}"]["scale"]))
+            load_attention(layer.attention, text[f"attention_{i}"])
+            load_mlp(layer.mlp, text[f"mlp_{i}"])
+        self.text_norm.weight.copy_(tensor(text["norm"]["scale"]))
+        load_dense(self.time[0], params["time"]["Dense_0"])
+        load_dense(self.time[2], params["time"]["Dense_1"])
+        for name in ("caption", "embed", "modulation", "out"):
+            load_dense(getattr(self, name), params[name])
+        for i, block in enumerate(self.layers):
+            own = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
+            load_dense(block.modulation, own["modulation"])
+            load_attention(block.attention, own["attention"])
+            load_mlp(block.mlp, own["mlp"])
+        return self
+
+
+def tensor(array) -> Tensor:
+    return torch.from_numpy(np.array(array))
+
+
+def load_dense(layer: nn.Linear, *params) -> None:
+    """Loads one dense layer, or several fused into one; kernels are (inputs, outputs...)."""
+    inputs = layer.in_features
+    layer.weight.copy_(torch.cat([tensor(p["kernel"]).reshape(inputs, -1) for p in params], dim=1).T)
+    if layer.bias is not None:
+        layer.bias.copy_(torch.cat([tensor(p["bias"]) for p in params]))
+
+
+def load_attention(attention: Attention, params) -> None:
+    load_dense(attention.qkv, params["query"], params["key"], params["value"])
+    load_dense(attention.out, params["out"])
+    scales = [tensor(params[name]["scale"]) for name in ("query_norm", "key_norm")]
+    attention.scale.copy_(torch.stack(scales)[:, None])
+    if "context_key" in params:
+        load_dense(attention.context, params["context_key"], params["context_value"])
+        attention.context_norm.weight.copy_(tensor(params["context_key_norm"]["scale"]))
+
+
+def load_mlp(mlp: SwiGLU, params) -> None:
+    load_dense(mlp.up, params["up"])
+    load_dense(mlp.down, params["down"])
+
+
+class Trainer:
+    """Training steps of rectified flow: AdamW behind clipping, and the averages of the recipe."""
+
+    def __init__(self, model: Transformer, method: Diffusion, optimizer: Optimizer, total_steps: int, compiled=False):
+        if (method.path, method.prediction, method.error, method.times) != ("linear", "v", "v", "logit_normal"):
+            raise BadInput("the twin knows only rectified flow with logit-normal times")
+        if method.time_min or method.time_shift != 1 or optimizer.weight_decay or optimizer.freeze:
+            raise BadInput("the twin knows no time_min, time_shift, weight decay or freezing")
+        self.model, self.method, self.clip_norm = model, method, optimizer.clip_norm
+        self.params = list(model.parameters())
+        self.adam = torch.optim.AdamW(self.params, betas=optimizer.betas, weight_decay=0.0, fused=True)
+        self.loss = torch.compile(flow_loss) if compiled else flow_loss
+        self.taken, steps = 0, jnp.arange(total_steps)
+        self.rates = np.asarray(optimizer.schedule(total_steps)(steps)).tolist()
+        self.averages = [
+            ([p.detach().clone() for p in self.params], np.asarray(1 - optimizer.ema_decay(half_life, steps)).tolist())
+            for half_life in optimizer.ema_half_lives
+        ]
+
+    def step(self, pixels: Tensor, tokens: Tensor) -> Tensor:
+        """pixels: uint8 (B, T, H, W, C); tokens: (B, L) -> the loss."""
+        x = pixels.float() / 127.5 - 1.0
+        t = torch.sigmoid(self.method.time_mean + self.method.time_std * torch.randn(len(x)))
+        empty = F.pad(tokens.new_tensor([END]), (0, tokens.shape[1] - 1))
+        tokens = torch.where(torch.rand(len(x), 1) < self.method.caption_drop, empty, tokens)
+        return self.learn(x, torch.randn_like(x), t, tokens)
+
+    def learn(self, x: Tensor, eps: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        """A step with given noise, times and captions."""
+        self.adam.zero_grad()
+        loss = self.loss(self.model, x, eps, t, tokens)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.params, self.clip_norm)
+        now = min(self.taken, len(self.rates) - 1)
+        self.adam.param_groups[0]["lr"] = self.rates[now]
+        self.adam.step()
+        for average, weights in self.averages:
+            torch._foreach_lerp_(average, [p.detach() for p in self.params], weights[now])
+        self.taken += 1
+        return loss.detach()
+
+
+def flow_loss(model: nn.Module, x: Tensor, eps: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+    z = torch.lerp(x, eps, t[:, None, None, None, None])
+    return F.mse_loss(model(z, t, tokens), eps - x)
+
+
+def random_batch(recipe: Recipe, count: int) -> dict[str, np.ndarray]:
+    """Noise and random captions, (count, B, ...)."""
+    data, random = recipe.data, np.random.default_rng(0)
+    tokens = random.integers(3, recipe.tokenizer.vocab_size, (count, data.batch_size, data.text_length))
+    lengths = random.integers(1, data.text_length + 1, (count, data.batch_size, 1))
+    return {
+        "pixels": random.integers(0, 256, (count, data.batch_size, *data.shape), dtype=np.uint8),
+        "tokens": np.where(np.arange(data.text_length) < lengths, tokens, 0).astype(np.int32),
+    }
+
+
+def jax_side(recipe: Recipe, loop: Loop, batch) -> Callable[[], None]:
+    """A call takes `loop.steps_per_call` steps, as the training loop does."""
+    devices = jax.local_device_count()
+    state = parallel.replicate(recipe.create_state())
+    split = {name: x.reshape(len(x), devices, -1, *x.shape[2:]).swapaxes(0, 1) for name, x in batch.items()}
+    batch = next(parallel.prefetch(iter([split])))
+    step = parallel.pmap(step_function(recipe, loop, parallel.Devices()))
+
+    def call():
+        nonlocal state
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+
+    return call
+
+
+def torch_side(recipe: Recipe, loop: Loop, batch, compiled: bool) -> Callable[[], None]:
+    """A call takes as many steps as one of JAX."""
+    params = recipe.create_state().params["model"]
+    model = Transformer(recipe.method.network, recipe.data.size, recipe.data.text_length).load_flax(params)
+    trainer = Trainer(model, recipe.method, recipe.optimizers["model"], loop.steps, compiled)
+    pixels, tokens = tensor(batch["pixels"]), tensor(batch["tokens"]).long()
+
+    def call():
+        for part in zip(pixels, tokens, strict=True):
+            trainer.step(*part)
+
+    return call
+
+
+def in_turns(sides: dict[str, Callable[[], None]], rounds: int, calls: int) -> dict[str, np.ndarray]:
+    """Seconds of a call of each side in each round, after a warm-up."""
+    taken = {name: [] for name in sides}
+    for side in sides.values():
+        side()
+        side()
+    for _ in range(rounds):
+        for name, side in sides.items():
+            time.sleep(0.3)  # until the other side's threads have stopped spinning
+            began = time.perf_counter()
+            for _ in range(calls):
+                side()
+            taken[name].append((time.perf_counter() - began) / calls)
+    return {name: np.array(seconds) for name, seconds in taken.items()}
+
+
+def torch_matmul_peak(seconds: float = 0.5, size: int = 1024) -> float:
+    """As zoo.training.cost.matmul_peak."""
+    a = torch.randn(size, size)
+    best, end = math.inf, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        torch.mm(a, a)
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def compare(config, rounds: int, steps: int) -> dict:
+    """The report."""
+    if config.dtype != "float32":
+        raise BadInput("the twin computes in float32 only")
+    data, loop = configs.build(Data, config.data, "data"), configs.build(Loop, config.loop, "loop")
+    recipe = Recipe(config, data.train_tokenizer(data.open("train")))
+    batch = random_batch(recipe, loop.steps_per_call)
+    peaks = {"jax": cost.matmul_peak(), "torch": torch_matmul_peak()}
+    sides = {
+        "jax": jax_side(recipe, loop, batch),
+        "torch_eager": torch_side(recipe, loop, batch, compiled=False),
+        "torch_compiled": torch_side(recipe, loop, batch, compiled=True),
+    }
+    taken = in_turns(sides, rounds, calls=max(1, steps // loop.steps_per_call))
+    flops = step_flops(recipe, loop)
+    report = {"rounds": rounds, "steps": steps, "batch_size": data.batch_size, "flops_per_step": flops}
+    report["threads"] = {"jax": len(os.sched_getaffinity(0)), "torch": torch.get_num_threads()}
+    report["matmul_peak_flops_per_s"] = peaks
+    for name, seconds in taken.items():
+        rate = flops / float(np.median(seconds)) * loop.steps_per_call
+        report[name] = {"step_s": flops / rate, "flops_per_s": rate}
+        report[name] |= {f"share_of_{peak}_peak": rate / peaks[peak] for peak in peaks}
+        if name != "jax":
+            ratios = seconds / taken["jax"]
+            report[name]["times_jax"] = [float(f(ratios)) for f in (np.min, np.median, np.max)]
+    return report
+
+
+def main(argv):
+    del argv
+    print(json.dumps(compare(flags.FLAGS.config, flags.FLAGS.rounds, flags.FLAGS.steps)))
+
+
+if __name__ == "__main__":
+    configs.define_config_flag()
+    flags.DEFINE_integer("rounds", 5, "Times that each side is measured.", lower_bound=1)
+    flags.DEFINE_integer("steps", 10, "Training steps a round, a multiple of loop.steps_per_call.", lower_bound=1)
+    with exit_on_bad_input():
+        app.run(main, flags_parser=configs.parse_flags)
