@@ -134,6 +134,7 @@ def define_config_flag() -> None:
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the command line; for `app.run(flags_parser=...)`. Raises BadInput with what is wrong in one line."""
     _check_config_flags(argv)
+    flags.FLAGS.set_default("verbosity", -1)  # warnings; jax tells of each accelerator that it did not find
     try:
         return flags.FLAGS(list(argv))
     except (flags.Error, ValueError, TypeError) as error:
