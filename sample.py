@@ -46,7 +46,7 @@ def main(argv):
     prompts = read_prompts(lambda: recipe.data.open("test"))
     sampler, tokens = run.sampler(FLAGS.per_device, **options), recipe.tokenizer.encode(prompts)
 
-    sampler(run.params, tokens[:1], FLAGS.seed, **traced)  # compiles
+    sampler.compile(run.params, tokens, **traced)
     began = time.perf_counter()
     pictures = sampler(run.params, tokens, FLAGS.seed, **traced)
     seconds = time.perf_counter() - began

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,13 @@ def worse(z, t, tokens):
     return network(0.8 * z, t, tokens) - 0.2
 
 
+FORMS = pytest.mark.parametrize(
+    "guide",
+    [functools.partial(classifier_free, network, EMPTY), functools.partial(autoguidance, network, worse)],
+    ids=["classifier_free", "autoguidance"],
+)
+
+
 @pytest.fixture(scope="module")
 def inputs():
     z = jax.random.normal(jax.random.key(0), (4, 2, 3))
@@ -35,8 +44,13 @@ def test_classifier_free_is_two_separate_calls(inputs):
 
 def test_classifier_free_runs_the_network_once(inputs):
     calls = []
-    classifier_free(lambda *a: (calls.append([len(x) for x in a]), network(*a))[1], EMPTY, 1.5)(*inputs)
-    assert calls == [[8, 8, 8]]
+
+    def counted(z, t, tokens):
+        calls.append((len(z), len(t), len(tokens)))
+        return network(z, t, tokens)
+
+    classifier_free(counted, EMPTY, 1.5)(*inputs)
+    assert calls == [(8, 8, 8)]
 
 
 def test_the_empty_caption_is_not_guided(inputs):
@@ -49,12 +63,12 @@ def test_autoguidance_pushes_away_from_the_worse_network(inputs):
     np.testing.assert_allclose(autoguidance(network, worse, 0.7)(*inputs), good + 0.7 * (good - bad), atol=1e-6)
 
 
-@pytest.mark.parametrize("guide", [lambda *a: classifier_free(network, EMPTY, *a), lambda *a: autoguidance(network, worse, *a)])
+@FORMS
 def test_scale_zero_is_the_plain_network(guide, inputs):
     np.testing.assert_allclose(guide(0.0)(*inputs), network(*inputs), atol=1e-6)
 
 
-@pytest.mark.parametrize("guide", [lambda *a: classifier_free(network, EMPTY, *a), lambda *a: autoguidance(network, worse, *a)])
+@FORMS
 def test_interval_guides_those_times_alone(guide, inputs):
     plain, whole, part = network(*inputs), guide(2.0)(*inputs), guide(2.0, (0.3, 0.7))(*inputs)
     np.testing.assert_allclose(part[jnp.array([0, 3])], plain[jnp.array([0, 3])], atol=1e-6)
@@ -72,10 +86,9 @@ def test_interval_includes_its_ends():
 @pytest.mark.parametrize("prediction", Estimate._fields)
 def test_guiding_the_raw_prediction_guides_picture_noise_and_velocity_alike(path, prediction, inputs):
     """Every conversion is affine in the prediction with weights that sum to one, so it commutes with guidance."""
-    z, t, tokens = inputs
-    convert = lambda value: path.convert(prediction, value, z, t)
-    good, bad = convert(network(*inputs)), convert(worse(*inputs))
-    guided = convert(autoguidance(network, worse, 2.0)(*inputs))
+    z, t, _ = inputs
+    networks = network, worse, autoguidance(network, worse, 2.0)
+    good, bad, guided = (path.convert(prediction, f(*inputs), z, t) for f in networks)
     for name in Estimate._fields:
         a, b = getattr(good, name), getattr(bad, name)
         np.testing.assert_allclose(getattr(guided, name), a + 2.0 * (a - b), atol=2e-4, err_msg=name)

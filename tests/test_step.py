@@ -86,7 +86,7 @@ def begin(method, optimizer=OPTIMIZER):
     return create(method, {player: optimizer for player in method.players}, 100, jax.random.key(0), batches(1)[0])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled(method, optimizer, accumulate, devices):
     optimizers = {player: optimizer for player in method.players}
     axis = parallel.Devices() if devices else Axis()
@@ -271,7 +271,11 @@ def test_training_goes_on_after_a_bad_step_as_if_it_had_not_been(same):
     data = batches(5)
     interrupted, _ = train(Regression, poisoned(data, 2))
     smooth, _ = train(Regression, data[:2] + data[3:])
-    close((interrupted.params, interrupted.optimizer, interrupted.ema), (smooth.params, smooth.optimizer, smooth.ema), 1e-6)
+    close(
+        (interrupted.params, interrupted.optimizer, interrupted.ema),
+        (smooth.params, smooth.optimizer, smooth.ema),
+        1e-6,
+    )
     assert (interrupted.step, interrupted.skipped, interrupted.bad_in_a_row) == (5, 1, 0)
 
 
@@ -322,7 +326,9 @@ def test_frozen_parameters_of_a_player_stay_in_its_averages_too(same):
 
     METHODS[Two] = Two()
     before = begin(METHODS[Two])
-    after, _ = train(Two, batches(3), dataclasses.replace(OPTIMIZER, freeze="fixed", weight_decay=0.1, weight_decay_on="w"))
+    after, _ = train(
+        Two, batches(3), dataclasses.replace(OPTIMIZER, freeze="fixed", weight_decay=0.1, weight_decay_on="w")
+    )
     for tree in (after.params["model"], after.ema["model"]["8"]):
         assert same(tree["fixed"], np.asarray(before.params["model"]["fixed"]))
         assert not np.allclose(tree["w"], 1.0)

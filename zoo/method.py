@@ -34,7 +34,6 @@ class Axis:
     """The devices that train together, as a method sees them. This one is alone: all reductions are the identity."""
 
     index = 0
-    size = 1
 
     def pmean(self, tree):
         """Mean over devices."""

@@ -83,7 +83,7 @@ class Recipe:
 
     def create_state(self) -> state.State:
         """The state before the first step."""
-        key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
+        key, _ = state.split_seed(self.config.seed)
         return jax.jit(functools.partial(state.create, self.method, self.optimizers, self.config.loop.steps))(
             key, self.data.blank_batch(1)
         )
@@ -148,15 +148,25 @@ class Sampler:
           uint8 (N, T, H, W, C).
         """
         count = len(self.devices) * self.per_device
-        key, made = jax.random.key(seed), []
+        made = []
         for start in range(0, len(tokens), count):
             part = tokens[start : start + count]
-            padded = np.concatenate([part, np.repeat(part[:1], count - len(part), axis=0)])
-            index = first + start + np.arange(count)
-            split = (len(self.devices), self.per_device)
-            out = self._make(params, traced, key, index.reshape(split), padded.reshape(*split, -1))
+            out = self._make(*self._arguments(params, part, seed, first + start, traced))
             made.append(np.asarray(out).reshape(count, *out.shape[2:])[: len(part)])
         return np.concatenate(made)
+
+    def compile(self, params, tokens: np.ndarray, **traced) -> None:
+        """Compiles for arguments of these shapes; calls with others fail afterwards."""
+        arguments = self._arguments(params, tokens[:1], 0, 0, traced)
+        self._make = self._make.lower(*arguments).compile()
+
+    def _arguments(self, params, tokens: np.ndarray, seed: int, first: int, traced: dict[str, Any]):
+        """The arguments of one call of all devices; too few captions are filled up with the first one."""
+        split = len(self.devices), self.per_device
+        count = self.per_device * len(self.devices)
+        padded = np.concatenate([tokens, np.repeat(tokens[:1], count - len(tokens), axis=0)])
+        index = first + np.arange(count)
+        return params, traced, jax.random.key(seed), index.reshape(split), padded.reshape(*split, -1)
 
 
 def pick_params(fields: Mapping[str, Any], ema: str | None) -> dict[str, Any]:

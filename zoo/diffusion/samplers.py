@@ -32,7 +32,7 @@ def euler(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry
 
 
 def heun(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry:
-    """The trapezoid rule (EDM 2206.00364, algorithm 1, no churn). Second order; two evaluations a step, one in the last.
+    """The trapezoid rule (EDM 2206.00364, algorithm 1, no churn). Second order; two evaluations a step, the last one.
 
     The step that ends at the data (s = 0) is Euler's: v needs a division by sigma(0) = 0 when x is predicted.
     """

@@ -22,10 +22,6 @@ class Devices(Axis):
     def index(self) -> jax.Array:
         return jax.lax.axis_index(AXIS_NAME)
 
-    @property
-    def size(self) -> int:
-        return jax.lax.axis_size(AXIS_NAME)
-
     def pmean(self, tree):
         return jax.lax.pmean(tree, AXIS_NAME)
 

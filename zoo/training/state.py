@@ -47,6 +47,11 @@ def create(
     return State(zero, params, opt, ema, jnp.copy(zero), jnp.copy(zero))
 
 
+def split_seed(seed: int) -> jax.Array:
+    """The keys of a run's beginning and of its steps."""
+    return jax.random.split(jax.random.key(seed))
+
+
 def gradient(
     method: Method, player: str, params: Mapping[str, Any], batch: Batch, rng: jax.Array, axis: Axis, accumulate: int
 ) -> tuple[Any, dict[str, jax.Array]]:
@@ -135,6 +140,6 @@ def make_step(
     method: Method, optimizers: Mapping[str, Optimizer], total_steps: int, seed: int, axis: Axis, accumulate: int = 1
 ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
     """Returns steps(state, batches) -> (state, metrics): a scan over the leading axis of the batches and metrics."""
-    key = jax.random.key(seed)
+    _, key = split_seed(seed)
     one = functools.partial(train_step, method, optimizers, total_steps, key, axis, accumulate)
     return lambda state, batches: jax.lax.scan(one, state, batches)

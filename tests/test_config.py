@@ -1,0 +1,207 @@
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+from zoo import config as configs
+from zoo.errors import BadInput
+from zoo.run import Data, Recipe, check_sections
+from zoo.training.loop import Loop
+from zoo.training.optim import Optimizer
+
+VOCAB = 400
+FOLDER = Path(__file__).resolve().parents[1] / "configs"
+FILES = [file for file in sorted(FOLDER.glob("*.py")) if file.name != "common.py"]
+RECIPES = [f"{file}:{words}" for file in FILES for words in ("", "demo", "test")]
+
+
+@dataclasses.dataclass
+class Thing:
+    size: int
+    colour: str = "red"
+
+
+@pytest.fixture(params=RECIPES, ids=lambda spec: Path(spec).name)
+def recipe(request):
+    return configs.load(request.param)
+
+
+def parameters(target, *given):
+    """What a section may hold: the parameters of a class or function but for those that are not the user's."""
+    names = inspect.signature(target).parameters
+    return {name for name in names if name not in given}
+
+
+def options(method):
+    """Of `method.sample`; a guide is an array that flags give, not a config."""
+    found = inspect.signature(method.sample).parameters.values()
+    return {p.name for p in found if p.kind is p.KEYWORD_ONLY} - {"guide"}
+
+
+# ---- every key of every recipe is read, and every key that is read is in every recipe
+
+
+def test_there_are_recipes():
+    assert FILES
+
+
+def test_the_sections_are_those_of_a_recipe(recipe):
+    assert set(recipe) == set(Recipe.SECTIONS)
+
+
+def test_data_keys_are_the_fields_of_data(recipe):
+    assert set(recipe.data) == parameters(Data)
+
+
+def test_loop_keys_are_the_fields_of_loop(recipe):
+    assert set(recipe.loop) == parameters(Loop)
+
+
+def test_player_keys_are_the_fields_of_the_optimizer(recipe):
+    method = configs.build_method(recipe, VOCAB)
+    assert set(recipe.players) == set(method.players)
+    for player in recipe.players.values():
+        assert set(player) == parameters(Optimizer)
+
+
+def test_method_keys_are_the_fields_of_the_method(recipe):
+    method = configs.build_method(recipe, VOCAB)
+    assert set(recipe.method) - {"name"} == parameters(type(method), "vocab_size", "dtype")
+
+
+def test_network_keys_are_the_fields_of_the_network(recipe):
+    if "net" in recipe.method:
+        network = configs.build_method(recipe, VOCAB).network
+        assert set(recipe.method.net) == parameters(type(network), "vocab_size", "dtype", "parent", "name")
+
+
+def test_sample_keys_are_the_options_of_sampling(recipe):
+    assert set(recipe.sample) == options(configs.build_method(recipe, VOCAB))
+
+
+def test_a_recipe_survives_json(recipe):
+    again = configs.from_json(configs.to_json(recipe))
+    assert configs.to_json(again) == configs.to_json(recipe)
+    assert configs.differences(recipe, again) == []
+
+
+def test_the_variants_of_a_recipe_differ():
+    for file in FILES:
+        assert configs.differences(configs.load(f"{file}:test"), configs.load(f"{file}:demo")), file.name
+
+
+# ---- unknown and missing keys
+
+
+@pytest.mark.parametrize(
+    "key, message",
+    [
+        ("sead", "unknown config key 'sead': did you mean 'seed'"),
+        ("data.sise", "config key in data 'sise': did you mean 'size'"),
+        ("loop.step", "config key in loop 'step': did you mean 'steps'"),
+        ("players.modle", "unknown player 'modle': did you mean 'model'"),
+        ("players.model.learning_rat", "config key in players.model 'learning_rat': did you mean 'learning_rate'"),
+        ("method.predicton", "config key in method 'predicton': did you mean 'prediction'"),
+        ("method.net.widht", "config key in method.net 'widht': did you mean 'width'"),
+        ("sample.guidence", "sampling option of Diffusion 'guidence': did you mean 'guidance'"),
+    ],
+)
+def test_an_unknown_key_is_refused_and_the_nearest_named(tiny, tmp_path, key, message):
+    from zoo.training import loop
+
+    config = tiny({"seed": 0})
+    section, _, name = key.rpartition(".")
+    target = config
+    for part in section.split(".") if section else []:
+        target = target[part]
+    with target.unlocked():
+        target[name] = {} if key == "players.modle" else 1
+    with pytest.raises(BadInput, match=re.escape(message)) as caught:
+        loop.train(config, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "run").glob("samples/*"))
+
+
+def test_a_missing_section_is_named(tiny):
+    config = tiny()
+    with config.unlocked():
+        del config.sample
+    with pytest.raises(BadInput, match="lacks sample"):
+        check_sections(config)
+
+
+def test_build_names_what_is_missing():
+    with pytest.raises(BadInput, match="config section data lacks size"):
+        configs.build(Thing, {"colour": "blue"}, "data")
+
+
+def test_build_passes_keys_and_extras():
+    assert configs.build(Thing, {"colour": "blue"}, "data", size=3) == Thing(3, "blue")
+
+
+def test_a_key_that_is_not_the_users_to_set_is_refused():
+    with pytest.raises(BadInput, match="'size'"):
+        configs.build(Thing, {"size": 1}, "data", size=3)
+
+
+def test_an_unknown_method_names_the_nearest(tiny):
+    with pytest.raises(BadInput, match="unknown method 'difusion': did you mean 'diffusion'"):
+        configs.build_method(tiny({"method.name": "difusion"}), VOCAB)
+
+
+@pytest.mark.parametrize("name", ["../run", "diffusion.nothing", "", None])
+def test_a_method_that_is_no_name_of_a_module_is_refused(tiny, name):
+    with pytest.raises(BadInput, match="method"):
+        configs.build_method(tiny({"method.name": name}), VOCAB)
+
+
+def test_an_unknown_dtype_names_the_nearest(tiny):
+    with pytest.raises(BadInput, match="unknown dtype 'bfloat': did you mean 'bfloat16'"):
+        configs.build_method(tiny({"dtype": "bfloat"}), VOCAB)
+
+
+# ---- small functions
+
+
+def test_arguments_are_split_at_commas():
+    assert configs.arguments("test,demo", ["demo", "test"]) == {"demo", "test"}
+    assert configs.arguments(None, ["demo"]) == configs.arguments("", ["demo"]) == set()
+
+
+def test_an_unknown_argument_names_the_nearest():
+    with pytest.raises(BadInput, match="unknown config argument 'dmo': did you mean 'demo'"):
+        configs.arguments("dmo", ["demo", "test"])
+
+
+def test_differences_name_the_leaves_and_both_values():
+    old = ml_collections.ConfigDict({"a": {"b": 1, "c": (1, 2)}, "old": 0})
+    new = ml_collections.ConfigDict({"a": {"b": 2, "c": [1, 2]}, "new": None})
+    assert configs.differences(old, new) == ["a.b: 1 -> 2", "new: (absent) -> None", "old: 0 -> (absent)"]
+    assert configs.differences(old, old) == []
+
+
+def test_equal_configs_give_equal_text():
+    texts = [configs.to_json(ml_collections.ConfigDict(x)) for x in ({"a": 1, "b": (2,)}, {"b": (2,), "a": 1})]
+    assert texts[0] == texts[1]
+
+
+def test_flatten_joins_names():
+    assert configs.flatten({"a": {"b": {"c": 1}}, "d": 2}) == {"a.b.c": 1, "d": 2}
+
+
+def test_a_file_that_is_not_there_or_no_recipe_is_told(tmp_path):
+    with pytest.raises(BadInput, match="no such file: 'nowhere.py'"):
+        configs.load("nowhere.py:demo")
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    with pytest.raises(BadInput, match="no get_config"):
+        configs.load(str(tmp_path / "empty.py"))
+
+
+def test_all_errors_are_one_line():
+    for call in (lambda: configs.load("nowhere.py"), lambda: configs.arguments("x", ["a" * 99])):
+        with pytest.raises(BadInput) as caught:
+            call()
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,298 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoo.data.text import END
+from zoo.errors import BadInput
+from zoo.nets.layers import RMSNorm, SwiGLU, attend, patchify, rotary_table, rotate, sincos_table, unpatchify
+from zoo.nets.text_encoder import TextEncoder
+from zoo.nets.transformer import Block, Transformer
+
+TINY = dict(vocab_size=32, width=16, depth=2, heads=2, patch_size=4, text_width=16, text_depth=1)
+JOINT = Transformer(**TINY)
+CROSS = Transformer(**TINY, text="cross")
+LEARNED = Transformer(**TINY, positions="learned")
+KINDS = pytest.mark.parametrize("net", [JOINT, CROSS], ids=["joint", "cross"])
+PLACES = pytest.mark.parametrize("net", [JOINT, LEARNED], ids=["rotary", "learned"])
+
+Z = np.random.default_rng(0).normal(size=(3, 1, 8, 8, 3)).astype(np.float32)
+T = np.array([0.2, 0.5, 0.9], np.float32)
+IDS = np.array([[5, 6, 7, END, 0, 0], [8, END, 0, 0, 0, 0], [9, 10, 11, 12, 13, END]], np.int32)
+
+
+@functools.cache
+def fresh(net, frames=1, size=8):
+    return jax.jit(net.init)(jax.random.key(0), np.zeros((1, frames, size, size, 3), np.float32), T[:1], IDS[:1])
+
+
+@functools.cache
+def rough(net):
+    """Parameters none of which is zero, as after training."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda p: np.asarray(p) + 0.3 * rng.normal(size=p.shape).astype(np.float32), fresh(net))
+
+
+@functools.cache
+def compiled(net):
+    return jax.jit(net.apply)
+
+
+def run(net, z=Z, t=T, ids=IDS, params=None):
+    return np.asarray(compiled(net)(rough(net) if params is None else params, z, t, ids))
+
+
+def shapes(tree):
+    return jax.tree.map(lambda a: (a.shape, a.dtype), tree)
+
+
+def change(params, path, value):
+    """A copy of a parameter tree in which the leaf at a path like "text/positions" is another."""
+    head, _, rest = path.partition("/")
+    return params | {head: change(params[head], rest, value) if rest else value(params[head])}
+
+
+# The start
+
+
+@KINDS
+def test_output_is_zero_at_the_start(net):
+    out = run(net, params=fresh(net))
+    assert out.shape == Z.shape
+    assert not out.any()
+
+
+@pytest.mark.parametrize("text", ["joint", "cross"])
+def test_every_block_is_the_identity_at_the_start(text):
+    rng = np.random.default_rng(0)
+    x, condition, words = (rng.normal(size=s).astype(np.float32) for s in ((2, 4, 16), (2, 16), (2, 6, 16)))
+    block = Block(heads=2, text=text, dtype=jnp.float32, attention="auto")
+    (out, _), _ = jax.jit(block.init_with_output)(
+        jax.random.key(0), x, condition, words, np.array([2, 6]), rotary_table(2, 2, 8)
+    )
+    np.testing.assert_array_equal(out, x)
+
+
+def test_layers_start_unlike_each_other():
+    kernel = fresh(JOINT)["params"]["layers"]["attention"]["query"]["kernel"]
+    assert kernel.shape[0] == TINY["depth"]
+    assert np.abs(kernel[0] - kernel[1]).max() > 0.01
+
+
+# What the output depends on
+
+
+@KINDS
+def test_output_depends_on_picture_time_and_caption(net):
+    out = run(net)
+    ids = IDS.copy()
+    ids[:, 0] = 20
+    for other in (run(net, z=Z + 0.1), run(net, t=T - 0.1), run(net, ids=ids)):
+        assert (np.abs(other - out).max(axis=(1, 2, 3, 4)) > 1e-3).all()
+
+
+@pytest.mark.parametrize("net", [JOINT, CROSS], ids=["joint", "cross"])
+def test_words_are_read_by_attention_and_not_only_through_their_mean(net):
+    params = change(rough(net), "params/caption/kernel", np.zeros_like)
+    ids = IDS.copy()
+    ids[:, 0] = 20
+    assert np.abs(run(net, ids=ids, params=params) - run(net, params=params)).max() > 1e-3
+
+
+@KINDS
+def test_order_of_words_matters(net):
+    assert np.abs(run(net, ids=IDS[:, [1, 0, 2, 3, 4, 5]])[0] - run(net)[0]).max() > 1e-3
+
+
+@KINDS
+def test_each_example_depends_on_itself_alone(net):
+    out = run(net)
+    for i in range(3):
+        np.testing.assert_allclose(run(net, Z[i : i + 1], T[i : i + 1], IDS[i : i + 1])[0], out[i], atol=1e-4)
+
+
+@KINDS
+def test_padding_is_not_read(net):
+    """What stands in the places of padding, id 0, has no say."""
+
+    def scramble(rows):
+        rows = np.array(rows)
+        rows[0] += 3.0
+        return rows
+
+    params = change(rough(net), "params/text/embedding/embedding", scramble)
+    np.testing.assert_allclose(run(net, params=params), run(net), atol=1e-4)
+
+
+@KINDS
+def test_more_padding_changes_nothing(net):
+    def lengthen(table):
+        return np.concatenate([table, np.full((2, 16), 7.0, np.float32)])
+
+    params = change(rough(net), "params/text/positions", lengthen)
+    padded = np.pad(IDS, ((0, 0), (0, 2)))
+    np.testing.assert_allclose(run(net, ids=padded, params=params), run(net), atol=1e-4)
+
+
+def test_text_is_read_in_both_directions_but_padding_is_not():
+    encoder = TextEncoder(vocab_size=32, width=16, depth=1, heads=2)
+    params = jax.jit(encoder.init)(jax.random.key(0), IDS)
+    encode = jax.jit(encoder.apply)
+    before, other = encode(params, IDS), IDS.copy()
+    other[:, 0], last = 20, np.array([3, 1, 5])
+    after = encode(params, other)
+    np.testing.assert_array_equal(before.lengths, last + 1)
+    assert np.abs(after.tokens[range(3), last] - before.tokens[range(3), last]).max() > 1e-3  # END sees the first word
+    other = IDS.copy()
+    other[0, 2] = 20
+    assert np.abs(encode(params, other).tokens[0, 0] - before.tokens[0, 0]).max() > 1e-3  # the first sees the third
+    for row, length in enumerate(last + 1):
+        mean = np.mean(before.tokens[row, :length], axis=0)
+        np.testing.assert_allclose(before.pooled[row], mean, atol=1e-5)
+
+
+@KINDS
+def test_frames_of_a_clip_do_not_see_each_other(net):
+    clip = np.concatenate([Z, Z[::-1]], axis=1)  # (3, 2, 8, 8, 3)
+    out = run(net, z=clip)
+    for frame in (0, 1):
+        np.testing.assert_allclose(out[:, [frame]], run(net, z=clip[:, [frame]]), atol=1e-4)
+
+
+@PLACES
+def test_places_of_patches_matter(net):
+    swapped = np.concatenate([Z[:, :, :, 4:], Z[:, :, :, :4]], axis=3)
+    out = run(net, z=swapped)
+    back = np.concatenate([out[:, :, :, 4:], out[:, :, :, :4]], axis=3)
+    assert np.abs(back - run(net)).max() > 1e-2
+
+
+@PLACES
+def test_places_tell_rows_from_columns(net):
+    turned = run(net, z=Z.swapaxes(2, 3)).swapaxes(2, 3)
+    within_patches_too = run(net).reshape(3, 2, 4, 2, 4, 3).swapaxes(2, 4)  # a turn inside each patch is no place
+    assert turned.shape == Z.shape
+    assert within_patches_too.shape == (3, 2, 4, 2, 4, 3)
+    assert np.abs(turned - run(net)).max() > 1e-2
+
+
+# Variants of one network
+
+
+def test_remat_changes_neither_output_nor_gradient():
+    again = Transformer(**TINY, remat=True)
+
+    def value(net):
+        loss = lambda params: jnp.square(net.apply(params, Z, T, IDS)).mean()
+        return jax.jit(jax.value_and_grad(loss))(rough(JOINT))
+
+    (plain, plain_grad), (remat, remat_grad) = value(JOINT), value(again)
+    np.testing.assert_allclose(remat, plain, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), remat_grad, plain_grad)
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(plain_grad))  # no parameter is idle
+
+
+def test_cross_attention_has_no_idle_parameter():
+    loss = lambda params: jnp.square(CROSS.apply(params, Z, T, IDS)).mean()
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(jax.jit(jax.grad(loss))(rough(CROSS))))
+
+
+@KINDS
+def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(net):
+    half = net.clone(dtype=jnp.bfloat16)
+    assert shapes(fresh(half)) == shapes(fresh(net))
+    assert {a.dtype for a in jax.tree.leaves(fresh(half))} == {np.dtype(np.float32)}
+    out, exact = run(half, params=rough(net)), run(net)
+    assert out.dtype == np.float32
+    difference = np.sqrt(np.square(out - exact).mean() / np.square(exact).mean())
+    assert 1e-4 < difference < 0.05  # it does compute in 16 bits, and well
+
+
+def test_parameters_do_not_depend_on_the_picture_with_rotary_positions():
+    init = lambda net, frames, size: shapes(
+        jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, frames, size, size, 3)), T[:1], IDS[:1])
+    )
+    assert init(JOINT, 1, 8) == init(JOINT, 2, 16)
+    assert init(LEARNED, 1, 8) != init(LEARNED, 1, 16)
+
+
+# Layers
+
+
+def test_attention_is_a_softmax_over_the_keys_that_count():
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, n, 2, 4)).astype(np.float32) for n in (3, 5, 5))
+    lengths = np.array([5, 2])
+    found = attend(q, k, v, lengths, "xla")
+    for b in range(2):
+        for head in range(2):
+            scores = np.exp(q[b, :, head] @ k[b, : lengths[b], head].T / np.sqrt(4))
+            expected = scores / scores.sum(axis=1, keepdims=True) @ v[b, : lengths[b], head]
+            np.testing.assert_allclose(found[b, :, head], expected, atol=1e-5)
+
+
+def test_rotary_product_depends_on_the_offset_alone():
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(2, 8)).astype(np.float32)
+    rows, columns = 5, 6
+    angles = rotary_table(rows, columns, 8)
+    everywhere = lambda x: np.asarray(rotate(np.tile(x, (1, rows * columns, 1, 1)), angles))[0, :, 0]
+    table = (everywhere(q) @ everywhere(k).T).reshape(rows, columns, rows, columns)
+    np.testing.assert_allclose(table[1:, 1:, 1:, 1:], table[:-1, :-1, :-1, :-1], atol=1e-5)
+    assert np.isclose(table[2, 3, 2, 3], q @ k, atol=1e-5)
+    offsets = table[2, 2].ravel()
+    assert np.abs(offsets[:, None] - offsets)[~np.eye(30, dtype=bool)].min() > 1e-5  # every offset is told apart
+
+
+def test_rotation_keeps_lengths():
+    x = np.random.default_rng(0).normal(size=(2, 6, 3, 8)).astype(np.float32)
+    turned = rotate(x, rotary_table(2, 3, 8))
+    np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
+    np.testing.assert_array_equal(turned[:, 0], x[:, 0])
+
+
+def test_fixed_positions_differ_everywhere():
+    table = sincos_table(4, 8, 16)
+    assert table.shape == (32, 16)
+    distance = np.linalg.norm(table[:, None] - table, axis=-1)
+    assert distance[~np.eye(32, dtype=bool)].min() > 0.1
+
+
+def test_patches_are_the_squares_of_the_picture_and_go_back():
+    z = np.arange(2 * 3 * 4 * 8 * 3).reshape(2, 3, 4, 8, 3)
+    patches = patchify(z, 2)
+    assert patches.shape == (2, 3, 2, 4, 12)
+    np.testing.assert_array_equal(patches[1, 2, 1, 3], z[1, 2, 2:4, 6:8].ravel())
+    np.testing.assert_array_equal(unpatchify(patches, 2), z)
+
+
+def test_root_mean_square_norm_is_float32_inside():
+    x = 1e4 * np.random.default_rng(0).normal(size=(3, 16)).astype(np.float16)  # whose squares overflow 16 bits
+    norm = RMSNorm(jnp.float16)
+    y = np.asarray(norm.apply(norm.init(jax.random.key(0), x), x), np.float32)
+    np.testing.assert_allclose(np.square(y).mean(axis=-1), 1, rtol=1e-2)
+
+
+def test_gated_feed_forward_has_the_parameters_of_a_plain_one():
+    tree = jax.eval_shape(SwiGLU(ratio=4.0).init, jax.random.key(0), jnp.zeros((1, 384)))
+    count = sum(a.size for a in jax.tree.leaves(tree))
+    assert abs(count / (2 * 4 * 384**2) - 1) < 0.02
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(patch_size=3), "patch_size 3 does not divide pictures of 8 x 8"),
+        (dict(text="joined"), "did you mean 'joint'"),
+        (dict(positions="rotation"), "did you mean 'rotary'"),
+        (dict(attention="cuddn"), "did you mean 'cudnn'"),
+        (dict(heads=3), "not divisible by"),
+        (dict(heads=8, text_depth=0), "divisible by 4, got 2"),
+    ],
+)
+def test_bad_options_are_refused_with_what_is_wrong(changes, message):
+    net = Transformer(**TINY | changes)
+    with pytest.raises(BadInput, match=message):
+        jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 1, 8, 8, 3)), T[:1], IDS[:1])
