@@ -44,6 +44,7 @@ SHORT = {
     "loop.grid_every": 4,
     "loop.grid_prompts": ("a red circle", "a blue star"),
     "players.model.ema_half_lives": (2.0, 20.0),
+    "players.model.ema_rampup": 10.0,
 }
 
 

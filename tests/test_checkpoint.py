@@ -103,6 +103,14 @@ def test_a_folder_without_checkpoints_is_told_and_left_alone(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_state_without_averages_or_moments_comes_back(tmp_path, same):
+    state = make_state(1).replace(ema={"model": {}, "critic": {}}, optimizer={"model": (), "critic": ()})
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state, CONFIG, TOKENIZER)
+    checkpoints.close()
+    assert same(restore(tmp_path, target=state), (1, fields(state)))
+
+
 def test_before_the_first_save_there_is_nothing_to_restore(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.restore(fields(make_state(0))) is None and checkpoints.texts() is None
@@ -225,7 +233,8 @@ from zoo.training.state import State
 
 def state(step):
     big = np.random.default_rng(step).normal(size=100_000).astype(np.float32)
-    return State(np.int32(step), {"model": {"w": big}}, {}, {}, np.int32(0), np.int32(0))
+    zero = np.zeros((), np.int32)
+    return State(zero + step, {"model": {"w": big}}, {"model": {"n": zero}}, {"model": {"2": zero}}, zero, zero)
 
 with exit_on_bad_input():
     checkpoints = Checkpoints(sys.argv[1])

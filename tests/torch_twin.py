@@ -3,7 +3,9 @@
     python -m tests.torch_twin --config configs/diffusion.py:demo
 
 Both take training steps of one recipe in turns, in one process and on the same batch, since machines differ and
-share. Prints one JSON line. Needs torch, and a C++ compiler for torch.compile.
+share. Prints one JSON line; `cpu_s` is processor time, all threads together, which tells more than the clock where
+others compute too. Run it under `taskset -c 0` to give each side one thread: torch's threads wait for each other
+by spinning, and lose much on busy cores. Needs torch, and a C++ compiler for torch.compile.
 """
 
 import json
@@ -11,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -301,18 +304,19 @@ def torch_side(recipe: Recipe, loop: Loop, batch, compiled: bool) -> Callable[[]
 
 
 def in_turns(sides: dict[str, Callable[[], None]], rounds: int, calls: int) -> dict[str, np.ndarray]:
-    """Seconds of a call of each side in each round, after a warm-up."""
+    """Seconds of a call of each side, by the clock and of processor time, after a warm-up: name -> (rounds, 2)."""
     taken = {name: [] for name in sides}
     for side in sides.values():
         side()
-        side()
+        side()  # jax compiles anew where the state that a call returned is laid out in another way than the first
     for _ in range(rounds):
         for name, side in sides.items():
             time.sleep(0.3)  # until the other side's threads have stopped spinning
-            began = time.perf_counter()
+            began = time.perf_counter(), time.process_time()
             for _ in range(calls):
                 side()
-            taken[name].append((time.perf_counter() - began) / calls)
+            ended = time.perf_counter(), time.process_time()
+            taken[name].append(np.subtract(ended, began) / calls)
     return {name: np.array(seconds) for name, seconds in taken.items()}
 
 
@@ -332,7 +336,7 @@ def compare(config, rounds: int, steps: int) -> dict:
     if config.dtype != "float32":
         raise BadInput("the twin computes in float32 only")
     data, loop = configs.build(Data, config.data, "data"), configs.build(Loop, config.loop, "loop")
-    recipe = Recipe(config, data.train_tokenizer(data.open("train")))
+    recipe = Recipe(config, SimpleNamespace(vocab_size=data.vocab_size))  # the captions are numbers already
     batch = random_batch(recipe, loop.steps_per_call)
     peaks = {"jax": cost.matmul_peak(), "torch": torch_matmul_peak()}
     sides = {
@@ -341,18 +345,25 @@ def compare(config, rounds: int, steps: int) -> dict:
         "torch_compiled": torch_side(recipe, loop, batch, compiled=True),
     }
     taken = in_turns(sides, rounds, calls=max(1, steps // loop.steps_per_call))
+    seconds = {name: both / loop.steps_per_call for name, both in taken.items()}
     flops = step_flops(recipe, loop)
     report = {"rounds": rounds, "steps": steps, "batch_size": data.batch_size, "flops_per_step": flops}
     report["threads"] = {"jax": len(os.sched_getaffinity(0)), "torch": torch.get_num_threads()}
     report["matmul_peak_flops_per_s"] = peaks
-    for name, seconds in taken.items():
-        rate = flops / float(np.median(seconds)) * loop.steps_per_call
-        report[name] = {"step_s": flops / rate, "flops_per_s": rate}
-        report[name] |= {f"share_of_{peak}_peak": rate / peaks[peak] for peak in peaks}
-        if name != "jax":
-            ratios = seconds / taken["jax"]
-            report[name]["times_jax"] = [float(f(ratios)) for f in (np.min, np.median, np.max)]
-    return report
+    return report | {name: side_report(both, seconds["jax"], flops, peaks) for name, both in seconds.items()}
+
+
+def side_report(seconds: np.ndarray, of_jax: np.ndarray, flops: int, peaks: dict[str, float]) -> dict:
+    """Medians of a side, and how many times the seconds of JAX it took: least, median and most of the rounds."""
+    clock, cpu = np.median(seconds, axis=0).tolist()
+    ratios = seconds / of_jax
+    return {
+        "step_s": clock,
+        "cpu_s": cpu,
+        "times_jax": [float(f(ratios[:, 0])) for f in (np.min, np.median, np.max)],
+        "times_jax_cpu": [float(f(ratios[:, 1])) for f in (np.min, np.median, np.max)],
+        "flops_per_s": flops / clock,
+    } | {f"share_of_{name}_peak": flops / clock / peak for name, peak in peaks.items()}
 
 
 def main(argv):

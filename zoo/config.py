@@ -16,7 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from zoo.errors import BadInput, unknown
@@ -134,11 +134,13 @@ def define_config_flag() -> None:
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the command line; for `app.run(flags_parser=...)`. Raises BadInput with what is wrong in one line."""
     _check_config_flags(argv)
-    flags.FLAGS.set_default("verbosity", -1)  # warnings; jax tells of each accelerator that it did not find
     try:
-        return flags.FLAGS(list(argv))
+        rest = flags.FLAGS(list(argv))
     except (flags.Error, ValueError, TypeError) as error:
         raise BadInput(" ".join(str(error).split())) from None
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # jax tells of each accelerator that it did not find
+    return rest
 
 
 def _check_config_flags(argv: Sequence[str]) -> None:

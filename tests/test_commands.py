@@ -1,0 +1,285 @@
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from zoo import media
+from zoo.run import Run
+from zoo.training.checkpoint import Checkpoints
+
+FOLDER = Path(__file__).resolve().parents[1] / "configs"
+RECIPES = [f"configs/{file.name}:test" for file in sorted(FOLDER.glob("*.py")) if file.name != "common.py"]
+PROMPTS = ["--prompt=a red circle", "--prompt=a blue star"]
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def settings(path):
+    return json.loads(media.read_metadata(path)["zoo"])
+
+
+@pytest.fixture
+def sample(command, trained, tmp_path):
+    """sample("--num=2") -> the path of the grid that sample.py wrote, and what it printed."""
+
+    def sample(*words, name="out.png", workdir=trained):
+        done = command("sample.py", f"--workdir={workdir}", f"--out={tmp_path / name}", "--per_device=1", *words)
+        assert done.code == 0, done.err
+        return tmp_path / name, done.out
+
+    return sample
+
+
+# ---- every recipe
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_trains_saves_goes_on_and_samples(recipe, command, tmp_path):
+    train = ["train.py", f"--config={recipe}", "--config.loop.steps=2", f"--workdir={tmp_path / 'run'}"]
+    assert command(*train).code == 0
+    assert Checkpoints(tmp_path / "run", read_only=True).steps()[-1] == 2
+    again = command(*train)
+    assert again.code == 0 and "is trained" in again.err
+    out = tmp_path / "out.png"
+    done = command("sample.py", f"--workdir={tmp_path / 'run'}", *PROMPTS, f"--out={out}", "--per_device=1")
+    assert done.code == 0, done.err
+    assert out.exists() or out.with_suffix(".gif").exists()
+
+
+# ---- train.py
+
+
+def test_a_dry_run_tells_and_writes_nothing(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax.config, "jax_enable_compilation_cache", True)
+    done = command("train.py", "--config=configs/diffusion.py:test", "--dry_run", f"--workdir={tmp_path / 'run'}")
+    assert done.code == 0, done.err
+    for words in ("parameters", "model/layers", "FLOPs per step", "memory per device", "MiB", "64 in scenes/one"):
+        assert words in done.out
+    captions = done.out.split("captions\n")[1].splitlines()
+    assert len(captions) == 5 and all(len(caption.split()) >= 2 for caption in captions)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_counts_the_parameters_that_are_trained(command, trained):
+    done = command("train.py", "--config=configs/diffusion.py:test", "--dry_run")
+    told = next(line.split()[1] for line in done.out.splitlines() if line.split()[:1] == ["all"])
+    assert int(told.replace(",", "")) == sum(x.size for x in jax.tree.leaves(Run.open(trained).params))
+
+
+# ---- sample.py
+
+
+def test_a_grid_has_a_picture_for_each_prompt_and_tells_how_it_was_made(sample, trained):
+    out, printed = sample(*PROMPTS, "--seed=3")
+    height, width, channels = pixels(out).shape
+    assert channels == 3 and width >= 2 * 16 and height >= 16
+    about = settings(out)
+    assert about["prompts"] == ["a red circle", "a blue star"]
+    assert (about["run"], about["checkpoint"], about["seed"]) == (str(trained), 4, 3)
+    assert about["settings"]["steps"] == 2
+    assert printed.startswith("2 pictures in") and "oracle on 2 captions" in printed
+
+
+def test_prompts_are_taken_in_turn(sample):
+    out, _ = sample(*PROMPTS, "--num=5")
+    assert settings(out)["prompts"] == ["a red circle", "a blue star"] * 2 + ["a red circle"]
+
+
+def test_prompts_come_from_a_file_too(sample, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a green ring\n\n  a white cross \n")
+    out, _ = sample("--prompt=a star", f"--prompts_file={tmp_path / 'prompts.txt'}")
+    assert settings(out)["prompts"] == ["a star", "a green ring", "a white cross"]
+
+
+def test_without_prompts_those_of_the_test_split_are_taken(sample, trained):
+    out, _ = sample("--num=3")
+    source = Run.open(trained).recipe.data.open("test")
+    assert set(settings(out)["prompts"]) <= {source[i]["text"] for i in range(len(source))}
+    assert len(settings(out)["prompts"]) == 3
+
+
+def each(out):
+    return [pixels(file) for file in sorted(out.with_suffix("").glob("*.png"))]
+
+
+def test_each_picture_by_itself(sample):
+    out, _ = sample(*PROMPTS, "--num=3", "--each")
+    pictures = each(out)
+    assert [picture.shape for picture in pictures] == [(16, 16, 3)] * 3
+    note = media.read_metadata(out.with_suffix("") / "0001.png")
+    assert note["prompt"] == "a blue star" and json.loads(note["zoo"])["number"] == 1
+
+
+def test_the_same_seed_makes_the_same_pictures_and_another_makes_others(sample):
+    paths = [sample(*PROMPTS, "--each", f"--seed={seed}", name=f"{i}.png")[0] for i, seed in enumerate((1, 1, 2))]
+    first, again, other = map(each, paths)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first[0], other[0]) and not np.array_equal(first[0], first[1])
+
+
+def test_a_picture_does_not_depend_on_those_made_beside_it(sample):
+    alone, _ = sample("--prompt=a red circle", "--each", name="a.png")
+    beside, _ = sample(*PROMPTS, "--num=7", "--each", name="b.png")
+    more, _ = sample(*PROMPTS, "--num=7", "--each", "--per_device=3", name="c.png")
+    assert np.array_equal(each(alone)[0], each(beside)[0])
+    assert np.abs(np.array(each(beside)) - np.array(each(more))).max() <= 1
+
+
+def test_the_number_of_devices_makes_no_difference(sample, finish, trained, tmp_path):
+    four, _ = sample(*PROMPTS, "--num=3", "--each", name="four.png")
+    words = [f"--workdir={trained}", *PROMPTS, "--num=3", "--each", "--per_device=1", f"--out={tmp_path / 'one.png'}"]
+    done = finish("sample.py", *words, devices=1)
+    assert done.code == 0, done.err
+    assert np.array_equal(each(four), each(tmp_path / "one.png"))
+
+
+def test_the_averages_and_the_checkpoints_can_be_chosen(trained, same):
+    by_default, longest, short, none = (Run.open(trained, ema=ema).params for ema in (None, "20", "2", "none"))
+    assert same(by_default, longest)
+    assert not same(longest, short) and not same(short, none)
+    assert Run.open(trained, step=2).step == 2
+    assert not same(Run.open(trained, step=2, ema="none").params, none)
+
+
+def test_ema_and_checkpoint_flags_are_obeyed(sample):
+    out, _ = sample("--prompt=a star", "--ema=none", "--checkpoint=2")
+    assert (settings(out)["ema"], settings(out)["checkpoint"]) == ("none", 2)
+
+
+def test_sampling_options_are_obeyed(sample):
+    out, _ = sample("--prompt=a star", "--steps=3", "--sampler=euler", "--guidance=0", "--option=interval=(0.1, 0.5)")
+    made = settings(out)["settings"]
+    assert (made["steps"], made["sampler"], made["guidance"]) == (3, "euler", 0.0)
+    assert list(made["interval"]) == [0.1, 0.5]
+
+
+def test_autoguidance_changes_the_picture(sample):
+    plain, _ = sample("--prompt=a star", "--each", "--guidance=0", name="plain.png")
+    # Pictures of a barely trained network hardly differ, so the scale is large.
+    guided, _ = sample("--prompt=a star", "--each", "--guidance=500", "--guide_checkpoint=2", name="guided.png")
+    itself, _ = sample("--prompt=a star", "--each", "--guidance=500", "--guide_checkpoint=4", name="itself.png")
+    assert not np.array_equal(each(plain)[0], each(guided)[0])
+    assert np.abs(each(plain)[0] - each(itself)[0]).max() <= 1  # nothing to guide away from
+
+
+# ---- scores and speed
+
+
+def test_scores_are_written_beside_the_run(command, copied):
+    done = command("zoo/scoring/__main__.py", f"--workdir={copied}", "--num=6", "--per_device=2")
+    assert done.code == 0, done.err
+    scores = json.loads((copied / "scores.json").read_text())
+    assert set(scores) == {"model", "ceiling", "floor"}
+    assert scores["ceiling"]["all"] == 1.0 and scores["floor"]["all"] < 1.0
+    assert all(row in done.out for row in scores)
+
+
+def test_more_captions_than_there_are_is_told(command, trained):
+    done = command("zoo/scoring/__main__.py", f"--workdir={trained}", "--num=7")
+    assert done.code == 2 and "more than the 6 captions" in done.err
+
+
+def test_bench_reports_what_it_measured(finish, tmp_path):
+    words = ["--config=configs/diffusion.py:test", "--seconds=0.1", f"--out={tmp_path / 'bench.json'}"]
+    done = finish("-m", "zoo.bench", *words, devices=1)
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert report == json.loads((tmp_path / "bench.json").read_text())
+    rates = ("step_s", "pictures_per_s", "flops_per_s", "matmul_peak_flops_per_s", "share_of_matmul_peak")
+    more = ("parameters", "input_pictures_per_s", "sampler_pictures_per_s", "peak_memory_mib")
+    for name in (*rates, *more):
+        assert report[name] > 0
+    for start in ("cold", "cached"):
+        assert report["start"][start]["to_first_step_s"] > report["start"][start]["compile_s"] > 0
+    assert report["pictures_per_s"] == pytest.approx(8 / report["step_s"])
+
+
+# ---- bad input
+
+TRAIN = ["train.py", "--config=configs/diffusion.py:test"]
+BAD_TRAINING = {
+    "no config": (["train.py"], "config"),
+    "no such file": (["train.py", "--config=nowhere.py"], "no such file: 'nowhere.py'"),
+    "argument": (["train.py", "--config=configs/diffusion.py:tets"], "'tets': did you mean 'test'"),
+    "key": ([*TRAIN, "--config.data.sise=3"], "'data.sise': did you mean 'data.size'"),
+    "top key": ([*TRAIN, "--config.sead=3"], "'sead': did you mean 'seed'"),
+    "type": ([*TRAIN, "--config.loop.steps=many"], "many"),
+    "flag": ([*TRAIN, "--wrokdir=x"], "wrokdir"),
+    "word": ([*TRAIN, "runs/demo"], "no such argument: 'runs/demo'"),
+    "no workdir": (TRAIN, "--workdir is missing"),
+    "patch": ([*TRAIN, "--config.method.net.patch_size=5", "--workdir=W"], "patch_size"),
+    "heads": ([*TRAIN, "--config.method.net.heads=3", "--workdir=W"], "heads"),
+    "method": ([*TRAIN, "--config.method.name=difusion", "--workdir=W"], "did you mean 'diffusion'"),
+    "path": ([*TRAIN, "--config.method.path=liner", "--workdir=W"], "did you mean 'linear'"),
+    "sampler": ([*TRAIN, "--config.sample.sampler=hein", "--workdir=W"], "did you mean 'heun'"),
+    "freeze": ([*TRAIN, "--config.players.model.freeze=nothing", "--workdir=W"], "matches no parameter"),
+    "decay": ([*TRAIN, "--config.players.model.decay=liner", "--workdir=W"], "did you mean 'linear'"),
+    "folder": ([*TRAIN, "--config.data.source=folder:W/empty", "--workdir=W/run"], "W/empty"),
+    "no folder": ([*TRAIN, "--config.data.source=folder:W/nowhere", "--workdir=W/run"], "W/nowhere"),
+    "workdir is a file": ([*TRAIN, "--workdir=W/file"], "W/file"),
+}
+BAD_SAMPLING = {
+    "no workdir": ([], "workdir"),
+    "no run": (["--workdir=W/nowhere"], "no such run"),
+    "no checkpoint": (["--workdir=W/empty"], "holds no checkpoint"),
+    "checkpoint": (["--workdir=RUN", "--checkpoint=3"], "there are [2, 4]"),
+    "too few": (["--workdir=RUN", "--num=1", *PROMPTS], "--num 1 is fewer than the 2 prompts"),
+    "none": (["--workdir=RUN", "--num=0"], "num"),
+    "sampler": (["--workdir=RUN", "--sampler=hein"], "did you mean 'heun'"),
+    "option": (["--workdir=RUN", "--option=etta=1"], "did you mean 'eta'"),
+    "no value": (["--workdir=RUN", "--option=eta"], "is not NAME=VALUE"),
+    "option's type": (["--workdir=RUN", "--option=eta=much"], "eta"),
+    "ema": (["--workdir=RUN", "--ema=21"], "unknown EMA half-life '21'"),
+    "guide": (["--workdir=RUN", "--guide_ema=3"], "unknown EMA half-life '3'"),
+    "file": (["--workdir=RUN", "--prompts_file=W/nowhere"], "no such file"),
+    "suffix": (["--workdir=RUN", "--prompt=a star", "--out=W/out.bmp"], "bmp"),
+    "word": (["--workdir=RUN", "a star"], "--prompt"),
+}
+
+
+def told(done, message):
+    """Whether a command said what was wrong in one line and nothing else."""
+    lines = [line for line in done.err.splitlines() if line]
+    assert done.code == 2, done.err
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], done.err
+    return True
+
+
+@pytest.fixture
+def place(tmp_path, trained):
+    """place("W/file") -> the path with W and RUN put in."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("here\n")
+    return lambda word: word.replace("W/", f"{tmp_path}/").replace("=W", f"={tmp_path}/W").replace("RUN", str(trained))
+
+
+@pytest.mark.parametrize("case", BAD_TRAINING)
+def test_what_cannot_be_trained_is_told_in_one_line(command, place, tmp_path, case):
+    words, message = BAD_TRAINING[case]
+    assert told(command(*map(place, words)), place(message))
+    assert (tmp_path / "file").read_text() == "here\n"
+
+
+@pytest.mark.parametrize("case", BAD_SAMPLING)
+def test_what_cannot_be_sampled_is_told_in_one_line(command, place, tmp_path, case):
+    words, message = BAD_SAMPLING[case]
+    out = [] if any(word.startswith("--out") for word in words) else [f"--out={tmp_path / 'out.png'}"]
+    assert told(command("sample.py", *map(place, words), *out, "--per_device=1"), message)
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["train.py", "--config=nowhere.py"], "no such file"),
+        (["sample.py", "--workdir=/nowhere"], "no such run"),
+        (["-m", "zoo.scoring", "--workdri=x"], "workdri"),
+    ],
+)
+def test_a_process_exits_with_two_and_no_traceback(finish, words, message):
+    assert told(finish(*words, devices=1), message)

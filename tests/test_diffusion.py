@@ -1,0 +1,318 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoo.config import build
+from zoo.data.text import END
+from zoo.diffusion.paths import PATHS
+from zoo.errors import BadInput
+from zoo.method import Axis, to_float
+from zoo.methods.diffusion import Diffusion, drop_captions, empty_caption
+from zoo.nets.transformer import Transformer
+
+NET = dict(width=16, depth=1, heads=2, patch_size=4, text_width=16, text_depth=1)
+FIELDS = dict(net=NET, vocab_size=32, dtype=jnp.float32)
+SHAPE = (1, 8, 8, 3)
+RNG = np.random.default_rng(0)
+BATCH = dict(
+    pixels=RNG.integers(0, 256, (4, *SHAPE), dtype=np.uint8),
+    tokens=np.array([[5, 6, END, 0], [7, END, 0, 0], [8, 9, 10, END], [11, END, 0, 0]], np.int32),
+)
+MEAN, STD = 0.3, 0.2  # of the Gaussian "pictures" that the oracle network knows
+
+
+def method(**changes):
+    return Diffusion(**FIELDS | changes)
+
+
+def keys(*numbers):
+    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))(jnp.array(numbers))
+
+
+@pytest.fixture
+def simple(monkeypatch):
+    """A network that is one line, and what it was last asked; its parameter is a scalar."""
+    asked = {}
+
+    def apply(self, params, z, t, tokens):
+        asked.update(z=z, t=t, tokens=tokens)
+        words = (tokens % 7).mean(axis=-1).reshape(-1, 1, 1, 1, 1)
+        return params * z + 0.1 * words + t.reshape(-1, 1, 1, 1, 1)
+
+    monkeypatch.setattr(Diffusion, "apply", apply)
+    return asked
+
+
+@pytest.fixture
+def gaussian(monkeypatch):
+    """The perfect network where all pixels are independent Gaussians; a caption of END and pads alone is no other."""
+
+    def apply(self, params, z, t, tokens):
+        path, place = PATHS[self.path], t.reshape(-1, 1, 1, 1, 1)
+        alpha, sigma = path.alpha(place), path.sigma(place)
+        surprise = (z - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
+        x, eps = MEAN + alpha * STD**2 * surprise, sigma * surprise
+        return {"x": x, "eps": eps, "v": path.velocity(x, eps, t)}[self.prediction]
+
+    monkeypatch.setattr(Diffusion, "apply", apply)
+
+
+def loss_of(model, params=0.5, batch=BATCH, seed=0):
+    loss, output = model.loss("model", params, batch, jax.random.key(seed), Axis())
+    np.testing.assert_array_equal(output.metrics["loss"], loss)
+    return float(loss)
+
+
+# The loss
+
+
+@pytest.mark.parametrize("prediction", ["x", "eps", "v"])
+def test_loss_is_what_numpy_says(prediction, simple):
+    """From z and t alone: the noise is what takes the picture to z."""
+    loss, output = method(prediction=prediction).loss("model", 0.5, BATCH, jax.random.key(0), Axis())
+    x = BATCH["pixels"].astype(np.float64) / 127.5 - 1
+    z, t, tokens = (np.asarray(simple[name], np.float64) for name in ("z", "t", "tokens"))
+    t = t.reshape(-1, 1, 1, 1, 1)
+    eps = (z - (1 - t) * x) / t
+    value = 0.5 * z + 0.1 * (tokens % 7).mean(axis=-1).reshape(-1, 1, 1, 1, 1) + t
+    v = {"x": (z - value) / t, "eps": (value - z) / (1 - t), "v": value}[prediction]
+    np.testing.assert_allclose(loss, np.mean((v - (eps - x)) ** 2), rtol=1e-4)
+    np.testing.assert_allclose(output.fake, z - t * v, atol=1e-4)
+    assert abs(eps.mean()) < 0.15
+    assert 0.85 < eps.std() < 1.15
+    assert len(np.unique(t)) == 4
+
+
+def test_loss_adds_fresh_noise_to_each_example_and_step(simple):
+    same = dict(pixels=np.zeros((2, *SHAPE), np.uint8), tokens=BATCH["tokens"][:2])
+    loss_of(method(times="uniform"), batch=same)
+    first = simple["z"]
+    eps = (first + (1 - simple["t"].reshape(-1, 1, 1, 1, 1))) / simple["t"].reshape(-1, 1, 1, 1, 1)
+    assert abs(np.corrcoef(eps[0].ravel(), eps[1].ravel())[0, 1]) < 0.3
+    loss_of(method(times="uniform"), batch=same, seed=1)
+    assert np.abs(simple["z"] - first).min() < np.abs(simple["z"] - first).max()
+
+
+def test_times_are_never_earlier_than_time_min(simple):
+    loss_of(method(time_mean=-3.0, time_min=0.05))
+    assert simple["t"].min() == np.float32(0.05)
+
+
+def test_perfect_prediction_has_no_loss_and_its_fake_is_the_picture(monkeypatch):
+    x = to_float(BATCH["pixels"])
+    monkeypatch.setattr(Diffusion, "apply", lambda self, params, z, t, tokens: x)
+    loss, output = method(prediction="x").loss("model", {}, BATCH, jax.random.key(0), Axis())
+    assert loss < 1e-8
+    np.testing.assert_array_equal(output.fake, x)
+
+
+def test_fake_has_a_gradient(simple):
+    def brightness(params):
+        return method().loss("model", params, BATCH, jax.random.key(0), Axis())[1].fake.mean()
+
+    step = 1e-2
+    slope = (brightness(0.5 + step) - brightness(0.5 - step)) / (2 * step)
+    found = jax.grad(brightness)(0.5)
+    assert abs(found) > 1e-3
+    np.testing.assert_allclose(found, slope, rtol=1e-2)
+
+
+def test_all_captions_dropped_make_the_loss_independent_of_them(simple):
+    other = BATCH | dict(tokens=BATCH["tokens"][::-1])
+    assert loss_of(method(caption_drop=1.0)) == loss_of(method(caption_drop=1.0), batch=other)
+    np.testing.assert_array_equal(simple["tokens"], [[END, 0, 0, 0]] * 4)
+    assert loss_of(method(caption_drop=0.0)) != loss_of(method(caption_drop=0.0), batch=other)
+    np.testing.assert_array_equal(simple["tokens"], other["tokens"])
+
+
+def test_captions_are_dropped_whole_and_in_the_asked_share():
+    tokens = np.tile(BATCH["tokens"], (2500, 1))
+    dropped = np.asarray(drop_captions(jax.random.key(0), tokens, 0.1))
+    changed = (dropped != tokens).any(axis=1)
+    assert abs(changed.mean() - 0.1) < 0.01
+    np.testing.assert_array_equal(dropped[changed], np.tile(empty_caption(4), (changed.sum(), 1)))
+
+
+# Sampling
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("prediction", ["x", "eps", "v"])
+def test_perfect_network_samples_the_gaussian(path, prediction, gaussian):
+    model = method(path=path, prediction=prediction)
+    tokens = np.tile(empty_caption(4), (64, 1))
+    for options in (dict(sampler="heun", steps=64), dict(sampler="ddim", steps=200, eta=1.0)):
+        found = np.asarray(model.sample({}, keys(*range(64)), tokens, SHAPE, **options))
+        assert found.shape == (64, *SHAPE)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found.mean(), MEAN, atol=0.015, err_msg=str(options))
+        np.testing.assert_allclose(found.std(), STD, rtol=0.05, err_msg=str(options))
+        assert abs(np.corrcoef(found.reshape(64, -1))[~np.eye(64, dtype=bool)]).mean() < 0.1  # no two are alike
+
+
+def test_picture_does_not_depend_on_those_made_beside_it():
+    """With a real network none of whose parameters is zero, guidance, and noise in every step."""
+    model, rng = method(), np.random.default_rng(0)
+    tree = jax.eval_shape(model.init, jax.random.key(0), BATCH)
+    params = jax.tree.map(lambda p: 0.2 * rng.normal(size=p.shape).astype(np.float32), tree)
+    options = dict(steps=3, sampler="ddim", eta=1.0, guidance=1.5)
+    make = jax.jit(
+        lambda rng, tokens: model.sample(params, rng, tokens, SHAPE, **options),
+        compiler_options={"xla_backend_optimization_level": 0},  # compiling takes nearly all of the time
+    )
+    batch = make(keys(7, 8, 9, 10), BATCH["tokens"])
+    other = make(keys(9, 7, 11, 12), BATCH["tokens"][[2, 0, 3, 3]])
+    np.testing.assert_allclose(other[:2], batch[np.array([2, 0])], atol=1e-5)
+    assert np.abs(batch[0] - batch[1]).max() > 0.1
+
+
+@pytest.mark.parametrize("options", [dict(sampler="dpmpp_2m"), dict(sampler="ddim", eta=1.0)], ids=["plain", "noisy"])
+def test_picture_does_not_depend_on_how_many_are_made(options, simple):
+    make = functools.partial(method().sample, 0.5, shape=SHAPE, steps=3, guidance=1.5, **options)
+    batch = make(keys(7, 8, 9, 10), BATCH["tokens"])
+    np.testing.assert_allclose(make(keys(9), BATCH["tokens"][2:3])[0], batch[2], atol=1e-5)
+
+
+def test_guidance_zero_is_bit_for_bit_no_guidance(simple):
+    model = method()
+    make = functools.partial(model.sample, 0.5, keys(1, 2, 3, 4), BATCH["tokens"], SHAPE, steps=2)
+    plain, same = np.asarray(make()), model.as_guide(0.5, model)
+    np.testing.assert_array_equal(make(guidance=0.0, guide=model.as_guide(0.9, model)), plain)
+    np.testing.assert_allclose(make(guidance=1.0, guide=same), plain, atol=1e-5)
+    assert np.abs(make(guidance=1.0) - plain).max() > 1e-3
+
+
+def test_guidance_goes_away_from_the_empty_caption(simple):
+    """One Euler step on the line: x = z - v, with v guided by hand."""
+    make = functools.partial(method().sample, 0.5, keys(1, 2, 3, 4), shape=SHAPE, steps=1, sampler="euler")
+    good, bad = make(cond=BATCH["tokens"]), make(cond=jnp.tile(empty_caption(4), (4, 1)))
+    np.testing.assert_allclose(make(cond=BATCH["tokens"], guidance=2.0), good + 2 * (good - bad), atol=1e-5)
+
+
+def test_guide_is_the_worse_model(simple):
+    model = method()
+    make = functools.partial(model.sample, rng=keys(1, 2, 3, 4), cond=BATCH["tokens"], shape=SHAPE, steps=1)
+    good, bad = make(0.5), make(0.9)
+    guided = make(0.5, guidance=2.0, guide=model.as_guide(0.9, method(net=NET | dict(width=8))))
+    np.testing.assert_allclose(guided, good + 2 * (good - bad), atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [dict(path="cosine"), dict(prediction="x")])
+def test_guide_must_mean_the_same_by_its_output(changes):
+    with pytest.raises(BadInput, match="a guide must predict v on the linear path"):
+        method().as_guide({}, method(**changes))
+
+
+# Every key is read
+
+SAMPLE_CHANGES = dict(
+    steps=dict(steps=5),
+    sampler=dict(sampler="heun"),
+    guidance=dict(guidance=2.0),
+    interval=dict(interval=(0.4, 0.6)),
+    eta=dict(eta=0.5),
+    shift=dict(shift=2.0),
+    guide=None,
+)
+
+
+@pytest.mark.parametrize("option", SAMPLE_CHANGES)
+def test_every_sampling_option_changes_the_picture(option, simple):
+    model = method()
+    base = dict(steps=4, sampler="ddim", guidance=1.0)
+    changes = SAMPLE_CHANGES[option] or dict(guide=model.as_guide(0.9, model))
+    make = functools.partial(model.sample, 0.5, keys(1, 2), BATCH["tokens"][:2], SHAPE)
+    assert np.abs(make(**base | changes) - make(**base)).max() > 1e-3
+
+
+def test_every_sampling_option_is_among_those_tested():
+    options = Diffusion.sample.__kwdefaults__
+    assert set(options) == set(SAMPLE_CHANGES)
+
+
+LOSS_CHANGES = dict(
+    path="cosine",
+    prediction="x",
+    error="x",
+    times="uniform",
+    time_mean=1.0,
+    time_std=0.3,
+    time_shift=3.0,
+    time_min=0.9,
+    caption_drop=0.9,
+)
+
+
+@pytest.mark.parametrize("key", LOSS_CHANGES)
+def test_every_key_of_diffusion_changes_the_loss(key, simple):
+    assert abs(loss_of(method(**{key: LOSS_CHANGES[key]})) / loss_of(method()) - 1) > 1e-3
+
+
+NET_CHANGES = dict(
+    width=32,
+    depth=2,
+    heads=4,
+    patch_size=2,
+    text_width=32,
+    text_depth=2,
+    text="cross",
+    positions="learned",
+    remat=True,
+    attention="cudnn",
+)
+
+
+def program(**changes):
+    """The computation of a network as text: its parameters and every operation."""
+    model = method(**changes)
+    params = jax.eval_shape(model.init, jax.random.key(0), BATCH)
+    return str(jax.make_jaxpr(model.apply)(params, to_float(BATCH["pixels"]), jnp.ones(4), BATCH["tokens"]))
+
+
+@pytest.mark.parametrize("key", [*NET_CHANGES, "vocab_size", "dtype"])
+def test_every_key_of_the_network_changes_its_program(key, monkeypatch):
+    # The fused kernel exists on GPUs alone; that it was asked for is what counts here.
+    plain = jax.nn.dot_product_attention
+    seen = []
+
+    def attention(*args, implementation, **kwargs):
+        seen.append(implementation)
+        return plain(*args, implementation="xla", **kwargs)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    own = dict(vocab_size=64, dtype=jnp.bfloat16)
+    changes = {key: own[key]} if key in own else dict(net=NET | {key: NET_CHANGES[key]})
+    changed = program(**changes), set(seen)
+    seen.clear()
+    assert changed != (program(), set(seen))
+
+
+def test_every_key_is_among_those_tested():
+    assert {f.name for f in dataclasses.fields(Diffusion)} == {*LOSS_CHANGES, *FIELDS}
+    own = {f.name for f in dataclasses.fields(Transformer)} - {"parent", "name"}
+    assert own == {*NET_CHANGES, "vocab_size", "dtype"}
+
+
+@pytest.mark.parametrize(
+    "changes, nearest",
+    [
+        (dict(path="cosin"), "cosine"),
+        (dict(prediction="epss"), "eps"),
+        (dict(error="min_srn"), "min_snr"),
+        (dict(times="uniformly"), "uniform"),
+    ],
+)
+def test_unknown_names_are_told_with_the_nearest_known(changes, nearest, simple):
+    with pytest.raises(BadInput, match=f"did you mean '{nearest}'"):
+        loss_of(method(**changes))
+
+
+def test_unknown_keys_are_told_with_the_nearest_known():
+    with pytest.raises(BadInput, match="in method 'captions_drop': did you mean 'caption_drop'"):
+        build(Diffusion, dict(net=NET, captions_drop=0.1), "method", vocab_size=32, dtype=jnp.float32)
+    with pytest.raises(BadInput, match="in method.net 'patchsize': did you mean 'patch_size'"):
+        _ = method(net=NET | dict(patchsize=2)).network

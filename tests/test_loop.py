@@ -1,0 +1,283 @@
+import json
+import math
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zoo.errors import BadInput
+from zoo.run import Run
+from zoo.training import loop
+from zoo.training.checkpoint import Checkpoints
+from zoo.training.stop import Stop
+
+# Long enough to be killed in the middle of.
+LONG = {
+    "loop.steps": 400,
+    "loop.steps_per_call": 4,
+    "loop.log_every": 40,
+    "loop.checkpoint_every": 40,
+    "loop.grid_every": 0,
+}
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def fresh(workdir, target):
+    """A run that has begun with the same config but holds no checkpoint."""
+    shutil.copytree(workdir, target)
+    shutil.rmtree(target / "checkpoints")
+    return target
+
+
+# ---- what a run leaves behind
+
+
+def test_metrics_have_the_promised_names(trained):
+    lines = lines_of(trained)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    names = {"model/loss", "model/grad_norm", "model/update_norm", "model/learning_rate", "skipped_steps"}
+    rates = {"images_per_second", "flops_per_second", "share_of_matmul_peak"}
+    for line in lines:
+        assert names <= line.keys() and all(math.isfinite(line[name]) for name in names)
+    assert rates <= lines[-1].keys() and all(lines[-1][name] > 0 for name in rates)  # the first step compiles
+    assert lines[-1]["skipped_steps"] == 0
+
+
+def test_rates_fit_together(trained, short):
+    recipe_flops = [line["flops_per_second"] / line["images_per_second"] for line in lines_of(trained)[1:]]
+    assert max(recipe_flops) == pytest.approx(min(recipe_flops), rel=1e-6)
+    # Every parameter that multiplies takes part at least once forwards, in a picture of at least one token.
+    assert recipe_flops[0] > 2 * 32 * 32
+
+
+def test_a_grid_is_drawn_with_a_cell_for_each_prompt(trained, short):
+    [grid] = sorted((trained / "samples").iterdir())
+    assert grid.name == "step_0000004.png"
+    width, height = Image.open(grid).size
+    assert width >= 2 * short.data.size and height >= short.data.size
+
+
+def test_the_run_keeps_its_config(trained, short):
+    assert (trained / "config.json").read_text() == loop.configs.to_json(short)
+
+
+# ---- resuming
+
+
+def test_half_the_steps_and_the_other_half_equal_all_bit_for_bit(copied, trained, short, same, saved_state, capsys):
+    shutil.rmtree(copied / "checkpoints" / "4")
+    final = loop.train(short, copied)
+    assert "resuming from step 2" in capsys.readouterr().err
+    step, whole = saved_state(trained, short)
+    assert step == final.step == 4
+    for name, field in saved_state(copied, short)[1].items():
+        assert same(field, whole[name]), name
+    assert same(final.params, whole["params"])
+
+
+def test_the_same_config_trains_to_the_same_bits(trained, short, tmp_path, same, saved_state):
+    loop.train(short, tmp_path / "again")
+    assert same(saved_state(tmp_path / "again", short), saved_state(trained, short))
+
+
+def test_a_run_that_is_trained_says_so_and_stays_as_it_is(copied, trained, short, same, saved_state, capsys):
+    before = (copied / "metrics.jsonl").read_text()
+    final = loop.train(short, copied)
+    assert "is trained: 4 of 4 steps" in capsys.readouterr().err
+    assert final.step == 4 and (copied / "metrics.jsonl").read_text() == before
+
+
+def test_more_steps_can_be_asked_for(copied, tiny, short, capsys):
+    longer = short.copy_and_resolve_references()
+    longer.loop.update(steps=6, grid_every=0)
+    final = loop.train(longer, copied)
+    err = capsys.readouterr().err
+    assert "the run goes on with loop.steps: 4 -> 6" in err and "resuming from step 4" in err
+    assert final.step == 6 and Checkpoints(copied, read_only=True).steps() == [4, 6]
+
+
+def test_fewer_steps_than_were_done_is_no_training(copied, short):
+    shorter = short.copy_and_resolve_references()
+    shorter.loop.steps = 3
+    assert loop.train(shorter, copied).step == 4
+
+
+def test_a_workdir_of_another_run_is_refused_with_the_difference(copied, short):
+    other = short.copy_and_resolve_references()
+    other.seed = 5
+    before = (copied / "config.json").read_text()
+    with pytest.raises(BadInput, match="holds another run; it differs in seed: 0 -> 5; choose another --workdir"):
+        loop.train(other, copied)
+    assert (copied / "config.json").read_text() == before
+
+
+def test_a_config_that_cannot_be_used_does_not_claim_the_workdir(short, trained, tmp_path):
+    wrong = short.copy_and_resolve_references()
+    wrong.method.net.patch_size = 7
+    with pytest.raises(BadInput):
+        loop.train(wrong, tmp_path / "run")
+    loop.claim(tmp_path / "run", short)  # the corrected one is welcome
+
+
+def stop_at(monkeypatch, number, step):
+    """Makes the loop get a signal as it logs a step."""
+    log = loop.Training.log
+
+    def and_signal(self, at, *rest):
+        if at == step:
+            signal.raise_signal(number)
+        return log(self, at, *rest)
+
+    monkeypatch.setattr(loop.Training, "log", and_signal)
+
+
+@pytest.mark.parametrize("number", Stop.SIGNALS, ids=lambda number: number.name)
+def test_a_signal_saves_and_says_how_to_resume(
+    number, trained, short, tmp_path, same, saved_state, monkeypatch, capsys
+):
+    before = [signal.getsignal(each) for each in Stop.SIGNALS]
+    workdir = fresh(trained, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        stop_at(patch, number, 3)
+        assert loop.train(short, workdir).step == 3
+    assert "stopped and saved at step 3 of 4; the same command resumes" in capsys.readouterr().err
+    assert [signal.getsignal(each) for each in Stop.SIGNALS] == before
+    loop.train(short, workdir)
+    assert same(saved_state(workdir, short), saved_state(trained, short))
+
+
+def test_a_second_signal_acts_as_usual():
+    with pytest.raises(KeyboardInterrupt), Stop() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked
+        signal.raise_signal(signal.SIGINT)
+
+
+# ---- in a process of its own
+
+
+def wait_for_checkpoint(workdir, process, newer_than=0):
+    """Returns the newest whole checkpoint's step, when there is one newer than this."""
+    while process.poll() is None:
+        steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+        if max(steps, default=0) > newer_than:
+            return max(steps)
+        time.sleep(0.01)
+    raise AssertionError(process.communicate()[1])
+
+
+def test_a_run_that_was_stopped_and_killed_ends_as_one_that_was_not(
+    tiny, tmp_path, words_of, start, finish, same, saved_state
+):
+    config = tiny(LONG)
+    words = ["train.py", *words_of(config), f"--workdir={tmp_path / 'run'}"]
+
+    process = start(*words)
+    first = wait_for_checkpoint(tmp_path / "run", process)
+    assert Run.open(tmp_path / "run").step >= first  # a run that is training can be read
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "the same command resumes" in err and "Traceback" not in err
+    stopped = Checkpoints(tmp_path / "run", read_only=True).steps()[-1]
+    assert stopped < 400
+
+    process = start(*words)
+    wait_for_checkpoint(tmp_path / "run", process, newer_than=stopped)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert Checkpoints(tmp_path / "run", read_only=True).steps()[-1] < 400
+
+    done = finish(*words)
+    assert done.code == 0 and "resuming from step" in done.err, done.err
+    loop.train(config, tmp_path / "whole")
+    assert same(saved_state(tmp_path / "run", config), saved_state(tmp_path / "whole", config))
+
+
+# ---- what cannot be
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"loop.steps": 5, "loop.steps_per_call": 2}, "loop.steps 5 less the 0 done is no multiple"),
+        ({"data.batch_size": 6}, "data.batch_size 6 cannot be divided by 4 devices"),
+        ({"loop.accumulate": 3}, "use a multiple of 12"),
+        ({"loop.steps_per_call": 0}, "steps_per_call"),
+        ({"loop.accumulate": 0}, "accumulate"),
+        ({"method.net.patch_size": 7}, "patch_size"),
+        ({"data.source": "scenes/won"}, "did you mean 'one'"),
+        ({"data.source": "scene/one"}, "did you mean 'scenes'"),
+    ],
+)
+def test_a_value_that_cannot_be_is_told_before_training(tiny, tmp_path, changes, message):
+    with pytest.raises(BadInput, match=message) as caught:
+        loop.train(tiny(changes), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_resumed_run_must_end_at_a_whole_call(copied, short):
+    other = short.copy_and_resolve_references()
+    other.loop.update(steps=8, steps_per_call=8)
+    with pytest.raises(BadInput, match="loop.steps 8 less the 4 done is no multiple of loop.steps_per_call 8"):
+        loop.train(other, copied)
+
+
+@pytest.mark.parametrize(
+    "steps_per_call, every, ends", [(1, 2, [2, 4, 6]), (4, 6, [8, 12]), (4, 2, [4, 8, 12]), (3, 0, [])]
+)
+def test_what_is_due_is_done_once_in_the_call_that_passes_it(steps_per_call, every, ends):
+    due = loop.Loop(steps=99, steps_per_call=steps_per_call).due
+    last = ends[-1] if ends else 9
+    assert [step for step in range(steps_per_call, last + 1, steps_per_call) if due(every, step)] == ends
+
+
+def test_a_run_that_diverges_stops_and_names_the_first_bad_metric(trained, tiny, tmp_path):
+    config = tiny(
+        {
+            "loop.steps": 40,
+            "loop.max_bad_steps": 3,
+            "loop.grid_every": 0,
+            "loop.checkpoint_every": 2,
+            "players.model.learning_rate": 1e30,
+        }
+    )
+    with pytest.raises(BadInput, match="not finite, first of all model/update_norm.*learning rate"):
+        loop.train(config, tmp_path / "run")
+    steps = [line["step"] for line in lines_of(tmp_path / "run")] if (tmp_path / "run/metrics.jsonl").exists() else []
+    assert max(steps, default=0) <= 3
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        assert "NaN" not in line and "Infinity" not in line  # which are not JSON
+
+
+def test_the_advice_for_a_run_that_diverged_can_be_followed(tiny, tmp_path):
+    """A lower learning rate in the same workdir, as the error says."""
+    config = tiny({"players.model.learning_rate": 1e30})
+    loop.claim(tmp_path / "run", config)
+    config.players.model.learning_rate = 1e-3
+    loop.claim(tmp_path / "run", config)
+
+
+def test_metrics_of_a_window_leave_out_what_is_not_finite():
+    class OnDevice:
+        def __init__(self, *values):
+            self.values = np.array([values])
+
+        def addressable_data(self, _):
+            return self.values
+
+    window = loop.Window()
+    window.add({"a": OnDevice(1.0, math.nan), "b": OnDevice(1.0, 2.0)})
+    window.add({"a": OnDevice(3.0, math.inf), "b": OnDevice(3.0, math.nan)})
+    means, bad = window.take()
+    assert means == {"a": 2.0, "b": 2.0} and bad == "a"
+    window.add({"a": OnDevice(math.nan), "b": OnDevice(5.0)})
+    means, bad = window.take()
+    assert math.isnan(means["a"]) and means["b"] == 5.0 and bad == "a"
