@@ -54,8 +54,7 @@ def test_a_recipe_trains_saves_goes_on_and_samples(recipe, command, tmp_path):
 # ---- train.py
 
 
-def test_a_dry_run_tells_and_writes_nothing(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(jax.config, "jax_enable_compilation_cache", True)
+def test_a_dry_run_tells_and_writes_nothing(command, tmp_path):
     done = command("train.py", "--config=configs/diffusion.py:test", "--dry_run", f"--workdir={tmp_path / 'run'}")
     assert done.code == 0, done.err
     for words in ("parameters", "model/layers", "FLOPs per step", "memory per device", "MiB", "64 in scenes/one"):

@@ -12,6 +12,7 @@ from zoo.training import state
 from zoo.training.optim import Optimizer
 
 torch = pytest.importorskip("torch")
+torch.set_num_threads(1)  # its threads spin, which on busy cores costs more than they save
 
 from tests import torch_twin as twin  # noqa: E402  it imports torch
 

@@ -73,7 +73,7 @@ class Method(Protocol):
           **options: the family's own, with defaults.
 
         Returns:
-          Pixels in [-1, 1], (B, T, H, W, C) float32.
+          Pixels (B, T, H, W, C), float32. Those of data lie in [-1, 1]; `to_uint8` clips what lies outside.
         """
 
 

@@ -54,6 +54,8 @@ def traced_options(run: Run) -> dict[str, Any]:
     if "guide" not in inspect.signature(method.sample).parameters:
         raise BadInput(f"{type(method).__name__} has no autoguidance; drop the --guide_ flags")
     guide = Run.open(FLAGS.guide_workdir or FLAGS.workdir, FLAGS.guide_checkpoint, FLAGS.guide_ema)
+    if guide.recipe.tokenizer.to_json() != run.recipe.tokenizer.to_json():
+        raise BadInput("the guide reads captions with another tokenizer: train it on the same data and vocab_size")
     return {"guide": method.as_guide(guide.params, guide.recipe.method)}
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from zoo.errors import BadInput
+
 # A network as a function of (z (B, ...), t (B,), tokens (B, L)) -> raw prediction (B, ...).
 Network = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -17,6 +19,8 @@ Network = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 def scale_at(t: jax.Array, scale: float, interval: tuple[float, float]) -> jax.Array:
     """The guidance scale inside the interval of times, 0 outside (Kynkäänniemi et al. 2404.07724)."""
     low, high = interval
+    if low > high:
+        raise BadInput(f"a guidance interval goes from the earlier time to the later, got {interval}")
     return jnp.where((t >= low) & (t <= high), scale, 0.0)
 
 

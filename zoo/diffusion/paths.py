@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zoo.errors import unknown
+from zoo.errors import BadInput, unknown
 
 
 class Estimate(NamedTuple):
@@ -99,6 +99,8 @@ def get_path(name: str) -> Path:
 
 def shift_time(t: jax.Array, shift: float) -> jax.Array:
     """Moves times towards noise for shift > 1: t' = s t / (1 + (s - 1) t) (Esser et al. 2403.03206, eq. 23)."""
+    if shift <= 0:
+        raise BadInput(f"a shift of times must be positive, got {shift}; 1 shifts nothing")
     return shift * t / (1 + (shift - 1) * t)
 
 

@@ -78,11 +78,6 @@ def ddim(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry:
 SAMPLERS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "ddim": ddim}
 
 
-def evaluations(sampler: str, steps: int) -> int:
-    """Network evaluations that `sampler` spends on `steps` steps (guidance doubles each)."""
-    return 2 * steps - 1 if sampler == "heun" else steps
-
-
 def time_grid(steps: int, *, shift: float = 1.0, start: float = 1.0, end: float = 0.0) -> jax.Array:
     """Returns the (steps + 1,) times from `start` down to `end`, evenly spaced and then shifted towards noise."""
     if steps < 1:
@@ -115,6 +110,8 @@ def integrate(
     """
     if sampler not in SAMPLERS:
         raise unknown("sampler", sampler, SAMPLERS)
+    if not 0 <= eta <= 1:
+        raise BadInput(f"eta must lie in [0, 1], got {eta}")
     if eta and sampler != "ddim":
         raise BadInput(f"eta={eta} puts noise back, which only the ddim sampler does; sampler is {sampler!r}")
     step = SAMPLERS[sampler]

@@ -72,6 +72,10 @@ class Diffusion:
         return self.network.apply({"params": params["model"]}, z, t, tokens)
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
+        if self.prediction == "x" and self.error in ("v", "eps") and self.time_min <= 0:
+            raise BadInput(
+                f"method.time_min must be positive where x is predicted and {self.error} compared, e.g. 0.05"
+            )
         x = to_float(batch["pixels"])
         return {"model": self.network.init(rng, x, jnp.zeros(len(x)), batch["tokens"])["params"]}
 

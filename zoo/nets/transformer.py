@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.errors import unknown
+from zoo.errors import BadInput, unknown
 from zoo.nets.layers import (
     Attention,
     RMSNorm,
@@ -38,9 +38,10 @@ class Block(nn.Module):
     def __call__(self, x, condition, text, lengths, angles):
         """x: (B, N, D); condition: (B, D); text: (B, L, D); lengths: (B,); angles: (N, d / 2) or None -> x, None."""
         width = x.shape[-1]
-        modulation = nn.Dense(6 * width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="modulation")
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(
-            modulation(nn.silu(condition))[:, None], 6, axis=-1
+        parts = 7 if self.text == "cross" else 6
+        modulation = nn.Dense(parts * width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="modulation")
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m, *gate_c = jnp.split(
+            modulation(nn.silu(condition))[:, None], parts, axis=-1
         )  # each (B, 1, D)
         attention = Attention(self.heads, self.dtype, self.attention, name="attention")
         y = modulate(RMSNorm(self.dtype, scale=False)(x), shift_a, scale_a)
@@ -51,7 +52,8 @@ class Block(nn.Module):
         x = x + gate_a * y
         if self.text == "cross":
             cross = Attention(self.heads, self.dtype, self.attention, name="cross")
-            x = x + cross(RMSNorm(self.dtype, name="cross_norm")(x), context=text, lengths=lengths, to_self=False)
+            y = cross(RMSNorm(self.dtype, name="cross_norm")(x), context=text, lengths=lengths, to_self=False)
+            x = x + gate_c[0] * y
         y = modulate(RMSNorm(self.dtype, scale=False)(x), shift_m, scale_m)
         return x + gate_m * SwiGLU(dtype=self.dtype, name="mlp")(y), None
 
@@ -87,9 +89,17 @@ class Transformer(nn.Module):
         """z: (B, T, H, W, C); t: (B,) in [0, 1]; ids: (B, L) int32 -> (B, T, H, W, C) float32."""
         if self.text not in ("joint", "cross"):
             raise unknown("text attention", self.text, ("joint", "cross"))
-        heads = max(1, self.text_width * self.heads // self.width)  # as wide as the picture's
+        head = self.width // self.heads  # channels of a head, of words as of patches
+        if self.text_width % head:
+            raise BadInput(f"text_width {self.text_width} is no multiple of width / heads = {head}; change one of them")
         text = TextEncoder(
-            self.vocab_size, self.text_width, self.text_depth, heads, self.dtype, self.attention, name="text"
+            self.vocab_size,
+            self.text_width,
+            self.text_depth,
+            self.text_width // head,
+            self.dtype,
+            self.attention,
+            name="text",
         )(ids)
         condition = TimeEmbedding(self.width, self.dtype, name="time")(t)
         condition = condition + nn.Dense(self.width, dtype=self.dtype, name="caption")(text.pooled)  # (B, D)
