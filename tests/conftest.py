@@ -15,9 +15,10 @@ from types import SimpleNamespace
 HOME = tempfile.mkdtemp(prefix="zoo_tests_")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 DEVICES = "--xla_force_host_platform_device_count="
+QUICK = "--xla_backend_optimization_level=0"  # nearly all of the time of tiny runs is compiling
 os.environ |= {  # before jax is imported; programs that tests start inherit it
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": f"{DEVICES}4",
+    "XLA_FLAGS": f"{DEVICES}4 {QUICK}",
     "ZOO_CACHE": HOME,
     "JAX_COMPILATION_CACHE_DIR": f"{HOME}/xla",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
@@ -130,7 +131,7 @@ def start():
     """start("train.py", "--dry_run", devices=1) -> a program begun in a process of its own."""
 
     def start(*words, devices=4):
-        environment = os.environ | {"XLA_FLAGS": f"{DEVICES}{devices}"}
+        environment = os.environ | {"XLA_FLAGS": f"{DEVICES}{devices} {QUICK}"}
         return subprocess.Popen(
             [sys.executable, *map(str, words)],
             cwd=ROOT,

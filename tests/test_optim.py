@@ -19,10 +19,9 @@ def steady(**changes):
 
 def train(optimizer, gradients, steps=1, params=PARAMS):
     """The parameters after some steps with the same gradients."""
-    transformation = optimizer.transformation(params, total_steps=100)
-    state = transformation.init(params)
-    for _ in range(steps):
-        updates, state = transformation.update(gradients, state, params)
+    state, rate = optimizer.init(params), optimizer.schedule(total_steps=100)
+    for step in range(steps):
+        updates, state = optimizer.update(gradients, state, params, rate(step))
         params = optax.apply_updates(params, updates)
     return params
 
@@ -68,8 +67,7 @@ def test_unknown_decay_names_the_nearest():
 
 
 def first_moment(optimizer, gradients):
-    transformation = optimizer.transformation(PARAMS, 100)
-    _, state = transformation.update(gradients, transformation.init(PARAMS), PARAMS)
+    _, state = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS, rate=1.0)
     return optax.tree.get(state, "mu")
 
 
@@ -106,7 +104,7 @@ def test_frozen_parameters_stay_bit_identical_and_the_others_learn(weight_decay)
 
 def test_frozen_parameters_get_no_moments():
     def floats(optimizer):
-        state = optimizer.transformation(PARAMS, 100).init(PARAMS)
+        state = optimizer.init(PARAMS)
         return sum(x.size for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating))
 
     assert floats(steady()) == 2 * 4

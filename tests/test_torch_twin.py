@@ -44,7 +44,7 @@ def random_like(tree):
 
 @functools.cache
 def first_state():
-    create = functools.partial(state.create, METHOD, {"model": OPTIMIZER}, TOTAL_STEPS, jax.random.key(0))
+    create = functools.partial(state.create, METHOD, {"model": OPTIMIZER}, jax.random.key(0))
     shapes = jax.eval_shape(create, batch())
     params = random_like(shapes.params)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)  # Adam starts from zeros

@@ -65,13 +65,10 @@ def build_method(config: Mapping[str, Any], vocab_size: int) -> Method:
     """
     section = dict(config["method"])
     name = section.pop("name")
-    try:
-        module = importlib.import_module(f"zoo.methods.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"zoo.methods.{name}":
-            raise
-        there = [module.name for module in pkgutil.iter_modules([str(Path(__file__).with_name("methods"))])]
-        raise unknown("method", name, there) from None
+    there = [module.name for module in pkgutil.iter_modules([str(Path(__file__).with_name("methods"))])]
+    if name not in there:
+        raise unknown("method", str(name), there)
+    module = importlib.import_module(f"zoo.methods.{name}")
     cls = getattr(module, "".join(part.capitalize() for part in name.split("_")))
     return build(cls, section, "method", vocab_size=vocab_size, dtype=get_dtype(config["dtype"]))
 

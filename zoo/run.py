@@ -84,9 +84,7 @@ class Recipe:
     def create_state(self) -> state.State:
         """The state before the first step."""
         key, _ = state.split_seed(self.config.seed)
-        return jax.jit(functools.partial(state.create, self.method, self.optimizers, self.config.loop.steps))(
-            key, self.data.blank_batch(1)
-        )
+        return jax.jit(functools.partial(state.create, self.method, self.optimizers))(key, self.data.blank_batch(1))
 
     def state_shapes(self) -> state.State:
         """The state with shapes in place of arrays."""
@@ -223,7 +221,7 @@ class Run:
             raise BadInput(f"{workdir} holds no checkpoint; train it first, or wait for its first checkpoint")
         recipe = Recipe(configs.from_json(found[1]["config"]), Tokenizer.from_json(found[1]["tokenizer"]))
         shapes = recipe.state_shapes()
-        step, fields = checkpoints.restore({"params": shapes.params, "ema": shapes.ema}, found[0])
+        step, fields = checkpoints.restore({"params": shapes.params, "ema": shapes.ema}, step)
         return cls(recipe, step, jax.device_put(pick_params(fields, ema)))
 
     def sampler(self, per_device: int = 16, **options) -> Sampler:

@@ -118,6 +118,7 @@ class Transformer(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.depth,
+            unroll=self.depth if jax.default_backend() == "cpu" else 1,  # loops cost XLA's CPU code a fifth more time
             in_axes=(nn.broadcast,) * 4,
         )
         x, _ = layers(self.heads, self.text, self.dtype, self.attention, name="layers")(

@@ -1,6 +1,7 @@
 """Checkpoints that carry all that a run needs: the state, the config and the tokenizer."""
 
 import contextlib
+import itertools
 import json
 import logging
 import sys
@@ -56,7 +57,8 @@ class Checkpoints:
         Raises:
           BadInput: this or the previous save failed, for instance for want of disk space.
         """
-        items = {field: ocp.args.PyTreeSave(flatten(getattr(state, field))) for field in STATE_FIELDS}
+        flat = {field: flatten(getattr(state, field)) for field in STATE_FIELDS}
+        items = {field: ocp.args.PyTreeSave(leaves) for field, leaves in flat.items() if leaves}
         items |= {
             "config": ocp.args.JsonSave(json.loads(config)),
             "tokenizer": ocp.args.JsonSave(json.loads(tokenizer)),
@@ -71,8 +73,10 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the last save and frees the writer."""
-        self.wait()
-        self.manager.close()
+        try:
+            self.wait()
+        finally:
+            self.manager.close()
 
     @contextlib.contextmanager
     def _failing_in_one_line(self):
@@ -101,9 +105,10 @@ class Checkpoints:
         """
 
         def read(step):
-            names = {field: ocp.args.PyTreeRestore() for field in target}
+            there = self.manager.item_metadata(step)  # a field without a leaf, such as no averages, is not written
+            names = {field: ocp.args.PyTreeRestore() for field in target if there[field] is not None}
             saved = self.manager.restore(step, args=ocp.args.Composite(**names))
-            return {field: unflatten(tree, saved[field], field) for field, tree in target.items()}
+            return {field: unflatten(tree, saved.get(field) or {}, field) for field, tree in target.items()}
 
         return self._newest(read, step)
 
@@ -136,7 +141,9 @@ class Checkpoints:
         """Moves checkpoints newer than a step, which could not be read, out of the way of new ones."""
         for step in self.steps():
             if step > newer_than:
-                (self.folder / str(step)).rename(self.folder.parent / f"damaged_checkpoint_{step}")
+                names = (f"damaged_checkpoint_{step}" + (f"_{i}" if i else "") for i in itertools.count())
+                free = next(name for name in names if not (self.folder.parent / name).exists())
+                (self.folder / str(step)).rename(self.folder.parent / free)
         self.manager.reload()
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -50,6 +51,11 @@ class Loop:
     keep: int = 2
     max_bad_steps: int = 20
 
+    def __post_init__(self):
+        for name in ("steps", "steps_per_call", "accumulate", "log_every", "checkpoint_every", "keep", "max_bad_steps"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"loop.{name} must be at least 1, got {getattr(self, name)}")
+
     def due(self, every: int, step: int) -> bool:
         """Whether a multiple of `every` lies in the call that ended with `step`."""
         return every > 0 and step // every > (step - self.steps_per_call) // every
@@ -75,13 +81,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> State:
     """
     workdir = Path(workdir)
     check_sections(config)
-    claim(workdir, config)
+    check_unclaimed(workdir, config)
     return Training(config, workdir).run()
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Writes the config to the workdir; refuses one that holds another run's, but lets `loop` change, and says so."""
+def check_unclaimed(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Refuses a workdir that holds another run's config, but lets `loop` change, and says so."""
     file = workdir / "config.json"
+    if workdir.exists() and not workdir.is_dir():
+        raise BadInput(f"--workdir {str(workdir)!r} is a file; give a folder")
     if file.exists():
         changes = configs.differences(configs.from_json(file.read_text()), config)
         other = [change for change in changes if not change.startswith("loop.")]
@@ -89,9 +97,13 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
             raise BadInput(f"{workdir} holds another run; it differs in {'; '.join(other)}; choose another --workdir")
         if changes:
             say(f"the run goes on with {'; '.join(changes)}")
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file.write_text(configs.to_json(config))
+
+
+def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Writes the config to the workdir, whole or not at all."""
+    unfinished = workdir / f".config_{os.getpid()}.json"
+    unfinished.write_text(configs.to_json(config))
+    os.replace(unfinished, workdir / "config.json")
 
 
 def say(line: str) -> None:
@@ -111,20 +123,27 @@ class Training:
         self.saved_with = configs.to_json(config), tokenizer.to_json()
         parallel.per_device(self.recipe.data.batch_size, self.loop.accumulate)
         self.first = jax.process_index() == 0
-        self.writer = Writer(workdir) if self.first else None
 
     def run(self) -> State:
-        state, start = self.start()
-        self.loop.check(start)
-        if start >= self.loop.steps:
+        """See `train`."""
+        try:
+            state, start = self.start()
+            self.loop.check(start)
+            if self.first:
+                claim(self.workdir, self.recipe.config)
+            if start < self.loop.steps:
+                return self.train(state, start)
             say(f"{self.workdir} is trained: {start} of {self.loop.steps} steps; sample it with sample.py")
             return parallel.unreplicate(state)
-        with Stop() as stop:
+        finally:
+            self.checkpoints.close()
+
+    def train(self, state: State, start: int) -> State:
+        """Trains from a replicated state on; returns the last one, saved."""
+        with Stop() as stop, Writer(self.workdir, self.first) as self.writer:
             final = parallel.unreplicate(self.go(state, start, stop))
             self.save(final)
-            self.checkpoints.close()
-        if self.writer:
-            self.writer.close()
+            self.checkpoints.wait()
         if final.step < self.loop.steps:
             say(f"stopped and saved at step {final.step} of {self.loop.steps}; the same command resumes")
         return final
@@ -190,12 +209,11 @@ class Training:
         if counts["bad"] >= self.loop.max_bad_steps:
             raise BadInput(
                 f"the last {counts['bad']} steps up to {step} were not finite, first of all {bad}; lower "
-                f"the learning rate and run again: the last checkpoint in {self.workdir} is from before"
+                f"the learning rate and train in another --workdir; the checkpoints in {self.workdir} are from before"
             )
         losses = {name: value for name, value in means.items() if name.endswith("loss")}
         bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()}, refresh=False)
-        if self.writer:
-            self.writer.scalars(step, means | meter.rates() | {"skipped_steps": float(counts["skipped"])})
+        self.writer.scalars(step, means | meter.rates() | {"skipped_steps": float(counts["skipped"])})
 
     def save(self, state: State) -> None:
         if int(state.step) not in self.checkpoints.steps():

@@ -34,16 +34,30 @@ class Window:
 
 
 class Writer:
-    """Appends to workdir/metrics.jsonl, and to TensorBoard's event files there where clu can write them."""
+    """Appends to workdir/metrics.jsonl, and to TensorBoard's event files there where clu can write them.
 
-    def __init__(self, workdir: Path):
-        self._file = open(workdir / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115, closed below
-        self._board = _tensorboard(workdir)
+    Args:
+      workdir: the run's folder.
+      write: False for all processes but the first: they write nothing.
+    """
+
+    def __init__(self, workdir: Path, write: bool = True):
+        self._file = open(workdir / "metrics.jsonl", "a", buffering=1) if write else None  # noqa: SIM115
+        self._board = _tensorboard(workdir) if write else None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *error) -> None:
+        for writer in (self._file, self._board):
+            if writer:
+                writer.close()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(
-            json.dumps({"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}) + "\n"
-        )
+        """A line of JSON; what is not finite is written as null."""
+        if self._file:
+            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            self._file.write(json.dumps({"step": step} | finite) + "\n")
         if self._board:
             self._board.write_scalars(step, values)
 
@@ -51,11 +65,6 @@ class Writer:
         """picture: uint8 (H, W, 3); to TensorBoard alone, files are the caller's."""
         if self._board:
             self._board.write_images(step, {name: picture[None]})
-
-    def close(self) -> None:
-        self._file.close()
-        if self._board:
-            self._board.close()
 
 
 def _tensorboard(workdir: Path):

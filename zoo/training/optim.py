@@ -61,17 +61,25 @@ class Optimizer:
 
         return rate
 
-    def transformation(self, params: Any, total_steps: int) -> optax.GradientTransformation:
-        """The optimizer of these parameters. Raises BadInput where a regular expression matches no path."""
-        mask = functools.partial(matches, pattern=self.weight_decay_on) if self.weight_decay else None
-        learn = optax.chain(
-            optax.clip_by_global_norm(self.clip_norm),
-            optax.adamw(self.schedule(total_steps), *self.betas, weight_decay=self.weight_decay, mask=mask),
-        )
+    def init(self, params: Any) -> Any:
+        """Optax's state before the first step; raises BadInput where a regular expression matches no path."""
+        return self._directions(params).init(params)
+
+    def update(self, gradients: Any, state: Any, params: Any, rate: jax.Array) -> tuple[Any, Any]:
+        """Returns what to add to the parameters at this learning rate, and the next state."""
+        directions, state = self._directions(params).update(gradients, state, params)
+        return jax.tree.map(lambda d: -rate * d, directions), state
+
+    def _directions(self, params: Any) -> optax.GradientTransformation:
+        """AdamW without its learning rate: that is a function of the run's step, not of the updates taken."""
+        steps = [optax.clip_by_global_norm(self.clip_norm), optax.scale_by_adam(*self.betas)]
+        if self.weight_decay:
+            mask = functools.partial(matches, pattern=self.weight_decay_on)
+            steps.append(optax.add_decayed_weights(self.weight_decay, mask))
         if not self.freeze:
-            return learn
+            return optax.chain(*steps)
         labels = jax.tree.map(lambda frozen: "frozen" if frozen else "learns", matches(params, self.freeze))
-        return optax.partition({"learns": learn, "frozen": optax.set_to_zero()}, labels)
+        return optax.partition({"learns": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
 
     def ema_decay(self, half_life: float, step: jax.Array) -> jax.Array:
         """Share of the old average that is kept at `step`."""

@@ -36,12 +36,12 @@ def pmap(step: Callable) -> Callable:
 
 def replicate(tree):
     """Host tree -> one copy on each local device, with a leading device axis."""
-    return jax_utils.replicate(tree)
+    return jax_utils.replicate(tree, axis_name=AXIS_NAME)  # of another name, the second step would compile again
 
 
 def unreplicate(tree):
     """The first device's copy, as numpy on the host."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], tree)
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0, ...], tree)
 
 
 def per_device(batch_size: int, accumulate: int = 1) -> int:
@@ -63,7 +63,7 @@ def stack_and_shard(batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarra
 
 def prefetch(batches, size: int = 2):
     """Moves the next `size` sharded batches to the devices while the present one is used."""
-    return jax_utils.prefetch_to_device(batches, size)
+    return jax_utils.prefetch_to_device(batches, size, axis_name=AXIS_NAME)
 
 
 def join(coordinator: str, num_processes: int | None, process_id: int | None) -> None:

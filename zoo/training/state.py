@@ -34,12 +34,10 @@ class State:
     bad_in_a_row: jax.Array
 
 
-def create(
-    method: Method, optimizers: Mapping[str, Optimizer], total_steps: int, rng: jax.Array, batch: Batch
-) -> State:
+def create(method: Method, optimizers: Mapping[str, Optimizer], rng: jax.Array, batch: Batch) -> State:
     """Returns the state before the first step."""
     params = method.init(rng, batch)
-    opt = {p: optimizers[p].transformation(params[p], total_steps).init(params[p]) for p in method.players}
+    opt = {p: optimizers[p].init(params[p]) for p in method.players}
     ema = {
         p: {f"{h:g}": jax.tree.map(jnp.copy, params[p]) for h in optimizers[p].ema_half_lives} for p in method.players
     }
@@ -90,8 +88,8 @@ def update_player(
     """Gradient -> mean over devices -> clip -> optimizer -> averages, for one player."""
     params = state.params[player]
     grads, metrics = axis.pmean(gradient(method, player, state.params, batch, rng, axis, accumulate))
-    transformation = optimizer.transformation(params, total_steps)
-    updates, opt = transformation.update(grads, state.optimizer[player], params)
+    rate = optimizer.schedule(total_steps)(state.step)
+    updates, opt = optimizer.update(grads, state.optimizer[player], params, rate)
     params = optax.apply_updates(params, updates)
 
     def average(half_life, old):
@@ -102,7 +100,7 @@ def update_player(
     metrics = metrics | {
         "grad_norm": optax.global_norm(grads),
         "update_norm": optax.global_norm(updates),
-        "learning_rate": optimizer.schedule(total_steps)(state.step),
+        "learning_rate": rate,
     }
     state = state.replace(
         params=state.params | {player: params}, optimizer=state.optimizer | {player: opt}, ema=state.ema | {player: ema}
