@@ -66,7 +66,7 @@ def _for_two_cores(config):
                 time_min=0.05,
             ),
             players=dict(model=dict(learning_rate=1e-3, warmup_steps=100, ema_half_lives=(20.0, 100.0))),
-            loop=dict(steps=5000, log_every=50, checkpoint_every=500, grid_every=500),
+            loop=dict(steps=6000, log_every=50, checkpoint_every=500, grid_every=1000),
         )
     )
 

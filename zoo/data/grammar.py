@@ -82,9 +82,9 @@ def position_name(cell: tuple[int, int], grid: int) -> str:
     return " ".join(word for word in words if word) or "centre"
 
 
-POSITIONS = tuple(dict.fromkeys(
-    position_name(cell, grid) for grid in (2, 3) for cell in itertools.product(range(grid), repeat=2)
-))
+POSITIONS = tuple(
+    dict.fromkeys(position_name(cell, grid) for grid in (2, 3) for cell in itertools.product(range(grid), repeat=2))
+)
 
 
 # ---- writing
@@ -261,9 +261,9 @@ def holds(claims: Claims, scene: Scene) -> dict[str, bool | None]:
     """
     missing = [None] * max(0, len(claims.things) - len(scene.things))
     matches = itertools.permutations([*scene.things, *missing], len(claims.things))
-    judged = max((_judge(claims, scene, match) for match in matches), key=lambda claimed: sum(
-        right for _, right in claimed
-    ))
+    judged = max(
+        (_judge(claims, scene, match) for match in matches), key=lambda claimed: sum(right for _, right in claimed)
+    )
     judged.extend(_judge_whole(claims, scene))
     return {
         attribute: all(rights) if (rights := [right for name, right in judged if name == attribute]) else None

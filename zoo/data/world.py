@@ -105,8 +105,10 @@ class Scene:
     @classmethod
     def from_json(cls, text: str) -> "Scene":
         fields = json.loads(text)
-        things = (Thing(**thing | {"cell": tuple(thing["cell"]), "offset": tuple(thing["offset"])})
-                  for thing in fields.pop("things"))
+        things = (
+            Thing(**thing | {"cell": tuple(thing["cell"]), "offset": tuple(thing["offset"])})
+            for thing in fields.pop("things")
+        )
         return cls(things=tuple(things), **fields)
 
     def facts(self) -> "Scene":
@@ -218,9 +220,7 @@ def all_still_scenes(world: str) -> list[Scene]:
     cells = itertools.product(range(rules.grid), repeat=2)
     return [
         Scene(world, background, (Thing(shape, colour, size, cell),))
-        for background, shape, colour, size, cell in itertools.product(
-            BACKGROUNDS, SHAPES, COLOURS, SIZES, cells
-        )
+        for background, shape, colour, size, cell in itertools.product(BACKGROUNDS, SHAPES, COLOURS, SIZES, cells)
     ]
 
 
@@ -328,8 +328,12 @@ def pose(thing: Thing, world: World, seconds: float) -> Pose:
         (thing.cell[1] + 0.5 + right) / world.grid,
     )
     angle = DEGREES_PER_SECOND[thing.speed] * seconds if thing.motion == "spinning" else 0.0
-    return Pose(centre, radius * scale(thing.motion, thing.speed, seconds), angle,
-                is_visible(thing.motion, thing.speed, seconds))
+    return Pose(
+        centre,
+        radius * scale(thing.motion, thing.speed, seconds),
+        angle,
+        is_visible(thing.motion, thing.speed, seconds),
+    )
 
 
 def scale(motion: str, speed: str | None, seconds: float) -> float:
@@ -361,9 +365,7 @@ def render(scene: Scene, size: int, frames: int = 1, frame_rate: float | None = 
       BadInput: a size or number of frames below 1, or a frame rate that is not positive.
     """
     if size < 1 or frames < 1 or (frame_rate is not None and frame_rate <= 0):
-        raise errors.BadInput(
-            f"cannot draw {frames} frames of {size} px at rate {frame_rate}: use at least 1 of each"
-        )
+        raise errors.BadInput(f"cannot draw {frames} frames of {size} px at rate {frame_rate}: use at least 1 of each")
     rate = frames / CLIP_SECONDS if frame_rate is None else frame_rate
     if all(thing.motion == "static" for thing in scene.things):
         return np.repeat(_render_frame(scene, size, 0.0)[None], frames, axis=0)

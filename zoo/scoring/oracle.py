@@ -178,10 +178,12 @@ def _bank(world: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     rules = worlds.world_named(world)
     half = _half_window(rules, size)
     phases = [np.array(phase) / PHASES for phase in itertools.product(range(PHASES), repeat=2)]
-    templates = np.stack([
-        _template(shape, _radius(rules, kind, size), 0.0, phase, half).ravel()
-        for phase, (shape, kind) in itertools.product(phases, _KINDS)
-    ]).reshape(PHASES, PHASES, len(_KINDS), -1)
+    templates = np.stack(
+        [
+            _template(shape, _radius(rules, kind, size), 0.0, phase, half).ravel()
+            for phase, (shape, kind) in itertools.product(phases, _KINDS)
+        ]
+    ).reshape(PHASES, PHASES, len(_KINDS), -1)
     return templates, (templates**2).sum(-1)
 
 
@@ -250,7 +252,8 @@ def _link(frames: list[list[Blob]], reach: float) -> list[Track]:
     for time, blobs in enumerate(frames):
         pairs = [
             (float(np.hypot(*(track.last().centre - blob.centre))), i, j)
-            for i, track in enumerate(tracks) for j, blob in enumerate(blobs)
+            for i, track in enumerate(tracks)
+            for j, blob in enumerate(blobs)
             if track.last().colour == blob.colour
         ]
         extended, used = set(), set()
@@ -291,7 +294,8 @@ def _motions(track: Track, cell: float) -> list[tuple[str, str | None]]:
 def _blinks(seen: list[bool]) -> list[tuple[str, str]]:
     times = [i / len(seen) * worlds.CLIP_SECONDS for i in range(len(seen))]
     return [
-        ("blinking", speed) for speed in worlds.SPEEDS
+        ("blinking", speed)
+        for speed in worlds.SPEEDS
         if seen == [worlds.is_visible("blinking", speed, time) for time in times]
     ]
 

@@ -34,7 +34,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, keep: int = 2, read_only: bool = False):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # each save would be told in twenty lines
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # tells each save in twenty lines; errors are raised too
         self.folder = Path(workdir).absolute() / "checkpoints"
         if read_only and not self.folder.is_dir():
             raise BadInput(f"{workdir} holds no checkpoint; train it first, or wait for its first checkpoint")
@@ -57,8 +57,8 @@ class Checkpoints:
         Raises:
           BadInput: this or the previous save failed, for instance for want of disk space.
         """
-        flat = {field: flatten(getattr(state, field)) for field in STATE_FIELDS}
-        items = {field: ocp.args.PyTreeSave(leaves) for field, leaves in flat.items() if leaves}
+        flat = {field: flatten(jax.tree.map(np.asarray, getattr(state, field))) for field in STATE_FIELDS}
+        items = {field: ocp.args.PyTreeSave(leaves) for field, leaves in flat.items()}
         items |= {
             "config": ocp.args.JsonSave(json.loads(config)),
             "tokenizer": ocp.args.JsonSave(json.loads(tokenizer)),
@@ -105,10 +105,9 @@ class Checkpoints:
         """
 
         def read(step):
-            there = self.manager.item_metadata(step)  # a field without a leaf, such as no averages, is not written
-            names = {field: ocp.args.PyTreeRestore() for field in target if there[field] is not None}
+            names = {field: ocp.args.PyTreeRestore() for field in target}
             saved = self.manager.restore(step, args=ocp.args.Composite(**names))
-            return {field: unflatten(tree, saved.get(field) or {}, field) for field, tree in target.items()}
+            return {field: unflatten(tree, saved[field], field) for field, tree in target.items()}
 
         return self._newest(read, step)
 
@@ -153,9 +152,11 @@ def one_line(error: Exception) -> str:
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
-    """A tree as one level, {"a.b.c": array}; a tree that is a leaf gets the name "value"."""
+    """A tree as one level, {"a.b.c": array}. A tree that is a leaf gets the name "value"; one without leaves, such as
+    no averages, is one 0 called "none", since nothing cannot be saved.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_name(path, ".") or "value": leaf for path, leaf in leaves}
+    return {path_name(path, ".") or "value": leaf for path, leaf in leaves} or {"none": np.zeros((), np.int32)}
 
 
 def unflatten(target: Any, flat: Mapping[str, np.ndarray], what: str) -> Any:
@@ -173,4 +174,5 @@ def unflatten(target: Any, flat: Mapping[str, np.ndarray], what: str) -> Any:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise BadInput(f"the checkpoint is of another architecture; its {what} differ: {'; '.join(wrong[:3])}{more}")
-    return jax.tree.unflatten(jax.tree.structure(target), [flat[name] for name in wanted])
+    structure = jax.tree.structure(target)
+    return jax.tree.unflatten(structure, [flat[name] for name in wanted][: structure.num_leaves])
