@@ -98,7 +98,7 @@ def test_more_steps_can_be_asked_for(copied, tiny, short, capsys):
     longer.loop.update(steps=6, grid_every=0)
     final = loop.train(longer, copied)
     err = capsys.readouterr().err
-    assert "the run goes on with loop.steps: 4 -> 6" in err and "resuming from step 4" in err
+    assert "the run goes on with" in err and "loop.steps: 4 -> 6" in err and "resuming from step 4" in err
     assert final.step == 6 and Checkpoints(copied, read_only=True).steps() == [4, 6]
 
 
@@ -249,20 +249,12 @@ def test_a_run_that_diverges_stops_and_names_the_first_bad_metric(trained, tiny,
             "players.model.learning_rate": 1e30,
         }
     )
-    with pytest.raises(BadInput, match="not finite, first of all model/update_norm.*learning rate"):
+    with pytest.raises(BadInput, match="not finite, first of all model/update_norm.*another --workdir"):
         loop.train(config, tmp_path / "run")
     steps = [line["step"] for line in lines_of(tmp_path / "run")] if (tmp_path / "run/metrics.jsonl").exists() else []
     assert max(steps, default=0) <= 3
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
         assert "NaN" not in line and "Infinity" not in line  # which are not JSON
-
-
-def test_the_advice_for_a_run_that_diverged_can_be_followed(tiny, tmp_path):
-    """A lower learning rate in the same workdir, as the error says."""
-    config = tiny({"players.model.learning_rate": 1e30})
-    loop.claim(tmp_path / "run", config)
-    config.players.model.learning_rate = 1e-3
-    loop.claim(tmp_path / "run", config)
 
 
 def test_metrics_of_a_window_leave_out_what_is_not_finite():

@@ -19,10 +19,19 @@ def draw(name: str, count: int, size: int, frames: int = 1, seed: int = 0):
     return drawn, np.stack([world.render(scene, size, frames) for scene in drawn]), texts
 
 
-@pytest.mark.parametrize(("name", "size", "frames", "count"), [
-    ("one", 16, 1, 2000), ("one", 32, 1, 2000), ("full", 32, 1, 2000), ("full", 64, 1, 2000),
-    ("clips", 32, 8, 500), ("clips", 32, 4, 100), ("clips", 32, 16, 50), ("clips", 64, 8, 50),
-])
+@pytest.mark.parametrize(
+    ("name", "size", "frames", "count"),
+    [
+        ("one", 16, 1, 2000),
+        ("one", 32, 1, 2000),
+        ("full", 32, 1, 2000),
+        ("full", 64, 1, 2000),
+        ("clips", 32, 8, 500),
+        ("clips", 32, 4, 100),
+        ("clips", 32, 16, 50),
+        ("clips", 64, 8, 50),
+    ],
+)
 def test_clean_scenes_are_read_right(name, size, frames, count):
     rng = np.random.default_rng(size + frames)
     wrong = 0
@@ -39,21 +48,33 @@ def test_real_pictures_score_one(name, size, frames):
     assert set(oracle.table(pictures, texts, name).values()) == {1.0}
 
 
-CLIP = Scene("clips", "grey", (
-    Thing("triangle", "red", "small", (0, 0), motion="right", speed="slow"),
-    Thing("star", "blue", "large", (1, 2)),
-))
+CLIP = Scene(
+    "clips",
+    "grey",
+    (
+        Thing("triangle", "red", "small", (0, 0), motion="right", speed="slow"),
+        Thing("star", "blue", "large", (1, 2)),
+    ),
+)
 CAPTION = (
     "two things: a small red triangle at the top left moving right slowly "
     "and a large blue star standing still on a grey background"
 )
 
 
-@pytest.mark.parametrize(("attribute", "old", "new"), [
-    ("count", "two things", "three things"), ("colour", "red", "green"), ("shape", "triangle", "ring"),
-    ("size", "small red", "large red"), ("position", "top left", "top right"),
-    ("background", "grey", "brown"), ("motion", "moving right", "growing"), ("speed", "slowly", "quickly"),
-])
+@pytest.mark.parametrize(
+    ("attribute", "old", "new"),
+    [
+        ("count", "two things", "three things"),
+        ("colour", "red", "green"),
+        ("shape", "triangle", "ring"),
+        ("size", "small red", "large red"),
+        ("position", "top left", "top right"),
+        ("background", "grey", "brown"),
+        ("motion", "moving right", "growing"),
+        ("speed", "slowly", "quickly"),
+    ],
+)
 def test_a_swapped_attribute_is_judged_wrong(attribute, old, new):
     clip = world.render(CLIP, 32, 8)
     assert oracle.score(clip, CAPTION, "clips")["all"] is True
@@ -68,10 +89,14 @@ def test_a_swapped_relation_is_judged_wrong():
     assert judged["relation"] is False and judged["all"] is False
 
 
-@pytest.mark.parametrize("thing", [
-    Thing("square", "white", "large", (1, 1), motion=motion, speed=speed)
-    for motion in world.MOTIONS[1:] for speed in world.SPEEDS
-])
+@pytest.mark.parametrize(
+    "thing",
+    [
+        Thing("square", "white", "large", (1, 1), motion=motion, speed=speed)
+        for motion in world.MOTIONS[1:]
+        for speed in world.SPEEDS
+    ],
+)
 def test_every_motion_is_told_from_every_other(thing):
     assert oracle.read(world.render(Scene("clips", "black", (thing,)), 32, 8), "clips").things == (thing,)
 
@@ -144,9 +169,12 @@ def test_report_has_ceiling_and_floor():
 def test_bad_input():
     picture = np.zeros((1, 32, 32, 3), np.uint8)
     for pixels, name, message in (
-        (picture.astype(float), "full", "uint8"), (picture[0], "full", "uint8"),
-        (picture[:, :16, :16], "full", "at least 32 px"), (picture, "clips", "at least 4 frames"),
-        (np.repeat(picture, 8, 0), "full", "has 1 frame"), (picture, "ful", "did you mean 'full'"),
+        (picture.astype(float), "full", "uint8"),
+        (picture[0], "full", "uint8"),
+        (picture[:, :16, :16], "full", "at least 32 px"),
+        (picture, "clips", "at least 4 frames"),
+        (np.repeat(picture, 8, 0), "full", "has 1 frame"),
+        (picture, "ful", "did you mean 'full'"),
     ):
         with pytest.raises(errors.BadInput, match=message):
             oracle.read(pixels, name)

@@ -142,8 +142,14 @@ def test_full_captions_leave_nothing_out(name):
         said = {(c.shape, c.colour, c.size, c.position, c.motion, c.speed) for c in claims.things}
         assert claims.background == scene.background
         assert said == {
-            (t.shape, t.colour, t.size, grammar.position_name(t.cell, grid),
-             t.motion if WORLDS[name].moves else None, t.speed)
+            (
+                t.shape,
+                t.colour,
+                t.size,
+                grammar.position_name(t.cell, grid),
+                t.motion if WORLDS[name].moves else None,
+                t.speed,
+            )
             for t in scene.things
         }
 
@@ -164,19 +170,35 @@ def test_captions_vary_and_leave_out(name):
 
 
 def test_a_false_claim_is_found_for_every_attribute():
-    scene = Scene("clips", "grey", (
-        Thing("circle", "red", "small", (0, 0), motion="left", speed="slow"),
-        Thing("star", "blue", "large", (1, 2)),
-    ))
+    scene = Scene(
+        "clips",
+        "grey",
+        (
+            Thing("circle", "red", "small", (0, 0), motion="left", speed="slow"),
+            Thing("star", "blue", "large", (1, 2)),
+        ),
+    )
     true = "two things: a small red circle at the top left moving left slowly and a star on a grey background"
     assert grammar.holds(grammar.parse(true), scene) == {
-        "count": True, "colour": True, "shape": True, "size": True, "position": True, "relation": None,
-        "background": True, "motion": True, "speed": True,
+        "count": True,
+        "colour": True,
+        "shape": True,
+        "size": True,
+        "position": True,
+        "relation": None,
+        "background": True,
+        "motion": True,
+        "speed": True,
     }
     swaps = {
-        "count": ("two things", "three things"), "colour": ("red", "green"), "shape": ("circle", "ring"),
-        "size": ("small", "large"), "position": ("top left", "top right"), "background": ("grey", "black"),
-        "motion": ("moving left", "moving right"), "speed": ("slowly", "quickly"),
+        "count": ("two things", "three things"),
+        "colour": ("red", "green"),
+        "shape": ("circle", "ring"),
+        "size": ("small", "large"),
+        "position": ("top left", "top right"),
+        "background": ("grey", "black"),
+        "motion": ("moving left", "moving right"),
+        "speed": ("slowly", "quickly"),
     }
     for attribute, (old, new) in swaps.items():
         judged = grammar.holds(grammar.parse(true.replace(old, new)), scene)
@@ -187,17 +209,20 @@ def test_a_false_claim_is_found_for_every_attribute():
 
 
 def test_ambiguous_things_are_matched_in_the_best_way():
-    scene = Scene("full", "grey", (
-        Thing("circle", "red", "small", (0, 0)), Thing("circle", "blue", "large", (2, 2)),
-    ))
+    scene = Scene(
+        "full",
+        "grey",
+        (
+            Thing("circle", "red", "small", (0, 0)),
+            Thing("circle", "blue", "large", (2, 2)),
+        ),
+    )
 
     def judge(text):
         return grammar.holds(grammar.parse(text), scene)
 
     assert judge("a circle at the bottom right")["position"] is True
-    assert judge("a circle and a small red circle") == judge("a circle and a circle") | {
-        "size": True, "colour": True
-    }
+    assert judge("a circle and a small red circle") == judge("a circle and a circle") | {"size": True, "colour": True}
     assert judge("a circle below a circle")["relation"] is True
     assert judge("a red circle and a red circle")["colour"] is False  # one thing is not two
     assert judge("a circle, a circle and a circle")["shape"] is False
@@ -205,11 +230,19 @@ def test_ambiguous_things_are_matched_in_the_best_way():
     assert judge("a large blue circle at the top left") == judge("a large blue circle") | {"position": False}
 
 
-@pytest.mark.parametrize("text", [
-    "", "a cat", "a red circle under a star", "red circle", "a small small circle",
-    "a circle slowly moving left quickly", "a ring, a ring, a ring and a ring",
-    "on a grey background: a ring on a black background",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a cat",
+        "a red circle under a star",
+        "red circle",
+        "a small small circle",
+        "a circle slowly moving left quickly",
+        "a ring, a ring, a ring and a ring",
+        "on a grey background: a ring on a black background",
+    ],
+)
 def test_text_outside_of_the_grammar_is_bad_input(text):
     with pytest.raises(errors.BadInput) as caught:
         grammar.parse(text)
@@ -250,8 +283,7 @@ def test_source_is_deterministic_and_built_once(tmp_path, capsys):
 
 
 def test_split_test_is_test_seen(tmp_path):
-    one, other = (scenes.open_source("one", split, 16, examples=20, cache=tmp_path) for split in
-                  ("test", "test_seen"))
+    one, other = (scenes.open_source("one", split, 16, examples=20, cache=tmp_path) for split in ("test", "test_seen"))
     assert [one[i]["text"] for i in range(len(one))] == [other[i]["text"] for i in range(len(other))]
 
 
@@ -298,16 +330,19 @@ def test_tensorflow_is_never_imported(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("ones", "train", 16), "did you mean 'one'"),
-    (("one", "tests", 16), "unknown split 'tests'"),
-    (("entropy", "test_unseen", 16), "unknown split"),
-    (("one", "train", 15), "at least 16 px"),
-    (("full", "train", 16), "at least 32 px"),
-    (("clips", "train", 32, 3), "at least 4 frames"),
-    (("full", "train", 32, 8), "stand still"),
-    (("one", "train", 16, 1, 0), "at least 1 example"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ones", "train", 16), "did you mean 'one'"),
+        (("one", "tests", 16), "unknown split 'tests'"),
+        (("entropy", "test_unseen", 16), "unknown split"),
+        (("one", "train", 15), "at least 16 px"),
+        (("full", "train", 16), "at least 32 px"),
+        (("clips", "train", 32, 3), "at least 4 frames"),
+        (("full", "train", 32, 8), "stand still"),
+        (("one", "train", 16, 1, 0), "at least 1 example"),
+    ],
+)
 def test_bad_input(arguments, message, tmp_path):
     with pytest.raises(errors.BadInput, match=message):
         scenes.open_source(*arguments, cache=tmp_path)

@@ -102,12 +102,15 @@ def check_sections(config: Mapping[str, Any]) -> None:
 
 
 def check_options(method: Method, options: Mapping[str, Any]) -> None:
-    """Raises BadInput where `method.sample` has no such option; names those it has."""
+    """Raises BadInput where `method.sample` has no such option, or one of another type; names those it has."""
     parameters = inspect.signature(method.sample).parameters.values()
-    known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    for name in options:
+    known = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    for name, value in options.items():
         if name not in known:
             raise unknown(f"sampling option of {type(method).__name__}", name, known)
+        like = {float: (int, float), tuple: (tuple, list), type(None): object}
+        if not isinstance(value, like.get(type(known[name]), type(known[name]))):
+            raise BadInput(f"sampling option {name} must be like {known[name]!r}, got {value!r}")
 
 
 class Sampler:
@@ -157,6 +160,10 @@ class Sampler:
         """Compiles for arguments of these shapes; calls with others fail afterwards."""
         arguments = self._arguments(params, tokens[:1], 0, 0, traced)
         self._make = self._make.lower(*arguments).compile()
+
+    def check(self, params, tokens: np.ndarray) -> None:
+        """Raises what a call would raise, without compiling."""
+        jax.eval_shape(self._make, *self._arguments(params, tokens[:1], 0, 0, {}))
 
     def _arguments(self, params, tokens: np.ndarray, seed: int, first: int, traced: dict[str, Any]):
         """The arguments of one call of all devices; too few captions are filled up with the first one."""

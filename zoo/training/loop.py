@@ -129,6 +129,7 @@ class Training:
         try:
             state, start = self.start()
             self.loop.check(start)
+            self.sampler.check(self.recipe.state_shapes().params, self.recipe.tokenizer.encode([""]))
             if self.first:
                 claim(self.workdir, self.recipe.config)
             if start < self.loop.steps:
