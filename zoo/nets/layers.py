@@ -65,6 +65,13 @@ class RMSNorm(nn.Module):
         return y.astype(self.dtype)
 
 
+def head_channels(width: int, heads: int) -> int:
+    """Channels of each of `heads` heads."""
+    if width % heads:
+        raise BadInput(f"width {width} is not divisible by heads {heads}; change one of them")
+    return width // heads
+
+
 class Attention(nn.Module):
     """Multi-head attention with normalised queries and keys (2302.05442).
 
@@ -86,9 +93,7 @@ class Attention(nn.Module):
             of places is told apart by the place of the query.
         """
         width = x.shape[-1]
-        if width % self.heads:
-            raise BadInput(f"width {width} is not divisible by heads {self.heads}")
-        shape = (self.heads, width // self.heads)
+        shape = (self.heads, head_channels(width, self.heads))
 
         def project(name, value, normed):
             y = nn.DenseGeneral(shape, use_bias=False, dtype=self.dtype, name=name)(value)  # (B, N, heads, d)

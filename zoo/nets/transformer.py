@@ -13,6 +13,7 @@ from zoo.nets.layers import (
     RMSNorm,
     SwiGLU,
     TimeEmbedding,
+    head_channels,
     patchify,
     rotary_table,
     sincos_table,
@@ -89,7 +90,7 @@ class Transformer(nn.Module):
         """z: (B, T, H, W, C); t: (B,) in [0, 1]; ids: (B, L) int32 -> (B, T, H, W, C) float32."""
         if self.text not in ("joint", "cross"):
             raise unknown("text attention", self.text, ("joint", "cross"))
-        head = self.width // self.heads  # channels of a head, of words as of patches
+        head = head_channels(self.width, self.heads)  # of words as of patches
         if self.text_width % head:
             raise BadInput(f"text_width {self.text_width} is no multiple of width / heads = {head}; change one of them")
         text = TextEncoder(
