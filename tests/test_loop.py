@@ -117,6 +117,14 @@ def test_a_workdir_of_another_run_is_refused_with_the_difference(copied, short):
     assert (copied / "config.json").read_text() == before
 
 
+def test_a_checkpoint_of_another_run_is_refused_even_without_its_config_json(copied, short):
+    other = short.copy_and_resolve_references()
+    other.method.caption_drop = 0.3
+    (copied / "config.json").unlink()
+    with pytest.raises(BadInput, match="holds another run; it differs in method.caption_drop: 0.1 -> 0.3"):
+        loop.train(other, copied)
+
+
 def test_a_config_that_cannot_be_used_does_not_claim_the_workdir(short, trained, tmp_path):
     wrong = short.copy_and_resolve_references()
     wrong.method.net.patch_size = 7

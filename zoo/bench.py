@@ -19,7 +19,7 @@ from absl import app, flags
 from zoo import config as configs
 from zoo.data import pipeline
 from zoo.errors import BadInput, exit_on_bad_input
-from zoo.run import Data, Recipe, Sampler, check_sections
+from zoo.run import Sampler, prepare
 from zoo.training import cost, parallel
 from zoo.training.loop import Loop, step_flops, step_function
 
@@ -34,10 +34,9 @@ class Bench:
     """A recipe's objects, and one batch of its data on the devices."""
 
     def __init__(self, config):
-        check_sections(config)
-        self.data, self.loop = configs.build(Data, config.data, "data"), configs.build(Loop, config.loop, "loop")
-        self.source = self.data.open("train")
-        self.recipe = Recipe(config, self.data.train_tokenizer(self.source))
+        self.loop = configs.build(Loop, config.loop, "loop")
+        self.source, self.recipe = prepare(config)
+        self.data = self.recipe.data
         parallel.per_device(self.data.batch_size, self.loop.accumulate)
 
     def stream(self):

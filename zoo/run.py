@@ -91,6 +91,19 @@ class Recipe:
         return jax.eval_shape(self.create_state)
 
 
+def prepare(config: ml_collections.ConfigDict, tokenizer: Tokenizer | None = None) -> tuple[pipeline.Source, Recipe]:
+    """Opens the training data of a config and puts its recipe together.
+
+    Args:
+      config: a whole config.
+      tokenizer: a run's own; by default a new one of the source's captions.
+    """
+    check_sections(config)
+    data = configs.build(Data, config.data, "data")
+    source = data.open("train")
+    return source, Recipe(config, tokenizer or data.train_tokenizer(source))
+
+
 def check_sections(config: Mapping[str, Any]) -> None:
     """Raises BadInput where the config's top level has an unknown key or lacks one."""
     for key in config:

@@ -1,6 +1,8 @@
 """What a step costs: matmul FLOPs by reading the program, the device's own matmul peak, and memory."""
 
 import math
+import os
+import resource
 import time
 from collections.abc import Callable
 
@@ -56,27 +58,16 @@ def matmul_peak(dtype=jnp.float32, seconds: float = 0.5) -> float:
     return 2 * size**3 / best
 
 
-def device_memory() -> int | None:
-    """Bytes of one device, or of the host where the device is the CPU; None where it cannot be told."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    try:
-        import os
-
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+def device_memory() -> int:
+    """Bytes of one device, or of the host where the device is the CPU."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def peak_memory() -> int:
     """The most bytes in use so far: of the first device, or of this process where the device is the CPU."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"]
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def compiled_memory(compiled) -> int:

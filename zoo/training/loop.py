@@ -19,7 +19,7 @@ from zoo.data import pipeline
 from zoo.data.text import Tokenizer
 from zoo.errors import BadInput
 from zoo.method import Axis
-from zoo.run import Data, Recipe, Sampler, check_sections, pick_params
+from zoo.run import Recipe, Sampler, pick_params, prepare
 from zoo.training import cost, parallel
 from zoo.training.checkpoint import Checkpoints
 from zoo.training.metrics import Window, Writer
@@ -80,23 +80,21 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> State:
         stayed infinite.
     """
     workdir = Path(workdir)
-    check_sections(config)
-    check_unclaimed(workdir, config)
+    if workdir.exists() and not workdir.is_dir():
+        raise BadInput(f"--workdir {str(workdir)!r} is a file; give a folder")
     return Training(config, workdir).run()
 
 
-def check_unclaimed(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Refuses a workdir that holds another run's config, but lets `loop` change, and says so."""
+def check_unclaimed(workdir: Path, config: ml_collections.ConfigDict, saved: str | None) -> None:
+    """Refuses a workdir whose config.json or newest checkpoint (`saved`) is another run's; `loop` alone may change."""
     file = workdir / "config.json"
-    if workdir.exists() and not workdir.is_dir():
-        raise BadInput(f"--workdir {str(workdir)!r} is a file; give a folder")
-    if file.exists():
-        changes = configs.differences(configs.from_json(file.read_text()), config)
+    for text in filter(None, (saved, file.exists() and file.read_text())):
+        changes = configs.differences(configs.from_json(text), config)
         other = [change for change in changes if not change.startswith("loop.")]
         if other:
             raise BadInput(f"{workdir} holds another run; it differs in {'; '.join(other)}; choose another --workdir")
-        if changes:
-            say(f"the run goes on with {'; '.join(changes)}")
+    if file.exists() and changes:
+        say(f"the run goes on with {'; '.join(changes)}")
 
 
 def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -118,9 +116,11 @@ class Training:
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path):
         self.workdir, self.loop = workdir, configs.build(Loop, config.loop, "loop")
         self.checkpoints = Checkpoints(workdir, keep=self.loop.keep)
-        self.source, tokenizer = open_data(config, self.checkpoints)
-        self.recipe = Recipe(config, tokenizer)
-        self.saved_with = configs.to_json(config), tokenizer.to_json()
+        saved = self.checkpoints.texts()
+        check_unclaimed(workdir, config, saved and saved[1]["config"])
+        tokenizer = Tokenizer.from_json(saved[1]["tokenizer"]) if saved else None
+        self.source, self.recipe = prepare(config, tokenizer)
+        self.saved_with = configs.to_json(config), self.recipe.tokenizer.to_json()
         parallel.per_device(self.recipe.data.batch_size, self.loop.accumulate)
         self.first = jax.process_index() == 0
 
@@ -281,10 +281,3 @@ def step_flops(recipe: Recipe, loop: Loop) -> int:
     count = parallel.per_device(recipe.data.batch_size, loop.accumulate)
     batch = jax.eval_shape(lambda: jax.tree.map(lambda x: x[None], recipe.data.blank_batch(count)))
     return cost.matmul_flops(step_function(recipe, loop, Axis()), recipe.state_shapes(), batch) * jax.device_count()
-
-
-def open_data(config: ml_collections.ConfigDict, checkpoints: Checkpoints) -> tuple[pipeline.Source, Tokenizer]:
-    """The training source, and the tokenizer: the newest checkpoint's, or a new one of the source's captions."""
-    data = configs.build(Data, config.data, "data")
-    source, saved = data.open("train"), checkpoints.texts()
-    return source, Tokenizer.from_json(saved[1]["tokenizer"]) if saved else data.train_tokenizer(source)

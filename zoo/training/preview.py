@@ -4,7 +4,7 @@ import jax
 import ml_collections
 
 from zoo import config as configs
-from zoo.run import Data, Recipe, check_sections
+from zoo.run import Recipe, prepare
 from zoo.training import cost, parallel
 from zoo.training.loop import Loop, step_flops, step_function
 
@@ -14,10 +14,8 @@ def preview(config: ml_collections.ConfigDict) -> str:
 
     Nothing is written. The step is compiled for its memory, but not run.
     """
-    check_sections(config)
-    data, loop = configs.build(Data, config.data, "data"), configs.build(Loop, config.loop, "loop")
-    source = data.open("train")
-    recipe = Recipe(config, data.train_tokenizer(source))
+    loop = configs.build(Loop, config.loop, "loop")
+    source, recipe = prepare(config)
     shapes = recipe.state_shapes()
     flops = step_flops(recipe, loop)
     memory, there = step_memory(recipe, loop), cost.device_memory()
@@ -28,7 +26,7 @@ def preview(config: ml_collections.ConfigDict) -> str:
             *parameter_table(shapes.params),
             f"matmul FLOPs per step  {flops:.3e} over {jax.device_count()} device(s)",
             f"memory per device      {memory / 2**20:,.0f} MiB of {there / 2**20:,.0f} MiB",
-            f"examples               {len(source):,} in {data.source}",
+            f"examples               {len(source):,} in {recipe.data.source}",
             "captions",
             *(f"  {caption}" for caption in captions),
         ]
