@@ -1,9 +1,11 @@
 """Text to image by flow matching with a transformer on patches.
 
-python train.py --config configs/diffusion.py --workdir runs/diffusion          one accelerator
-python train.py --config configs/diffusion.py:cpu --workdir runs/diffusion_cpu  two CPU cores
-python train.py --config configs/diffusion.py:demo --workdir runs/demo          two CPU cores, what `make demo` runs
-python train.py --config configs/diffusion.py:test --workdir /tmp/test          seconds, for tests
+    python train.py --config configs/diffusion.py --workdir runs/diffusion          an accelerator; not yet measured
+    python train.py --config configs/diffusion.py:cpu --workdir runs/full           two CPU cores, half an hour
+    python train.py --config configs/diffusion.py:demo --workdir runs/demo          two CPU cores, what `make demo` runs
+    python train.py --config configs/diffusion.py:test --workdir /tmp/test          seconds, for tests
+
+@MEASURED@
 """
 
 from configs import common
@@ -47,9 +49,10 @@ def get_config(text=None):
         _for_two_cores(config)
     if "demo" in words:
         _for_two_cores(config)
-        config.update(dict(data=dict(source="scenes/one", size=16, text_length=16), loop=dict(steps=1500)))
+        config.update(dict(data=dict(source="scenes/one", size=16, text_length=16), loop=dict(steps=2600)))
         config.method.update(dict(net=dict(patch_size=4, depth=4), prediction="v", time_min=0.0, time_shift=1.0))
         config.sample.shift = 1.0
+        config.players.model.ema_half_lives = (10.0, 40.0)
     if "test" in words:
         _for_tests(config)
     return config
