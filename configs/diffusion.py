@@ -5,7 +5,15 @@
     python train.py --config configs/diffusion.py:demo --workdir runs/demo          two CPU cores, what `make demo` runs
     python train.py --config configs/diffusion.py:test --workdir /tmp/test          seconds, for tests
 
-@MEASURED@
+Measured on two cores of an AMD EPYC (AVX-512), jax 0.10.2, float32, other work beside it for part of the time. Shares
+of 256 captions of which the oracle finds all right, `python -m zoo.scoring --workdir RUN --num 256 --split SPLIT`:
+
+    :demo  `make demo`, 9 min 18 s in all, 7 min 52 s of it training    98.4% (test_seen; ceiling 100%, floor 0.4%)
+    :cpu   6,000 steps in 31 min 55 s, 1-3 objects at 32 px             18.4% (test_seen; ceiling 100%, floor 0.8%)
+                                                                        12.9% (test_unseen; ceiling 100%, floor 1.6%)
+
+`:cpu` is far from trained then: at 32 px with 40 words, half an hour of two cores is 384,000 pictures. Colours, places and
+backgrounds come first (40%, 45%, 76% of the captions that name them), shapes last (23%).
 """
 
 from configs import common
