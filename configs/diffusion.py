@@ -14,6 +14,9 @@ of 256 captions of which the oracle finds all right, `python -m zoo.scoring --wo
 
 `:cpu` is far from trained then: half an hour of two cores is 384,000 pictures. Backgrounds, places and colours come
 first (76.0%, 44.7%, 40.6% of the captions that name them), shapes late (22.9%).
+
+On 3,224 captioned emoji (`--config.data.source=folder:emoji --config.data.vocab_size=2048 --config.data.text_length=24
+--config.loop.steps=1900`), 7 min 45 s: of twelve captions seen in training, eight pictures could be recognised.
 """
 
 from configs import common
