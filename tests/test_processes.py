@@ -7,15 +7,6 @@ import pytest
 
 from zoo.training.checkpoint import Checkpoints
 
-CHANGES = {
-    "loop.steps": 4,
-    "loop.checkpoint_every": 2,
-    "loop.grid_every": 4,
-    "loop.grid_prompts": ("a red circle", "a blue star"),
-    "players.model.ema_half_lives": (2.0, 20.0),
-    "players.model.ema_rampup": 10.0,
-}
-
 
 def free_port():
     with socket.socket() as listener:
@@ -24,10 +15,10 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def together(tiny, words_of, start, tmp_path_factory):
+def together(short, words_of, start, tmp_path_factory):
     """The workdir of two processes of two devices each, which trained what `trained` did."""
     workdir = tmp_path_factory.mktemp("processes") / "run"
-    flags = [*words_of(tiny(CHANGES)), f"--workdir={workdir}", f"--coordinator=localhost:{free_port()}"]
+    flags = [*words_of(short), f"--workdir={workdir}", f"--coordinator=localhost:{free_port()}"]
     processes = [start("train.py", *flags, "--num_processes=2", f"--process_id={i}", devices=2) for i in range(2)]
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs

@@ -149,13 +149,13 @@ class Sampler:
 
         self._make = jax.pmap(make, in_axes=(None, None, None, 0, 0), devices=self.devices)
 
-    def __call__(self, params, tokens: np.ndarray, seed: int, first: int = 0, **traced) -> np.ndarray:
+    def __call__(self, params, tokens: np.ndarray, seed: int, **traced) -> np.ndarray:
         """Makes one picture for each caption.
 
         Args:
           params: of all players.
           tokens: (N, L).
-          seed, first: the pictures are number `first` onwards of this seed.
+          seed: the pictures are number 0 onwards of it.
           **traced: options that hold arrays, such as a guide.
 
         Returns:
@@ -165,7 +165,7 @@ class Sampler:
         made = []
         for start in range(0, len(tokens), count):
             part = tokens[start : start + count]
-            out = self._make(*self._arguments(params, part, seed, first + start, traced))
+            out = self._make(*self._arguments(params, part, seed, start, traced))
             made.append(np.asarray(out).reshape(count, *out.shape[2:])[: len(part)])
         return np.concatenate(made)
 
