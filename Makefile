@@ -13,7 +13,7 @@ DEMO = runs/demo
 demo: .venv/ready
 	$(BIN)/python train.py --config configs/diffusion.py:demo --workdir $(DEMO)
 	$(BIN)/python sample.py --workdir $(DEMO) --prompts_file configs/demo_prompts.txt --out $(DEMO)/samples.png
-	$(BIN)/python -m zoo.scoring --workdir $(DEMO) --num 256 --out $(DEMO)/scores.json
+	$(BIN)/python -m zoo.scoring --workdir $(DEMO) --num 256 --measures oracle,clip_score
 
 test: .venv/ready
 	$(BIN)/python -m pytest -q

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     ["zoo", "zoo.errors"],
     ["zoo.method", "zoo.config", "zoo.media", "zoo.nets", "zoo.diffusion", "zoo.data"],
-    ["zoo.methods"]
+    ["zoo.methods", "zoo.pretrained"]
     + [f"zoo.training.{name}" for name in ("optim", "state", "parallel", "metrics", "cost", "stop", "__init__")],
     ["zoo.training.checkpoint"],
     ["zoo.run"],

@@ -45,7 +45,7 @@ def test_clean_scenes_are_read_right(name, size, frames, count):
 @pytest.mark.parametrize(("name", "size", "frames"), [("one", 16, 1), ("full", 32, 1), ("clips", 32, 8)])
 def test_real_pictures_score_one(name, size, frames):
     _, pictures, texts = draw(name, 40, size, frames)
-    assert set(oracle.table(pictures, texts, name).values()) == {1.0}
+    assert all(right.all() for right in oracle.table(pictures, texts, name).values())
 
 
 CLIP = Scene(
@@ -118,7 +118,7 @@ def test_blank_and_noise_are_not_readable(name, size):
 def test_the_more_blur_the_less_is_right(name, size):
     _, pictures, texts = draw(name, 150, size)
     right = [
-        oracle.table(np.stack([oracle.blur(p, sigma) for p in pictures]), texts, name)["all"]
+        oracle.table(np.stack([oracle.blur(p, sigma) for p in pictures]), texts, name)["all"].mean()
         for sigma in (0.5, 1.0, 3.0)
     ]
     assert right[0] >= 0.99 and right[1] < 0.8 and right[2] <= 0.02
@@ -159,13 +159,6 @@ def test_a_thing_that_jumps_or_changes_is_not_read():
     assert oracle.read(change, "clips") is None
 
 
-def test_report_has_ceiling_and_floor():
-    _, pictures, texts = draw("one", 60, 16)
-    said = oracle.report(np.zeros_like(pictures), texts, pictures, texts, "one", seed=0)
-    assert said["ceiling"]["all"] == 1.0 and said["model"]["all"] == 0.0
-    assert said["floor"]["all"] < 0.1 and 0.05 < said["floor"]["shape"] < 0.4
-
-
 def test_bad_input():
     picture = np.zeros((1, 32, 32, 3), np.uint8)
     for pixels, name, message in (
@@ -182,8 +175,6 @@ def test_bad_input():
         oracle.score(picture, "a cat", "full")
     with pytest.raises(errors.BadInput, match="2 captions"):
         oracle.table(picture[None], ["a ring", "a ring"], "full")
-    with pytest.raises(errors.BadInput, match="at least 2 real"):
-        oracle.report(picture[None], ["a ring"], picture[None], ["a ring"], "full", 0)
 
 
 def test_command_prints_the_curve():

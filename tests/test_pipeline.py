@@ -107,6 +107,43 @@ def test_flip_mirrors_half_of_the_items(tokenizer):
     assert len(set(map(tuple, places))) == 3
 
 
+def test_negatives_are_the_captions_with_a_word_swapped(tokenizer):
+    source = Numbers(10)
+    source.__class__ = type("Coloured", (Numbers,), {"__getitem__": coloured})
+    [batch] = take(1, source, tokenizer, 10, negatives=True)
+    right, wrong = (tokenizer.decode(batch[name]) for name in ("tokens", "negatives"))
+    assert all(w == "" if "7" in r else w.startswith("a ") and w != r for r, w in zip(right, wrong, strict=True))
+    assert sum("7" in r for r in right) == 1
+
+
+def coloured(self, i):
+    return {"pixels": self.pixels[i], "text": "7" if i == 7 else "a red"}
+
+
+def test_negatives_do_not_depend_on_where_a_stream_starts_or_how_it_is_shared(tokenizer):
+    source = Numbers(10)
+    source.__class__ = type("Coloured", (Numbers,), {"__getitem__": coloured})
+    whole = take(6, source, tokenizer, 4, negatives=True)
+    assert same(take(3, source, tokenizer, 4, negatives=True, start=3), whole[3:])
+    parts = [take(6, source, tokenizer, 4, negatives=True, shard=(i, 2)) for i in range(2)]
+    joined = [{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*parts, strict=True)]
+    assert same(joined, whole)
+    assert not same(take(6, source, tokenizer, 4, negatives=True, seed=2), whole)
+
+
+def test_sources_are_joined(tmp_path):
+    for folder, shades in (("dark", (1, 2, 3)), ("light", (201, 202))):
+        (tmp_path / folder).mkdir()
+        for shade in shades:
+            Image.new("RGB", (4, 4), (shade,) * 3).save(tmp_path / folder / f"{shade}.png")
+            (tmp_path / folder / f"{shade}.txt").write_text(f"shade {shade}")
+    joined = pipeline.open_source(f"folder:{tmp_path}/dark + folder:{tmp_path}/light", "train", 4, 1)
+    assert [joined[i]["pixels"][0, 0, 0, 0] for i in range(len(joined))] == [1, 2, 3, 201, 202]
+    assert joined.texts() == pipeline.captions(joined) == [f"shade {i}" for i in (1, 2, 3, 201, 202)]
+    with pytest.raises(IndexError):
+        joined[5]
+
+
 def flips(seed, tokenizer):
     [batch] = take(1, Numbers(100), tokenizer, 1000, flip=True, seed=seed)
     return np.flatnonzero(batch["pixels"][:, 0, 0, 0, 2] == 255).tolist()

@@ -109,3 +109,13 @@ def test_training_takes_seconds():
     start = time.monotonic()
     Tokenizer.train(captions, 2000, 32)
     assert time.monotonic() - start < 15
+
+
+def test_standalone_gives_the_same_ids(tokenizer):
+    texts = ["a red circle", "", "ünï 🎉 <rare_7> code", "a" * 30]
+    whole = tokenizer.standalone()
+    for text, row in zip(texts, tokenizer.encode(texts), strict=True):
+        assert whole.encode(text).ids == row[row != PAD].tolist(), text
+    assert whole.get_vocab_size() == tokenizer.vocab_size
+    assert whole.token_to_id("<|endoftext|>") == END and whole.token_to_id("<|pad|>") == PAD
+    assert whole.decode(tokenizer.encode(["a red circle"])[0].tolist()) == "a red circle"

@@ -17,9 +17,8 @@ import numpy as np
 from absl import app, flags
 
 from zoo import config as configs
-from zoo.data import pipeline
 from zoo.errors import BadInput, exit_on_bad_input
-from zoo.run import Sampler, prepare
+from zoo.run import Recipe, Sampler, prepare
 from zoo.training import cost, parallel
 from zoo.training.loop import Loop, step_flops, step_function
 
@@ -39,14 +38,10 @@ class Bench:
         self.data = self.recipe.data
         parallel.per_device(self.data.batch_size, self.loop.accumulate)
 
-    def stream(self):
-        share = (jax.process_index(), jax.process_count())
-        return pipeline.stream(self.source, self.recipe.tokenizer, self.data.batch_size, seed=0, shard=share)
-
     def compile_step(self):
         """Returns the compiled step, a replicated state, a sharded call's batches, and seconds of compilation."""
         state = parallel.replicate(self.recipe.create_state())
-        call = list(itertools.islice(self.stream(), self.loop.steps_per_call))
+        call = list(itertools.islice(self.recipe.stream(self.source), self.loop.steps_per_call))
         batch = next(parallel.prefetch(iter([parallel.stack_and_shard(call)])))
         step = parallel.pmap(step_function(self.recipe, self.loop, parallel.Devices()))
         began = time.perf_counter()
@@ -115,16 +110,22 @@ def measure(config, seconds: float) -> dict[str, float]:
         "matmul_peak_flops_per_s": peak,
         "share_of_matmul_peak": flops / step_seconds / peak,
     }
-    stream = bench.stream()
+    stream = recipe.stream(bench.source)
     report["input_pictures_per_s"] = batch_size / jax.process_count() / repeat(seconds, lambda: next(stream))
 
-    sampler = Sampler(recipe.method, bench.data.shape, **config.sample)
+    if hasattr(recipe.method, "sample"):
+        report["sampler_pictures_per_s"] = sampling_rate(recipe, seconds)
+    report["peak_memory_mib"] = cost.peak_memory() / 2**20
+    return report
+
+
+def sampling_rate(recipe: Recipe, seconds: float) -> float:
+    """Pictures a second that the recipe's sampler makes on all local devices."""
+    sampler = Sampler(recipe.method, recipe.data.shape, **recipe.config.sample)
     count = sampler.per_device * len(sampler.devices)
     tokens = recipe.tokenizer.encode([""] * count)
     params = recipe.create_state().params
-    report["sampler_pictures_per_s"] = count / repeat(seconds, lambda: sampler(params, tokens, seed=0))
-    report["peak_memory_mib"] = cost.peak_memory() / 2**20
-    return report
+    return count / repeat(seconds, lambda: sampler(params, tokens, seed=0))
 
 
 def main(argv):

@@ -65,12 +65,31 @@ def build_method(config: Mapping[str, Any], vocab_size: int) -> Method:
     """
     section = dict(config["method"])
     name = section.pop("name")
-    there = [module.name for module in pkgutil.iter_modules([str(Path(__file__).with_name("methods"))])]
-    if name not in there:
-        raise unknown("method", str(name), there)
+    if name not in families():
+        raise unknown("method", str(name), families())
+    return build(_family(name), section, "method", vocab_size=vocab_size, dtype=get_dtype(config["dtype"]))
+
+
+def families() -> list[str]:
+    """The modules below `zoo.methods`."""
+    return [module.name for module in pkgutil.iter_modules([str(Path(__file__).with_name("methods"))])]
+
+
+def _family(name: str) -> type:
     module = importlib.import_module(f"zoo.methods.{name}")
-    cls = getattr(module, "".join(part.capitalize() for part in name.split("_")))
-    return build(cls, section, "method", vocab_size=vocab_size, dtype=get_dtype(config["dtype"]))
+    return getattr(module, "".join(part.capitalize() for part in name.split("_")))
+
+
+def ability(method: Method, name: str) -> Callable:
+    """Returns the function `name` of a method, for those abilities that not every family has.
+
+    Raises:
+      BadInput: this family lacks it; names those that have it.
+    """
+    if not hasattr(method, name):
+        able = [family for family in families() if hasattr(_family(family), name)]
+        raise BadInput(f"{type(method).__name__} cannot {name}; a run of these can: {', '.join(able) or 'none'}")
+    return getattr(method, name)
 
 
 def get_dtype(name: str):

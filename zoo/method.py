@@ -1,7 +1,7 @@
 """The contract between a family and everything else.
 
 A family is a `Method`: what it trains (`players`), how it starts, its loss, and how it makes pictures. The loop, the
-sampler and the measures know nothing more of it.
+sampler and the measures know nothing more of it. A family that makes no pictures, only scores them, has no `sample`.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 Params = Any
-Batch = Mapping[str, jax.Array]  # pixels: uint8 (B, T, H, W, C); tokens: int32 (B, L)
+Batch = Mapping[str, jax.Array]  # pixels: uint8 (B, T, H, W, C); tokens, and negatives where asked for: int32 (B, L)
 
 
 @flax.struct.dataclass

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Data:
       batch_size: over all devices of all processes.
       text_length, vocab_size: of the tokenizer.
       flip: mirror a random half of the pictures; wrong where captions say "left".
+      negatives: give with each caption one that is wrong by a word, see `data.negatives`.
     """
 
     source: str
@@ -42,6 +43,7 @@ class Data:
     text_length: int = 32
     vocab_size: int = 1024
     flip: bool = False
+    negatives: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -58,9 +60,10 @@ class Data:
 
     def blank_batch(self, count: int) -> Batch:
         """A batch of the right shapes."""
+        tokens = ("tokens", "negatives") if self.negatives else ("tokens",)
         return {
             "pixels": jnp.zeros((count, *self.shape), jnp.uint8),
-            "tokens": jnp.zeros((count, self.text_length), jnp.int32),
+            **{name: jnp.zeros((count, self.text_length), jnp.int32) for name in tokens},
         }
 
 
@@ -80,6 +83,19 @@ class Recipe:
         self.method = configs.build_method(config, tokenizer.vocab_size)
         self.optimizers = optim.build_all(config.players, self.method.players)
         check_options(self.method, config.sample)
+
+    def stream(self, source: pipeline.Source, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """This process's part of each batch, from step `start` on."""
+        return pipeline.stream(
+            source,
+            self.tokenizer,
+            self.data.batch_size,
+            seed=self.config.seed,
+            start=start,
+            flip=self.data.flip,
+            negatives=self.data.negatives,
+            shard=(jax.process_index(), jax.process_count()),
+        )
 
     def create_state(self) -> state.State:
         """The state before the first step."""
@@ -116,7 +132,7 @@ def check_sections(config: Mapping[str, Any]) -> None:
 
 def check_options(method: Method, options: Mapping[str, Any]) -> None:
     """Raises BadInput where `method.sample` has no such option, or one of another type; names those it has."""
-    parameters = inspect.signature(method.sample).parameters.values()
+    parameters = inspect.signature(method.sample).parameters.values() if hasattr(method, "sample") else ()
     known = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
     for name, value in options.items():
         if name not in known:
@@ -140,12 +156,13 @@ class Sampler:
     """
 
     def __init__(self, method: Method, shape: tuple[int, ...], per_device: int = 16, **options):
+        sample = configs.ability(method, "sample")
         check_options(method, options)
         self.devices, self.per_device = jax.local_devices(), per_device
 
         def make(params, traced, key, index, tokens):
             keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
-            return to_uint8(method.sample(params, keys, tokens, shape, **options, **traced))
+            return to_uint8(sample(params, keys, tokens, shape, **options, **traced))
 
         self._make = jax.pmap(make, in_axes=(None, None, None, 0, 0), devices=self.devices)
 

@@ -12,7 +12,7 @@ from zoo.run import Run
 FLAGS = flags.FLAGS
 
 
-def define() -> None:
+def define(workdir_required: bool = True) -> None:
     """Defines the flags; call it once, where a command's module is loaded."""
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_integer("checkpoint", None, "Step of the checkpoint to use; by default the newest.")
@@ -26,7 +26,8 @@ def define() -> None:
     flags.DEFINE_string("guide_workdir", None, "Autoguidance: the run to guide away from; by default --workdir itself.")
     flags.DEFINE_integer("guide_checkpoint", None, "Autoguidance: the checkpoint to guide away from.")
     flags.DEFINE_string("guide_ema", None, "Autoguidance: the average to guide away from.")
-    flags.mark_flag_as_required("workdir")
+    if workdir_required:
+        flags.mark_flag_as_required("workdir")
 
 
 def open_run() -> Run:

@@ -1,5 +1,6 @@
 """The one way from a source to batches: a stream that any step of a run can be entered at."""
 
+import bisect
 import functools
 import importlib
 import inspect
@@ -14,6 +15,7 @@ import grain
 import numpy as np
 
 import zoo.data
+from zoo.data.negatives import swap_word
 from zoo.data.text import Tokenizer
 from zoo.errors import BadInput, unknown
 
@@ -32,13 +34,31 @@ class Source(Protocol):
         ...
 
 
+class Joined:
+    """Several sources, one after the other."""
+
+    def __init__(self, parts: list[Source]):
+        self._parts, self._ends = parts, np.cumsum([len(part) for part in parts]).tolist()
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        part = bisect.bisect_right(self._ends, i)
+        return self._parts[part][i - ([0, *self._ends])[part]]
+
+    def texts(self) -> list[str]:
+        return [text for part in self._parts for text in captions(part, limit=len(part))]
+
+
 def open_source(spec: str, split: str, size: int, frames: int) -> Source:
     """Opens the data that a config names.
 
     Args:
       spec: `SCHEME:NAME` or `SCHEME/NAME`, where SCHEME is a module of `zoo.data` that has `open_source`;
         then optionally `?OPTION=VALUE&OPTION=VALUE`, the other arguments of that function, escaped as in
-        a URL. For example "scenes/one?examples=20000", "folder:~/pictures?holdout=0.1", "tfds:cifar10".
+        a URL. For example "scenes/one?examples=20000", "folder:~/pictures?holdout=0.1", "tfds:cifar10". Several,
+        with " + " between them, are one source.
       split: which part, by the source's own name for it.
       size: side of the pictures in pixels.
       frames: frames of a clip; 1 for pictures.
@@ -46,6 +66,8 @@ def open_source(spec: str, split: str, size: int, frames: int) -> Source:
     Raises:
       BadInput: if the scheme or an option is unknown, a value cannot be read, or the source has a complaint.
     """
+    if " + " in spec:
+        return Joined([open_source(part.strip(), split, size, frames) for part in spec.split(" + ")])
     address, _, query = spec.partition("?")
     scheme = address.replace("/", ":").split(":")[0]
     opener = _opener(scheme)
@@ -62,6 +84,7 @@ def stream(
     seed: int,
     start: int = 0,
     flip: bool = False,
+    negatives: bool = False,
     shard: tuple[int, int] = (0, 1),
     threads: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -71,16 +94,19 @@ def stream(
       source: what to read; may have fewer items than a batch.
       tokenizer: makes the tokens of the captions.
       batch_size: items of a batch over all processes together.
-      seed: of the order and the mirroring.
+      seed: of the order, the mirroring and the swapped words.
       start: the batch to begin at: what an uninterrupted stream would have had there.
       flip: mirror a random half of the items left to right.
+      negatives: also give for each caption one with a word swapped, see `negatives.swap_word`; the empty caption
+        where there is no word to swap.
       shard: (index, count) of this process. It gets its own contiguous part of every batch, so that the parts
         of all processes, in order, are the batch of a single one.
       threads: how many prepare batches ahead of need, each one at a time; by default one a core, at most 8.
         They end when the iterator is closed or no longer used.
 
     Returns:
-      An iterator of `{"pixels": uint8 (B, T, H, W, 3), "tokens": int32 (B, L)}`, B = batch_size / count.
+      An iterator of `{"pixels": uint8 (B, T, H, W, 3), "tokens": int32 (B, L)}`, B = batch_size / count,
+      and `"negatives"` like tokens where asked for.
 
     Raises:
       BadInput: if the source is empty or `count` does not divide `batch_size`.
@@ -102,7 +128,12 @@ def stream(
         if flip:
             mirrored = _coins(np.arange(first, first + part), seed)
             pixels[mirrored] = pixels[mirrored, :, :, ::-1]
-        return {"pixels": pixels, "tokens": np.stack([tokens_of(item["text"]) for item in items])}
+        made = {"pixels": pixels, "tokens": np.stack([tokens_of(item["text"]) for item in items])}
+        if negatives:
+            rngs = (np.random.default_rng((seed, i, 1)) for i in range(first, first + part))
+            wrong = [swap_word(item["text"], rng) or "" for item, rng in zip(items, rngs, strict=True)]
+            made["negatives"] = tokenizer.encode(wrong)
+        return made
 
     # An element of Grain's is a whole batch: its own shuffle, repeat and batch cost 10 us an item while they
     # hold the interpreter's lock, several times the work itself when pictures are small and in memory.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from zoo.errors import BadInput
 
@@ -16,6 +16,7 @@ RARE = 64  # slots, ids 2 .. 65: words that mean nothing until a run is personal
 
 # PAD and END are kept out of the library's vocabulary, so that no text can spell them.
 _OWN = 2
+_OWN_WORDS = {"<|pad|>": PAD, "<|endoftext|>": END}  # as they are spelled where a library needs them to be
 _BYTES = 256
 SMALLEST = _OWN + RARE + _BYTES
 
@@ -92,6 +93,24 @@ class Tokenizer:
         if not 0 <= i < RARE:
             raise BadInput(f"there is no rare word {i}: give a slot in 0 .. {RARE - 1}")
         return _rare(i)
+
+    def standalone(self) -> tokenizers.Tokenizer:
+        """Returns a tokenizer of the library's own kind with the same ids, END included, that neither cuts nor pads.
+
+        There, PAD and END are words too, which a text can spell.
+        """
+        described = json.loads(self._bpe.to_str())
+        model = described["model"]
+        model["vocab"] = _OWN_WORDS | {word: i + _OWN for word, i in model["vocab"].items()}
+        added = [token | {"id": token["id"] + _OWN} for token in described["added_tokens"]]
+        own = [dict(added[0]) | {"id": i, "content": word} for word, i in _OWN_WORDS.items()]
+        described |= {"added_tokens": [*own, *added], "truncation": None, "padding": None}
+        whole = tokenizers.Tokenizer.from_str(json.dumps(described))
+        end = next(word for word, i in _OWN_WORDS.items() if i == END)
+        whole.post_processor = processors.TemplateProcessing(
+            single=f"$A {end}", pair=f"$A $B {end}", special_tokens=[(end, END)]
+        )
+        return whole
 
     def to_json(self) -> str:
         """Returns everything that `from_json` needs."""

@@ -140,6 +140,11 @@ class Diffusion:
         times = time_grid(steps, shift=shift, start=start)
         return integrate(sampler, predict, path, normal_each(rng_start, shape), times, eta=eta, draw_noise=draw_noise)
 
+    def evaluations(self, *, steps: int = 20, sampler: str = "heun", guidance: float = 0.0, **rest) -> int:
+        """How often a picture is put through the network by `sample` with these options."""
+        del rest
+        return (2 * steps - 1 if sampler == "heun" else steps) * (2 if guidance else 1)
+
     def as_guide(self, params, method: "Diffusion") -> Guide:
         """Makes another run, or an earlier average of this one, the worse model of `sample`'s guidance."""
         if not isinstance(method, Diffusion) or (method.path, method.prediction) != (self.path, self.prediction):

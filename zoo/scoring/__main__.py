@@ -1,55 +1,150 @@
-"""Scores a run: python -m zoo.scoring --workdir runs/demo --num 256"""
+"""Scores a run or a folder of pictures: python -m zoo.scoring --workdir runs/demo --num 256"""
 
 import json
+import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags
+from PIL import Image
 
-from zoo import sampling_flags
+from zoo import media, sampling_flags
 from zoo.config import parse_flags
+from zoo.data import pictures as files
 from zoo.errors import BadInput, exit_on_bad_input
-from zoo.scoring import oracle
+from zoo.run import Data
+from zoo.scoring import report
+from zoo.scoring.features import SHIPPED, clip_features, inception_features
+from zoo.scoring.measures import Sample, Task, chosen, first_of, floor, make_task, measure
 from zoo.training import parallel
 
 FLAGS = flags.FLAGS
-sampling_flags.define()
-flags.DEFINE_integer("num", 256, "Captions of the test split to sample and score.", lower_bound=1)
-flags.DEFINE_string("split", "test", "Split of the run's data that the captions come from.")
-flags.DEFINE_string("out", None, "JSON file; by default scores.json in the workdir.")
+sampling_flags.define(workdir_required=False)
+flags.DEFINE_string("pictures", None, "Instead of --workdir: a folder of pictures.")
+flags.DEFINE_string("prompts", None, "A file with the caption of each picture, in the order of the pictures' names.")
+flags.DEFINE_string("reference", None, "Real pictures to compare with, as data.source; by default the run's data.")
+flags.DEFINE_integer("num", 256, "Captions of the test split to sample and score.", lower_bound=2)
+flags.DEFINE_integer("num_reference", 2000, "Real pictures of split train to compare with, at most.", lower_bound=2)
+flags.DEFINE_string("split", "test", "Split of the data that the captions and the held-out pictures come from.")
+flags.DEFINE_list("measures", ["all"], "Which measures, with commas between them; all are those that can be had.")
+flags.DEFINE_string("clip", None, "Folder of a CLIP, as Hugging Face's; by default one that knows scenes alone.")
+flags.DEFINE_string("clip_prefix", "", "Stands before each caption that CLIP reads, e.g. 'A photo depicts '.")
+flags.DEFINE_string("inception", None, "File of the published Inception weights, for fid.")
+flags.DEFINE_string("inception_resize", "pytorch", "How Inception's pictures are resized: pytorch or clean.")
+flags.DEFINE_string("out", None, "JSON file, and a chart beside it; by default WORKDIR/scores.json.")
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+class Subject(NamedTuple):
+    """What is scored: its sample, the data it is compared with, and what is said of it in the JSON file."""
+
+    sample: Sample
+    data: Data | None
+    about: dict[str, Any]
 
 
 def main(argv):
     if argv[1:]:
         raise BadInput(f"no such argument: {argv[1]!r}; flags begin with --")
+    if (FLAGS.workdir is None) == (FLAGS.pictures is None):
+        raise BadInput("give either --workdir, a run, or --pictures, a folder")
+    chosen(FLAGS.measures)
     parallel.use_compilation_cache()
+    subject = of_run() if FLAGS.workdir else of_folder()
+    task = compared(subject)
+    model, missing = measure(subject.sample, task, FLAGS.measures)
+    scores = {"model": model}
+    if task.held_out:
+        names = [name for name in chosen(FLAGS.measures) if name not in missing]
+        scores |= {"ceiling": measure(task.held_out, task, names)[0], "floor": floor(task.held_out, task, names)}
+    print(report.to_table(scores))
+    for name, reason in missing.items():
+        print(f"without {name}: {reason}")
+    out = Path(FLAGS.out or default_out())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report.to_json(scores, subject.about), indent=2) + "\n")
+    report.to_chart(scores, out.with_suffix(".png"), str(FLAGS.workdir or FLAGS.pictures))
+    print(f"{len(subject.sample.pictures)} pictures -> {out}, {out.with_suffix('.png')}")
+
+
+def default_out() -> str:
+    """Inside a run; beside a folder of pictures, since the chart would be one of them."""
+    return f"{FLAGS.workdir}/scores.json" if FLAGS.workdir else f"{FLAGS.pictures.rstrip('/')}_scores.json"
+
+
+def of_run() -> Subject:
+    """Samples the run that the flags name, from the first captions of the split."""
     run = sampling_flags.open_run()
     recipe = run.recipe
-    world = oracle.world_of(recipe.data.source)
-    if world is None:
-        raise BadInput(f"the truth of {recipe.data.source!r} is not known: the oracle reads scenes/... alone")
-    source = recipe.data.open(FLAGS.split)
-    if FLAGS.num > len(source):
-        raise BadInput(f"--num {FLAGS.num} is more than the {len(source)} captions of split {FLAGS.split!r}")
-    real = [source[i] for i in range(FLAGS.num)]
-    texts, pictures = [item["text"] for item in real], np.stack([item["pixels"] for item in real])
+    texts = first_of(recipe.data, FLAGS.split, FLAGS.num).captions
+    options, traced = sampling_flags.options(), sampling_flags.traced_options(run)
+    sampler, tokens = run.sampler(FLAGS.per_device, **options), recipe.tokenizer.encode(texts)
+    sampler.compile(run.params, tokens, **traced)
+    began = time.perf_counter()
+    made = sampler(run.params, tokens, FLAGS.seed, **traced)
+    about = {
+        "run": FLAGS.workdir,
+        "checkpoint": run.step,
+        "split": FLAGS.split,
+        "num": len(texts),
+        "samples_per_second": len(made) / (time.perf_counter() - began),
+    }
+    if hasattr(recipe.method, "evaluations"):
+        about["evaluations"] = recipe.method.evaluations(**dict(recipe.config.sample) | options)
+    data = recipe.data if FLAGS.reference is None else Data(FLAGS.reference, recipe.data.size, recipe.data.frames)
+    return Subject(Sample(made, texts), data, about)
 
-    sampler = run.sampler(FLAGS.per_device, **sampling_flags.options())
-    made = sampler(run.params, recipe.tokenizer.encode(texts), FLAGS.seed, **sampling_flags.traced_options(run))
-    scores = oracle.report(made, texts, pictures, texts, world, FLAGS.seed)
-    print(to_table(scores))
-    out = Path(FLAGS.out) if FLAGS.out else Path(FLAGS.workdir) / "scores.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(scores, indent=2) + "\n")
-    print(f"{FLAGS.num} captions of {FLAGS.split}, checkpoint {run.step} -> {out}")
+
+def of_folder() -> Subject:
+    """Reads the pictures that the flags name. All get the size of the first one's shorter side."""
+    folder = Path(FLAGS.pictures)
+    if not folder.is_dir():
+        raise BadInput(f"--pictures: no such folder: {FLAGS.pictures!r}")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise BadInput(f"--pictures: {FLAGS.pictures} holds no picture ({', '.join(SUFFIXES)})")
+    size = min(open_picture(paths[0]).size)
+    made = np.stack([files.fit(open_picture(path), size) for path in paths])[:, None]
+    captions = read_prompts(paths)
+    data = Data(FLAGS.reference, size) if FLAGS.reference else None
+    return Subject(Sample(made, captions), data, {"pictures": FLAGS.pictures, "num": len(paths)})
 
 
-def to_table(scores: dict[str, dict[str, float]]) -> str:
-    """{"model": {"all": 0.9}} as lines of text, an attribute a column."""
-    columns = list(next(iter(scores.values())))
-    lines = [" " * 8 + "".join(f"{name:>12}" for name in columns)]
-    lines += [f"{row:8}" + "".join(f"{values[name]:>12.1%}" for name in columns) for row, values in scores.items()]
-    return "\n".join(lines)
+def open_picture(path: Path) -> Image.Image:
+    try:
+        picture = Image.open(path)
+        picture.load()
+        return picture
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadInput(f"{path} cannot be read ({error}); delete it, and its line of --prompts") from None
+
+
+def read_prompts(paths: list[Path]) -> list[str] | None:
+    """The captions of pictures: lines of --prompts, else what sample.py --each wrote into them, else None."""
+    if FLAGS.prompts is None:
+        inside = [media.read_metadata(path).get("prompt") for path in paths if path.suffix == ".png"]
+        return inside if len(inside) == len(paths) and None not in inside else None
+    if not Path(FLAGS.prompts).is_file():
+        raise BadInput(f"--prompts: no such file: {FLAGS.prompts!r}")
+    lines = [line.strip() for line in Path(FLAGS.prompts).read_text().splitlines() if line.strip()]
+    if len(lines) != len(paths):
+        raise BadInput(f"--prompts: {FLAGS.prompts} has {len(lines)} captions for {len(paths)} pictures; give one each")
+    return lines
+
+
+def compared(subject: Subject) -> Task:
+    """What the sample is measured against."""
+    networks = {}
+    if set(chosen(FLAGS.measures)) - {"oracle"}:
+        networks["clip"] = clip_features(FLAGS.clip or SHIPPED, FLAGS.clip_prefix)
+    if FLAGS.inception:
+        networks["inception"] = inception_features(FLAGS.inception, FLAGS.inception_resize)
+    if subject.data is None:
+        return Task(networks, {}, None, None, FLAGS.seed)
+    real = first_of(subject.data, FLAGS.split, FLAGS.num)
+    return make_task(networks, subject.data, real, FLAGS.num_reference, FLAGS.seed)
 
 
 if __name__ == "__main__":

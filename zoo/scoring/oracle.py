@@ -22,12 +22,13 @@ import argparse
 import dataclasses
 import functools
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
 from zoo import errors
 from zoo.data import world as worlds
-from zoo.data.grammar import ATTRIBUTES, Claims, describe, holds, parse
+from zoo.data.grammar import ATTRIBUTES, describe, holds, parse
 from zoo.data.world import Scene, Thing, World
 
 BACKGROUND_TOLERANCE = 32  # of each channel, out of 255
@@ -411,16 +412,6 @@ def read(pixels: np.ndarray, world: str) -> Scene | None:
 # ---- scoring
 
 
-def _score(reading: Reading, claims: Claims, world: str) -> dict[str, bool | None]:
-    seen = reading.scene or Scene(world, "", ())
-    right = holds(claims, seen)
-    if reading.clutter and right["count"] is not None:
-        right["count"] = False
-    alone = world != "one" or len(seen.things) == 1
-    whole = reading.scene is not None and not reading.clutter and alone
-    return right | {"all": whole and all(value is not False for value in right.values())}
-
-
 def score(pixels: np.ndarray, text: str, world: str) -> dict[str, bool | None]:
     """Judges a picture by its caption.
 
@@ -437,7 +428,14 @@ def score(pixels: np.ndarray, text: str, world: str) -> dict[str, bool | None]:
     Raises:
       BadInput: as `look` and `zoo.data.grammar.parse`.
     """
-    return _score(look(pixels, world), parse(text), world)
+    reading = look(pixels, world)
+    seen = reading.scene or Scene(world, "", ())
+    right = holds(parse(text), seen)
+    if reading.clutter and right["count"] is not None:
+        right["count"] = False
+    alone = world != "one" or len(seen.things) == 1
+    whole = reading.scene is not None and not reading.clutter and alone
+    return right | {"all": whole and all(value is not False for value in right.values())}
 
 
 def world_of(source: str) -> str | None:
@@ -455,59 +453,19 @@ def understands(text: str) -> bool:
     return True
 
 
-def table(pictures: np.ndarray, texts: list[str], world: str) -> dict[str, float]:
-    """Returns, for pictures (N, T, H, W, 3) and N captions, how often `score` finds each attribute right.
+def table(pictures: np.ndarray, texts: Sequence[str], world: str) -> dict[str, np.ndarray]:
+    """Returns, for pictures (N, T, H, W, 3) and N captions, what `score` says of each attribute, 0 or 1.
 
-    Each fraction is over the captions that speak of the attribute; one that no caption speaks of is left out.
-    """
-    return _table([look(picture, world) for picture in pictures], texts, world)
-
-
-def _table(readings: list[Reading], texts: list[str], world: str) -> dict[str, float]:
-    if len(readings) != len(texts) or not texts:
-        raise errors.BadInput(f"{len(readings)} pictures but {len(texts)} captions: give as many, at least 1")
-    pairs = zip(readings, texts, strict=True)
-    rows = [_score(reading, parse(text), world) for reading, text in pairs]
-    columns = {name: [row[name] for row in rows if row[name] is not None] for name in (*ATTRIBUTES, "all")}
-    return {name: float(np.mean(column)) for name, column in columns.items() if column}
-
-
-def report(
-    model_pictures: np.ndarray,
-    texts: list[str],
-    reference_pictures: np.ndarray,
-    reference_texts: list[str],
-    world: str,
-    seed: int = 0,
-) -> dict[str, dict[str, float]]:
-    """Returns `table` for a model's pictures and, to compare with, for real ones.
-
-    Args:
-      model_pictures: uint8 (N, T, H, W, 3), made from `texts`.
-      texts: N captions.
-      reference_pictures: uint8 (M, T, H, W, 3), M >= 2, real pictures of `reference_texts`.
-      reference_texts: M captions.
-      world: as for `look`.
-      seed: of the shuffle.
-
-    Returns:
-      `model`, `ceiling` (real pictures with their captions), `floor` (with another picture's captions).
+    An attribute has a value for each caption that speaks of it; one that no caption speaks of is left out.
 
     Raises:
-      BadInput: as `table`, or fewer than two real pictures.
+      BadInput: as `score`, or another number of captions than pictures.
     """
-    if len(reference_texts) < 2:
-        raise errors.BadInput("the floor shuffles captions: give at least 2 real pictures")
-    readings = [look(picture, world) for picture in reference_pictures]
-    # Along one random cycle, so that no picture keeps its caption.
-    cycle = np.random.default_rng(seed).permutation(len(reference_texts))
-    shuffled = np.empty(len(reference_texts), object)
-    shuffled[cycle] = np.array(reference_texts, object)[np.roll(cycle, 1)]
-    return {
-        "model": table(model_pictures, texts, world),
-        "ceiling": _table(readings, reference_texts, world),
-        "floor": _table(readings, list(shuffled), world),
-    }
+    if len(pictures) != len(texts) or not texts:
+        raise errors.BadInput(f"{len(pictures)} pictures but {len(texts)} captions: give as many, at least 1")
+    rows = [score(picture, text, world) for picture, text in zip(pictures, texts, strict=True)]
+    columns = {name: [row[name] for row in rows if row[name] is not None] for name in (*ATTRIBUTES, "all")}
+    return {name: np.array(column, float) for name, column in columns.items() if column}
 
 
 # ---- how it copes with bad pictures

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -20,6 +21,7 @@ from zoo.data.text import Tokenizer
 from zoo.errors import BadInput
 from zoo.method import Axis
 from zoo.run import Recipe, Sampler, pick_params, prepare
+from zoo.scoring.hooks import Scorer
 from zoo.training import cost, parallel
 from zoo.training.checkpoint import Checkpoints
 from zoo.training.metrics import Window, Writer
@@ -37,6 +39,8 @@ class Loop:
       accumulate: parts that a device takes its batch in, one after the other, to save memory.
       log_every, checkpoint_every, grid_every: metrics, checkpoints, sample grids; 0 for no grids.
       grid_prompts: captions of the grid; by default the first 16 of the test split.
+      score_every, score_num, score_measures: score so many samples by these measures, see `scoring.measures`; 0 for
+        never.
       keep: newest checkpoints to keep.
       max_bad_steps: give up after so many steps in a row whose update was not finite.
     """
@@ -48,6 +52,9 @@ class Loop:
     checkpoint_every: int = 1000
     grid_every: int = 1000
     grid_prompts: tuple[str, ...] = ()
+    score_every: int = 0
+    score_num: int = 128
+    score_measures: tuple[str, ...] = ("all",)
     keep: int = 2
     max_bad_steps: int = 20
 
@@ -129,7 +136,10 @@ class Training:
         try:
             state, start = self.start()
             self.loop.check(start)
-            self.sampler.check(self.recipe.state_shapes().params, self.recipe.tokenizer.encode([""]))
+            if self.loop.score_every:
+                self.scorer  # noqa: B018, so that what cannot be scored is said before training
+            if self.loop.grid_every:
+                self.sampler.check(self.recipe.state_shapes().params, self.recipe.tokenizer.encode([""]))
             if self.first:
                 claim(self.workdir, self.recipe.config)
             if start < self.loop.steps:
@@ -163,15 +173,7 @@ class Training:
 
     def batches(self, start: int) -> Iterator[dict[str, jax.Array]]:
         """Sharded batches, `steps_per_call` at a time, from step `start` on."""
-        stream = pipeline.stream(
-            self.source,
-            self.recipe.tokenizer,
-            self.recipe.data.batch_size,
-            seed=self.recipe.config.seed,
-            start=start,
-            flip=self.recipe.data.flip,
-            shard=(jax.process_index(), jax.process_count()),
-        )
+        stream = self.recipe.stream(self.source, start)
         calls = ([next(stream) for _ in range(self.loop.steps_per_call)] for _ in itertools.count())
         return parallel.prefetch(parallel.stack_and_shard(call) for call in calls)
 
@@ -189,12 +191,15 @@ class Training:
                 last = step >= loop.steps
                 save_now = loop.due(loop.checkpoint_every, step)
                 grid_now = loop.due(loop.grid_every, step) or (last and loop.grid_every > 0)
+                score_now = loop.due(loop.score_every, step) or (last and loop.score_every > 0)
                 # Whatever holds the devices up ends the window, so that rates are those of training alone.
-                log_now = loop.due(loop.log_every, step) or save_now or grid_now or last
+                log_now = loop.due(loop.log_every, step) or save_now or grid_now or score_now or last
                 if log_now:
                     self.log(step, state, window, meter, bar)
                 if grid_now and self.first:
                     self.draw_grid(step, state)
+                if score_now and self.first:
+                    self.writer.scalars(step, self.scorer(self.averaged(state)))
                 if last or stop.agreed(log_now):
                     return state
                 if save_now:
@@ -228,10 +233,17 @@ class Training:
     def grid_prompts(self) -> list[str]:
         return list(self.loop.grid_prompts) or pipeline.captions(self.recipe.data.open("test"), limit=16)
 
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        return Scorer(self.recipe, self.sampler, self.loop.score_num, self.loop.score_measures)
+
+    def averaged(self, state: State) -> dict[str, Any]:
+        """The parameters to sample with, the longest average of each player's."""
+        return pick_params(parallel.unreplicate({"params": state.params, "ema": state.ema}), None)
+
     def draw_grid(self, step: int, state: State) -> None:
         """Samples the grid's prompts with the averaged parameters into samples/step_N.png (.gif for clips)."""
-        params = pick_params(parallel.unreplicate({"params": state.params, "ema": state.ema}), None)
-        pictures = self.sampler(params, self.recipe.tokenizer.encode(self.grid_prompts), seed=0)
+        pictures = self.sampler(self.averaged(state), self.recipe.tokenizer.encode(self.grid_prompts), seed=0)
         grid = media.grid(pictures, labels=self.grid_prompts)
         suffix = "png" if len(grid) == 1 else "gif"
         media.save(self.workdir / "samples" / f"step_{step:07d}.{suffix}", grid)

@@ -1,0 +1,142 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoo import config as configs
+from zoo.errors import BadInput
+from zoo.method import Axis
+from zoo.methods.contrastive import Contrastive, cross_entropy, sigmoid_loss
+from zoo.run import Sampler
+from zoo.training import parallel
+from zoo.training.optim import Optimizer
+from zoo.training.state import create, make_step
+
+NET = dict(
+    image_size=8,
+    patch_size=4,
+    width=32,
+    depth=1,
+    heads=2,
+    mlp_width=32,
+    text_width=32,
+    text_depth=1,
+    text_heads=2,
+    text_mlp_width=32,
+    text_length=6,
+    projection=16,
+    activation="gelu",
+    text_activation="gelu",
+    eps=1e-5,
+)
+
+
+def method(**changes):
+    return Contrastive(**dict(net=NET, vocab_size=20, dtype=jnp.float32) | changes)
+
+
+def make_batch(seed=0, size=8, frames=1, negatives=True):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(2, 20, (2, size, 6)).astype(np.int32)
+    tokens[..., -1] = 1
+    batch = {"pixels": rng.integers(0, 256, (size, frames, 8, 8, 3)).astype(np.uint8), "tokens": tokens[0]}
+    return batch | ({"negatives": tokens[1]} if negatives else {})
+
+
+def loss_of(model, params, batch):
+    return model.loss("model", params, batch, jax.random.key(0), Axis())
+
+
+def features(model, params, batch):
+    pictures = model.picture_features(params, jnp.asarray(batch["pixels"]) / 127.5 - 1)
+    texts = [model.text_features(params, batch[name]) for name in ("tokens", "negatives") if name in batch]
+    return np.float64(pictures), np.concatenate(np.float64(texts))
+
+
+def log_softmax(x):
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("negatives", [True, False])
+def test_info_nce_is_the_papers(negatives):
+    model, batch = method(), make_batch(negatives=negatives)
+    params = model.init(jax.random.key(0), batch)
+    loss, output = loss_of(model, params, batch)
+    pictures, texts = features(model, params, batch)
+    np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-5)
+    logits = pictures @ texts.T / 0.07
+    wanted = -(np.diag(log_softmax(logits)).mean() + np.diag(log_softmax(logits[:, :8].T)).mean()) / 2
+    assert float(loss) == pytest.approx(wanted, rel=1e-4)
+    assert float(output.metrics["accuracy"]) == np.mean(logits.argmax(1) == np.arange(8))
+    if negatives:
+        told_apart = np.mean(np.diag(logits) > np.diag(logits[:, 8:]))
+        assert float(output.metrics["told_apart"]) == told_apart
+    assert ("told_apart" in output.metrics) == negatives
+
+
+def test_siglip_is_the_papers():
+    model, batch = method(objective="siglip"), make_batch()
+    params = model.init(jax.random.key(0), batch)
+    pictures, texts = features(model, params, batch)
+    logits = 10 * pictures @ texts.T - 10
+    sign = np.concatenate([2 * np.eye(8) - 1, -np.ones((8, 8))], axis=1)
+    wanted = np.log1p(np.exp(-sign * logits)).sum() / 8
+    assert float(loss_of(model, params, batch)[0]) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_losses_at_known_points():
+    own = jnp.arange(4)
+    assert float(cross_entropy(jnp.zeros((4, 10)), own)) == pytest.approx(math.log(10))
+    assert float(cross_entropy(50.0 * jnp.eye(4), own)) == pytest.approx(0, abs=1e-6)
+    assert float(sigmoid_loss(jnp.zeros((4, 10)), own)) == pytest.approx(10 * math.log(2))
+    assert float(sigmoid_loss(50.0 * (2 * jnp.eye(4) - 1), own)) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_scale_of_the_logits_is_limited():
+    model, batch = method(), make_batch()
+    params = model.init(jax.random.key(0), batch)
+    params["model"]["clip"]["logit_scale"] = jnp.float32(9.0)
+    assert float(loss_of(model, params, batch)[1].metrics["scale"]) == pytest.approx(100.0)
+
+
+def test_the_features_of_a_clip_are_the_mean_of_its_frames():
+    model, batch = method(), make_batch(frames=3)
+    params = model.init(jax.random.key(0), batch)
+    pixels = jnp.asarray(batch["pixels"]) / 127.5 - 1
+    frames = np.stack([model.picture_features(params, pixels[:, i : i + 1]) for i in range(3)])
+    mean = frames.mean(0)
+    wanted = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    np.testing.assert_allclose(model.picture_features(params, pixels), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["info_nce", "siglip"])
+def test_one_device_and_four_agree_since_all_see_the_whole_batch(objective):
+    model = method(objective=objective)
+    optimizer = Optimizer(learning_rate=1e-2, warmup_steps=0, decay="constant", ema_half_lives=(2.0,))
+    begin = functools.partial(create, model, {"model": optimizer}, jax.random.key(0), make_batch())
+    batches = [make_batch(seed) for seed in range(3)]
+    steps = {axis: make_step(model, {"model": optimizer}, 100, 0, axis) for axis in (Axis(), parallel.Devices())}
+    alone, together = steps.values()
+    one, metrics = jax.jit(alone)(begin(), jax.tree.map(lambda *x: np.stack(x), *batches))
+    four, spread = parallel.pmap(together)(parallel.replicate(begin()), parallel.stack_and_shard(batches))
+    four, spread = parallel.unreplicate(four), parallel.unreplicate(spread)
+    for name in ("model/loss", "model/grad_norm", "model/accuracy", "model/told_apart"):
+        np.testing.assert_allclose(metrics[name], spread[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    for (path, a), b in zip(jax.tree.leaves_with_path(one.params), jax.tree.leaves(four.params), strict=True):
+        if not jax.tree_util.keystr(path, simple=True, separator="/").endswith("key/bias"):  # has no gradient at all
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4, err_msg=str(path))
+
+
+def test_an_unknown_objective_is_named():
+    with pytest.raises(BadInput, match="did you mean 'siglip'"):
+        method(objective="siglib").init(jax.random.key(0), make_batch())
+
+
+def test_it_makes_no_pictures_and_says_who_does():
+    with pytest.raises(BadInput, match="Contrastive cannot sample; a run of these can: diffusion"):
+        Sampler(method(), (1, 8, 8, 3))
+    assert configs.ability(method(), "loss")

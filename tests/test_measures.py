@@ -1,0 +1,250 @@
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zoo.data.scenes import make_example
+from zoo.errors import BadInput
+from zoo.pretrained import clip as clips
+from zoo.run import Data
+from zoo.scoring import distances, trust
+from zoo.scoring.compare import trained_seconds
+from zoo.scoring.features import clip_features, of_source
+from zoo.scoring.judge import best_of, get_judge
+from zoo.scoring.measures import (
+    MEASURES,
+    Sample,
+    Score,
+    Task,
+    first_of,
+    floor,
+    labels_of,
+    make_task,
+    measure,
+    scrambled,
+    shuffled,
+)
+from zoo.scoring.report import show, to_json, to_markdown, to_table
+
+CLIP = Path(__file__).parent / "fixtures" / "clip" / "gelu"  # random weights: features, but no sense
+DATA = Data("scenes/one?examples=1500", 16)
+
+
+@functools.cache
+def network():
+    return clip_features(CLIP)
+
+
+@functools.cache
+def real(count=120):
+    return first_of(DATA, "test", count)
+
+
+@functools.cache
+def task():
+    return make_task({"clip": network()}, DATA, real(), 200)
+
+
+# ---- features
+
+
+def test_features_are_those_of_the_network_one_picture_at_a_time():
+    clip = clips.load(CLIP)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (7, 2, 24, 24, 3)).astype(np.uint8)  # no resizing: 24 px is what it sees
+    found = network().pictures(pixels)
+    for frames, row in zip(pixels, found, strict=True):
+        each = clip.model.apply({"params": clip.params}, clip.normalise(frames), method="pictures")
+        np.testing.assert_allclose(row, np.mean(each, axis=0), atol=2e-5)
+
+
+def test_the_prefix_stands_before_every_caption():
+    plain, prefixed = network(), clip_features(CLIP, "a photo of ")
+    np.testing.assert_allclose(prefixed.texts(["cats"]), plain.texts(["a photo of cats"]), atol=1e-6)
+    assert np.abs(prefixed.texts(["cats"]) - plain.texts(["cats"])).max() > 1e-3
+
+
+def test_features_of_real_pictures_are_made_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 1, 24, 24, 3)).astype(np.uint8)
+    source = [{"pixels": picture, "text": ""} for picture in pixels]
+    first = of_source(network(), source, {"source": "x"}, [0, 1, 2])
+    [file] = (tmp_path / "features").iterdir()
+    np.save(file, first + 1)
+    assert (of_source(network(), source, {"source": "x"}, [0, 1, 2]) == first + 1).all()
+    changed = [source[3], *source[1:]]
+    for items, name, indices in ((source, "y", [0, 1, 2]), (source, "x", [0, 1, 3]), (changed, "x", [0, 1, 2])):
+        assert len(of_source(network(), items, {"source": name}, indices)) == 3
+    assert len(list((tmp_path / "features").iterdir())) == 4
+
+
+def test_networks_of_other_weights_have_other_names_on_disk():
+    assert network().identity == clip_features(CLIP).identity != clip_features(CLIP.parent / "legacy").identity
+
+
+# ---- measures
+
+
+def test_real_pictures_are_near_perfect_and_the_floor_is_not():
+    best, missing = measure(real(), task(), ["all"])
+    assert set(missing) == {"fid", "inception_kid", "copying"}
+    assert "--inception" in missing["fid"] and "repeats itself" in missing["copying"]  # of so few possible scenes
+    worst = floor(real(), task(), [name for name in MEASURES if name not in missing])
+    assert best.keys() == worst.keys()
+    assert best["all"].value == 1.0 and worst["all"].value < 0.1
+    for name in ("cmmd", "cmmd_median", "kid", "frechet"):
+        assert best[name].value < worst[name].value, name
+        low, high = best[name].interval
+        assert low <= best[name].value <= high
+    for name in ("precision", "recall", "coverage"):
+        assert best[name].value > worst[name].value, name
+
+
+def test_scores_are_those_of_the_functions():
+    fake = scrambled(real(), 0)
+    features = network().pictures(fake.pictures)
+    scores, _ = measure(fake, task(), ["frechet", "cmmd", "recall"])
+    assert scores["frechet"].value == distances.frechet(features, task().reference["clip"])
+    assert scores["cmmd"].value == distances.cmmd(features, task().reference["clip"])
+    cut = task().reference["clip"][:120]
+    assert scores["recall"].value == distances.precision_recall(cut, features)[1]
+    assert "of 120 pictures" in scores["frechet"].note
+
+
+def test_too_few_pictures_for_an_interval_are_said():
+    few = Sample(real().pictures[:6], real().captions[:6])
+    score = measure(few, task(), ["precision"])[0]["precision"]
+    assert score.interval is None and score.note == "of 6 pictures, too few for an interval"
+
+
+def test_a_measure_asked_for_by_name_must_be_had():
+    nothing = Task({}, {}, None, None)
+    for name, message in (
+        ("oracle", "needs scenes"),
+        ("clip_score", "needs clip: give its weights by --clip"),
+        ("fid", "needs inception"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            measure(real(), nothing, [name])
+    with pytest.raises(BadInput, match="needs real pictures to compare with"):
+        measure(real(), Task({"clip": network()}, {}, None, None), ["kid"])
+    with pytest.raises(BadInput, match="needs the captions"):
+        measure(Sample(real().pictures, None), task(), ["clip_score"])
+    with pytest.raises(BadInput, match="did you mean 'frechet'"):
+        measure(real(), task(), ["freche"])
+    with pytest.raises(BadInput, match="r_precision: 9 different captions|r_precision: 8 different|r_precision: 10"):
+        measure(Sample(real().pictures[:10], real().captions[:10]), task(), ["r_precision"])
+
+
+def test_shuffled_captions_are_all_anothers_and_scrambled_pixels_are_the_same_ones():
+    sample = Sample(real().pictures, [f"caption {i}" for i in range(120)])
+    assert sorted(shuffled(sample, 0).captions) == sorted(sample.captions)
+    assert not any(a == b for a, b in zip(shuffled(sample, 0).captions, sample.captions, strict=True))
+    mixed = scrambled(sample, 0).pictures
+    assert not (mixed == sample.pictures).all()
+    for a, b in zip(mixed, sample.pictures, strict=True):
+        assert (np.sort(a.reshape(-1, 3), axis=0) == np.sort(b.reshape(-1, 3), axis=0)).all()
+
+
+def test_labels():
+    texts = ["a red star", "a small ring and a star", "a blue thing"]
+    assert labels_of(texts, "full") == ["star", None, None]
+    assert labels_of(["cat"] * 5 + ["dog"] * 4, None) == ["cat"] * 5 + [None] * 4
+
+
+def test_accuracy_knows_shapes_from_scrambled_ones():
+    good, _ = measure(real(), task(), ["accuracy"])
+    lost, _ = measure(shuffled(real(), 0), task(), ["accuracy"])
+    assert good["accuracy"].value > lost["accuracy"].value + 0.2
+
+
+# ---- reports
+
+
+def test_reports():
+    model = {"all": Score(0.5, (0.25, 0.75)), "kid": Score(-1e-5, None, "few")}
+    scores = {"model": model, "floor": {"all": Score(0.0)}}
+    lines = to_table(scores).splitlines()
+    assert lines[0].split() == ["model", "floor"] and lines[1].split() == ["all", "0.5", "[0.25,", "0.75]", "0"]
+    assert lines[2].split() == ["kid", "-1e-05", "-"] and lines[3] == "kid: few"
+    said = to_json(scores, {"num": 3})
+    assert json.loads(json.dumps(said)) == {
+        "model": {"all": 0.5, "kid": -1e-5},
+        "floor": {"all": 0.0},
+        "intervals": {"model": {"all": [0.25, 0.75]}, "floor": {}},
+        "about": {"num": 3},
+    }
+    assert show(None) == "-"
+    assert to_markdown(["", "a"], [["x", "1"]]) == "|  | a |\n| --- | --- |\n| x | 1 |"
+
+
+def test_seconds_of_training_are_summed_over_windows_and_not_over_restarts(tmp_path):
+    lines = [
+        {"step": 2},
+        {"step": 4, "images_per_second": 8.0},
+        {"step": 6, "images_per_second": 4.0},
+        {"step": 6, "images_per_second": 2.0},  # trained again after a kill
+        {"step": 6, "score/all": 1.0},
+    ]
+    assert trained_seconds(tmp_path, 8) is None
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert trained_seconds(tmp_path, 8) == pytest.approx(4 * 8 / 8 + 2 * 8 / 2)  # the start goes at the first rate
+
+
+# ---- judges
+
+
+def test_the_oracle_picks_the_picture_that_fits():
+    pictures = np.stack([make_example("one", "train", i, 16, 1)[0] for i in range(6)])
+    texts = [make_example("one", "train", i, 16, 1)[1] for i in range(6)]
+    judge = get_judge("oracle", "one")
+    assert judge(pictures, texts).tolist() == [2.0] * 6
+    assert judge(pictures[[1]], ["a thing on a grey background"])[0] in (1.0 + 1, 0.0)
+    tripled = np.concatenate([np.stack([pictures[(i + 1) % 6], pictures[i], pictures[(i + 2) % 6]]) for i in range(6)])
+    chosen = best_of(tripled, texts, 3, judge)
+    assert (judge(tripled[chosen], texts) == 2.0).all()
+    assert chosen.tolist() == [int(i) for i in np.arange(6) * 3 + (chosen % 3)]
+
+
+def test_judges_are_named():
+    with pytest.raises(BadInput, match="did you mean 'oracle'"):
+        get_judge("oracel", "one")
+    with pytest.raises(BadInput, match="judge by clip"):
+        get_judge("oracle", None)
+    scores = get_judge("clip", None, CLIP)(real().pictures[:3], real().captions[:3])
+    assert scores.shape == (3,) and (scores >= 0).all()
+
+
+# ---- trust
+
+
+def test_auc_and_ranks_against_the_definitions():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 5, 40), rng.integers(0, 5, 30)
+    pairs = [(x > y) + 0.5 * (x == y) for x in a for y in b]
+    assert trust.auc(a, b) == pytest.approx(np.mean(pairs))
+    values = np.array([3.0, 1.0, 3.0, 2.0])
+    assert trust.ranks(values).tolist() == [3.5, 1.0, 3.5, 2.0]
+
+
+def test_recall_at_1_counts_equal_captions_as_right():
+    eye = np.eye(3, dtype=np.float32)
+    assert trust.recall_at_1(eye, eye[[0, 2, 1]], ["a", "b", "b"])["picture_to_text_r1"] == 1.0
+    said = trust.recall_at_1(eye, eye[[0, 2, 1]], ["a", "b", "c"])
+    assert said == {"picture_to_text_r1": 1 / 3, "text_to_picture_r1": 1 / 3}
+
+
+def test_falsified_captions_are_false_of_their_scene():
+    from zoo.data.grammar import holds, parse
+
+    made = 0
+    for i in range(100):
+        _, text, scene = make_example("full", "test_seen", i, 32, 1)
+        item = {"text": text, "attributes": scene.to_json()}
+        wrong = trust.falsified(item, 1, np.random.default_rng(i))
+        if wrong is not None:
+            assert False in holds(parse(wrong), scene).values()
+            made += 1
+    assert made > 80

@@ -1,0 +1,356 @@
+"""CLIP folders as Hugging Face keeps them, read and written with no torch."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import save_file
+
+from zoo.errors import BadInput, unknown
+from zoo.nets.clip import CLIP
+from zoo.pretrained import weights
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+DTYPES = ("float32", "float16")  # of a file that is written
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
+LEGACY_END = 2  # the eos_token_id of older configs, whatever the tokenizer's is
+
+# Our field, and the section, key and default of Hugging Face's CLIPConfig.
+FIELDS = (
+    ("image_size", "vision_config", "image_size", 224),
+    ("patch_size", "vision_config", "patch_size", 32),
+    ("width", "vision_config", "hidden_size", 768),
+    ("depth", "vision_config", "num_hidden_layers", 12),
+    ("heads", "vision_config", "num_attention_heads", 12),
+    ("mlp_width", "vision_config", "intermediate_size", 3072),
+    ("activation", "vision_config", "hidden_act", "quick_gelu"),
+    ("eps", "vision_config", "layer_norm_eps", 1e-5),
+    ("text_width", "text_config", "hidden_size", 512),
+    ("text_depth", "text_config", "num_hidden_layers", 12),
+    ("text_heads", "text_config", "num_attention_heads", 8),
+    ("text_mlp_width", "text_config", "intermediate_size", 2048),
+    ("text_activation", "text_config", "hidden_act", "quick_gelu"),
+    ("vocab_size", "text_config", "vocab_size", 49408),
+    ("text_length", "text_config", "max_position_embeddings", 77),
+    ("projection", None, "projection_dim", 512),
+)
+
+# Parts of the names of our parameters, and of Hugging Face's tensors; parts that are not here are the same.
+NAMES = {
+    "picture_patches": "vision_model.embeddings.patch_embedding",
+    "picture_class": "vision_model.embeddings.class_embedding",
+    "picture_positions": "vision_model.embeddings.position_embedding.weight",
+    "picture_pre_norm": "vision_model.pre_layrnorm",  # so spelled
+    "picture_blocks": "vision_model.encoder.layers",
+    "picture_norm": "vision_model.post_layernorm",
+    "picture_projection": "visual_projection",
+    "text_tokens": "text_model.embeddings.token_embedding",
+    "text_positions": "text_model.embeddings.position_embedding.weight",
+    "text_blocks": "text_model.encoder.layers",
+    "text_norm": "text_model.final_layer_norm",
+    "attention_norm": "layer_norm1",
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "out": "self_attn.out_proj",
+    "mlp_norm": "layer_norm2",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
+    "kernel": "weight",
+    "scale": "weight",
+    "embedding": "weight",
+}
+LAYOUTS = {2: ("i o", "o i"), 4: ("h w i o", "o i h w")}  # of kernels, ours and theirs, by their number of axes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Clip:
+    """A CLIP with all that goes with it.
+
+    Attributes:
+      model: the network.
+      params: of the network.
+      tokenizer: of the texts; a copy is kept that cuts and pads to `model.text_length`.
+      mean, std: of a colour channel in [0, 1], which the network's pictures are normalised by.
+
+    Raises:
+      BadInput: the tokenizer does not end texts with `model.end_id`, or has ids that the network does not know.
+    """
+
+    model: CLIP
+    params: Any
+    tokenizer: tokenizers.Tokenizer
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+
+    def __post_init__(self):
+        end, length = self.model.end_id, self.model.text_length
+        tokenizer = _bare(self.tokenizer)
+        if end not in tokenizer.encode("").ids:
+            raise BadInput(f"this CLIP reads a text at its id {end}, which the tokenizer puts into none: they differ")
+        highest = max(tokenizer.get_vocab().values())
+        if highest >= self.model.vocab_size:
+            raise BadInput(
+                f"the tokenizer has ids up to {highest}, the CLIP knows {self.model.vocab_size}: they differ"
+            )
+        tokenizer.enable_truncation(length)
+        tokenizer.enable_padding(length=length, pad_id=end, pad_token=tokenizer.id_to_token(end))
+        object.__setattr__(self, "tokenizer", tokenizer)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """B texts -> int32 (B, L). Those that are too long are cut, which is said on stderr."""
+        encoded = self.tokenizer.encode_batch([text.encode("utf-8", "replace").decode() for text in texts])
+        cut = [text for text, row in zip(texts, encoded, strict=True) if row.overflowing]
+        if cut:
+            print(
+                f"note: {len(cut)} of {len(texts)} texts are cut to {self.model.text_length} tokens,"
+                f" the first is {cut[0][:40]!r}...",
+                file=sys.stderr,
+            )
+        return np.array([row.ids for row in encoded], np.int32).reshape(len(texts), self.model.text_length)
+
+    def normalise(self, pixels: jax.Array) -> jax.Array:
+        """Pixels uint8 (..., 3) -> what the network sees, float32."""
+        return (pixels.astype(jnp.float32) / 255 - jnp.array(self.mean)) / jnp.array(self.std)
+
+
+def load(folder: str | os.PathLike) -> Clip:
+    """Reads a folder with config.json, model.safetensors (or pytorch_model.bin) and tokenizer.json.
+
+    What config.json leaves out are Hugging Face's defaults, as in transformers. preprocessor_config.json may be
+    missing; then the pictures are normalised as OpenAI did.
+
+    Returns:
+      The CLIP, with float32 parameters whatever the file holds.
+
+    Raises:
+      BadInput: a file is missing or damaged; the network is not a CLIP or has an unknown activation; tensors are
+        missing or have other shapes; the tokenizer does not fit; pictures would have to be preprocessed otherwise.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f"there is no folder {folder}: give one with config.json, model.safetensors and tokenizer.json")
+    tokenizer = _read_tokenizer(folder / "tokenizer.json")
+    model = _read_model(folder / "config.json", tokenizer)
+    mean, std = _read_normalisation(folder / "preprocessor_config.json", model.image_size)
+    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), folder / WEIGHTS[0])
+    tensors = weights.read(path)
+    shapes = _shapes(model)
+    wanted = {name: leaf.shape for name, leaf in jax.eval_shape(_to_theirs, shapes).items()}
+    weights.check_shapes(wanted, tensors, path)
+    return Clip(model, _to_ours(tensors, shapes), tokenizer, mean, std)
+
+
+def save(folder: str | os.PathLike, clip: Clip, dtype: str = "float32") -> None:
+    """Writes a folder that `load` and transformers read: config, weights, tokenizer, normalisation.
+
+    The folder appears whole or not at all; folders above it are made.
+
+    Args:
+      dtype: "float32" or "float16", of the parameters in the file.
+
+    Raises:
+      BadInput: the folder exists, `dtype` is another, the parameters are not those of the model, or the texts end in
+        id 2, which transformers takes for a sign of its older configs.
+    """
+    folder = Path(folder)
+    if dtype not in DTYPES:
+        raise unknown("dtype of a CLIP's file", dtype, DTYPES)
+    if clip.model.end_id == LEGACY_END:
+        raise BadInput(
+            f"transformers cannot read a CLIP whose texts end in id {LEGACY_END}: give that token another id"
+        )
+    if folder.exists():
+        raise BadInput(f"{folder} exists: give a folder that does not, or delete it")
+    if jax.tree.map(jnp.shape, clip.params) != jax.tree.map(jnp.shape, _shapes(clip.model)):
+        raise BadInput("the parameters are not those of the network: give a tree as CLIP.init makes, of one device")
+    unfinished = folder.with_name(f".unfinished_{os.getpid()}_{folder.name}")
+    unfinished.mkdir(parents=True)
+    try:
+        for name, content in _json_files(clip, dtype).items():
+            (unfinished / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        tensors = _to_theirs(jax.device_get(clip.params))
+        tensors = {name: x.astype(dtype, order="C") for name, x in tensors.items()}
+        save_file(tensors, unfinished / WEIGHTS[0], metadata={"format": "pt"})
+        os.replace(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+# ---- tensors
+
+
+def _shapes(model: CLIP):
+    """The network's parameters, each as its shape."""
+    x = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
+    ids = jax.ShapeDtypeStruct((1, model.text_length), jnp.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), x, ids)["params"]
+
+
+def _their_name(path: str) -> str:
+    """For picture_blocks_3/query/kernel: vision_model.encoder.layers.3.self_attn.q_proj.weight."""
+    parts = re.sub(r"(_blocks)_(\d+)", r"\1/\2", path).split("/")
+    return ".".join(NAMES.get(part, part) for part in parts)
+
+
+def _to_theirs(params) -> dict[str, Any]:
+    """Our tree -> their tensors by name."""
+    flat = flatten_dict(params, sep="/")
+    return {_their_name(path): _turn(path, x, to_theirs=True) for path, x in flat.items()}
+
+
+def _to_ours(tensors: Mapping[str, np.ndarray], shapes):
+    """Their tensors by name -> our tree, which is like `shapes`."""
+    flat = {path: _turn(path, tensors[_their_name(path)], to_theirs=False) for path in flatten_dict(shapes, sep="/")}
+    return unflatten_dict({path: jnp.asarray(x, jnp.float32) for path, x in flat.items()}, sep="/")
+
+
+def _turn(path: str, x, to_theirs: bool):
+    if not path.endswith("/kernel"):
+        return x
+    ours, theirs = LAYOUTS[x.ndim]
+    return einops.rearrange(x, f"{ours} -> {theirs}" if to_theirs else f"{theirs} -> {ours}")
+
+
+# ---- the files beside the tensors
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot read {path}, which the folder of a CLIP holds: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"{path} is damaged: it is not UTF-8") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadInput(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path} holds no JSON object: is it a CLIP's?")
+    return content
+
+
+def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    text = _read_text(path)
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library has no narrower one
+        raise BadInput(f"{path} is no tokenizer of the tokenizers library: {' '.join(str(error).split())}") from None
+    return _bare(tokenizer)
+
+
+def _bare(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A copy that neither cuts nor pads."""
+    tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _read_model(path: Path, tokenizer: tokenizers.Tokenizer) -> CLIP:
+    config = _read_json(path)
+    if config.get("model_type") != "clip":
+        raise BadInput(f"{path} is of model_type {config.get('model_type')!r}, not 'clip': give the folder of a CLIP")
+    sections = {name: _section(config, name) for name in ("vision_config", "text_config")}
+    fields = {
+        field: _value(sections[section] if section else config, key, default, path)
+        for field, section, key, default in FIELDS
+    }
+    text = sections["text_config"]
+    if _value(text, "layer_norm_eps", 1e-5, path) != fields["eps"]:
+        raise BadInput(
+            f"{path}: the two towers have different layer_norm_eps, which zoo has no use for; make them equal"
+        )
+    end = text.get("eos_token_id", 49407)
+    if end == LEGACY_END:  # transformers then reads texts where the highest id stands, which is the tokenizer's end
+        end = (tokenizer.encode("").ids or [end])[-1]
+    return CLIP(**fields, end_id=end)
+
+
+def _section(config: Mapping[str, Any], name: str):
+    """As in transformers, the older of two keys hides the newer one."""
+    found = [config[key] for key in (f"{name}_dict", name) if config.get(key) is not None]
+    return found[0] if found else {}
+
+
+def _value(section: Any, key: str, default, path: Path):
+    value = section.get(key, default) if isinstance(section, dict) else section
+    if type(value) is not type(default) or (not isinstance(value, str) and value <= 0):
+        raise BadInput(f"{path}: {key} is {value!r}, but must be like {default!r}")
+    return value
+
+
+def _read_normalisation(path: Path, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and std of the channels; raises BadInput where pictures are to be preprocessed in another way."""
+    config = _read_json(path) if path.exists() else {}
+    for key, value in _preprocessing(size).items():
+        if config.get(key, value) not in (value, size):  # older files hold sizes as plain numbers
+            raise BadInput(f"{path}: {key} is {config[key]!r}; zoo preprocesses pictures with {value!r} only")
+    mean, std = config.get("image_mean", MEAN), config.get("image_std", STD)
+    for values in (mean, std):
+        if not (isinstance(values, Sequence) and len(values) == 3 and all(isinstance(x, (int, float)) for x in values)):
+            raise BadInput(f"{path}: image_mean and image_std must be 3 numbers each, not {values!r}")
+    return tuple(mean), tuple(std)
+
+
+def _preprocessing(size: int) -> dict[str, Any]:
+    """What `zoo.scoring.resize.shortest_side_and_crop` and `Clip.normalise` do, in Hugging Face's words."""
+    return {
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+    }
+
+
+def _json_files(clip: Clip, dtype: str) -> dict[str, Any]:
+    """Name -> content of the folder's JSON files."""
+    model = clip.model
+    config = {"architectures": ["CLIPModel"], "model_type": "clip", "torch_dtype": dtype}
+    config["vision_config"] = {"model_type": "clip_vision_model"}
+    config["text_config"] = {"model_type": "clip_text_model", "layer_norm_eps": model.eps}
+    for field, section, key, _ in FIELDS:
+        (config[section] if section else config)[key] = getattr(model, field)
+    for section in ("vision_config", "text_config"):
+        config[section]["projection_dim"] = model.projection  # for transformers' single towers
+    tokenizer = _bare(clip.tokenizer)
+    begin, end = tokenizer.encode("").ids[0], model.end_id
+    config["text_config"] |= {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": end}
+    return {
+        "config.json": config,
+        "tokenizer.json": json.loads(tokenizer.to_str()),
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": model.text_length,
+            "bos_token": tokenizer.id_to_token(begin),
+            "eos_token": tokenizer.id_to_token(end),
+            "pad_token": tokenizer.id_to_token(end),
+        },
+        "preprocessor_config.json": {
+            "image_processor_type": "CLIPImageProcessor",
+            **_preprocessing(model.image_size),
+            "image_mean": clip.mean,
+            "image_std": clip.std,
+        },
+    }

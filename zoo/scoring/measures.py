@@ -1,0 +1,279 @@
+"""All measures by name: what each needs, and its scores of a sample with intervals."""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from zoo.data.grammar import parse
+from zoo.errors import BadInput, unknown
+from zoo.run import Data
+from zoo.scoring import distances, oracle
+from zoo.scoring.accuracy import classification_accuracy
+from zoo.scoring.bootstrap import interval, interval_of
+from zoo.scoring.clip_score import clip_score, r_precision
+from zoo.scoring.features import Features, of_source
+
+KID_SUBSETS, KID_SIZE = 20, 1000  # KID_SIZE or as many as there are
+RESAMPLES = 20  # halves that the intervals of distances are taken from
+FEW = 10_000  # below this many pictures a distance is said to be of few
+LEAST_LABELLED = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A value and its interval of 95%, which is None where it has none; `note` says what to mind."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """Pictures to be scored, uint8 (N, T, H, W, 3), and the N captions they were made from, or None."""
+
+    pictures: np.ndarray
+    captions: Sequence[str] | None
+
+    @functools.cached_property
+    def _features(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def features(self, network: Features) -> np.ndarray:
+        """(N, D), made once."""
+        if network.identity not in self._features:
+            self._features[network.identity] = network.pictures(self.pictures)
+        return self._features[network.identity]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """What samples are measured against.
+
+    Attributes:
+      networks: by name: "clip", and "inception" where its weights were given.
+      reference: the features of real pictures by network, (M, D); empty where no reference was given.
+      held_out: real pictures that were not trained on, with their captions; None where there are none.
+      world: of scenes whose truth the oracle knows, or None.
+      seed: of subsets and resamples.
+    """
+
+    networks: Mapping[str, Features]
+    reference: Mapping[str, np.ndarray]
+    held_out: Sample | None
+    world: str | None
+    seed: int = 0
+
+    def network(self, name: str) -> Features:
+        if name not in self.networks:
+            raise BadInput(f"needs {name}: give its weights by --{name}")
+        return self.networks[name]
+
+    def real(self, name: str) -> np.ndarray:
+        if name not in self.reference:
+            raise BadInput("needs real pictures to compare with: give them by --reference")
+        return self.reference[name]
+
+
+def make_task(
+    networks: Mapping[str, Features], data: Data, held_out: Sample, num_reference: int, seed: int = 0
+) -> Task:
+    """What pictures of some data are measured against: at most `num_reference` items of its split `train`, evenly
+    spread, and `held_out` ones."""
+    source = data.open("train")
+    count = min(num_reference, len(source))
+    indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
+    about = {"source": data.source, "split": "train", "size": data.size, "frames": data.frames}
+    reference = {name: of_source(network, source, about, indices) for name, network in networks.items()}
+    world = oracle.world_of(data.source)
+    readable = held_out.captions is not None and all(map(oracle.understands, held_out.captions))
+    return Task(networks, reference, held_out, world if readable else None, seed)
+
+
+def first_of(data: Data, split: str, num: int) -> Sample:
+    """The first pictures of a split, with their captions. Raises BadInput where there are fewer."""
+    source = data.open(split)
+    if num > len(source):
+        raise BadInput(f"--num {num} is more than the {len(source)} captions of split {split!r}")
+    real = [source[i] for i in range(num)]
+    return Sample(np.stack([item["pixels"] for item in real]), [item["text"] for item in real])
+
+
+def captions_of(sample: Sample) -> Sequence[str]:
+    if sample.captions is None:
+        raise BadInput("needs the captions of the pictures: give them by --prompts")
+    return sample.captions
+
+
+def by_oracle(sample: Sample, task: Task) -> dict[str, Score]:
+    """The share of captions of which the oracle finds each attribute right, among those that speak of it."""
+    captions = captions_of(sample)
+    if task.world is None:
+        raise BadInput("needs scenes: of other pictures the truth is not known")
+    return {name: mean_score(right) for name, right in oracle.table(sample.pictures, captions, task.world).items()}
+
+
+def by_clip_score(sample: Sample, task: Task) -> dict[str, Score]:
+    network, captions = task.network("clip"), captions_of(sample)
+    return {"clip_score": mean_score(clip_score(sample.features(network), network.texts(captions)))}
+
+
+def by_r_precision(sample: Sample, task: Task) -> dict[str, Score]:
+    network, captions = task.network("clip"), captions_of(sample)
+    return {"r_precision": mean_score(r_precision(sample.features(network), network.texts(captions), captions))}
+
+
+def mean_score(values) -> Score:
+    return Score(float(np.mean(values)), interval(values) if len(values) > 1 else None)
+
+
+def by_distance(
+    measure: Callable[[np.ndarray, np.ndarray], float], name: str, network: str, sample: Sample, task: Task
+) -> dict[str, Score]:
+    """A measure of the sample's features and the reference's."""
+    fake, real = sample.features(task.network(network)), task.real(network)
+    value = measure(fake, real)
+    note = f"of {len(fake)} pictures" if len(fake) < FEW else ""
+    try:
+        around = interval_of(measure, fake, real, resamples=RESAMPLES, seed=task.seed)
+    except BadInput:  # half of the pictures are too few
+        around, note = None, f"{note}, too few for an interval"
+    return {name: Score(value, around, note)}
+
+
+def median_cmmd(fake, real) -> float:
+    """CMMD with the reference's own median distance as sigma, so that it sees more than the means."""
+    return distances.cmmd(fake, real, sigma=distances.median_sigma(real, real))
+
+
+def kid(fake, real) -> float:
+    size = min(KID_SIZE, len(fake), len(real))
+    return distances.kid(fake, real, KID_SUBSETS, size)[0]
+
+
+def neighbours(function: Callable, index: int) -> Callable[[np.ndarray, np.ndarray], float]:
+    """One value of a function (real, fake), both cut to the smaller: the balls around points depend on their number."""
+
+    def value(fake, real):
+        count = min(len(fake), len(real))
+        return function(real[:count], fake[:count])[index]
+
+    return value
+
+
+def by_copying(sample: Sample, task: Task) -> dict[str, Score]:
+    """How many pictures are nearer to a reference picture than 99% of held-out ones are; 1% is what chance gives."""
+    network = task.network("clip")
+    if task.held_out is None:
+        raise BadInput("needs real pictures that were not trained on: give data with a test split")
+    share = distances.copying(sample.features(network), task.real("clip"), task.held_out.features(network))
+    return {"copying": Score(share)}
+
+
+def by_accuracy(sample: Sample, task: Task) -> dict[str, Score]:
+    """Classification accuracy score: real pictures named by a classifier that saw the sample alone."""
+    network, captions = task.network("clip"), captions_of(sample)
+    if task.held_out is None:
+        raise BadInput("needs real pictures that were not trained on: give data with a test split")
+    parts = []
+    for part, texts in ((sample, captions), (task.held_out, captions_of(task.held_out))):
+        labels = labels_of(texts, task.world)
+        chosen = [i for i, label in enumerate(labels) if label]
+        if len(chosen) < LEAST_LABELLED:
+            raise BadInput(f"needs {LEAST_LABELLED} captions that name a class, got {len(chosen)}: give more pictures")
+        parts += [part.features(network)[chosen], [labels[i] for i in chosen]]
+    return {"accuracy": Score(classification_accuracy(*parts))}
+
+
+def labels_of(captions: Sequence[str], world: str | None) -> list[str | None]:
+    """The class that each caption names: of scenes the shape of a single thing, else the caption, if some share it."""
+    if world is not None:
+        things = [parse(text).things for text in captions]
+        return [thing[0].shape if len(thing) == 1 else None for thing in things]
+    counts = Counter(captions)
+    return [text if counts[text] >= 5 else None for text in captions]
+
+
+MEASURES: dict[str, Callable[[Sample, Task], dict[str, Score]]] = {
+    "oracle": by_oracle,
+    "clip_score": by_clip_score,
+    "r_precision": by_r_precision,
+    "cmmd": functools.partial(by_distance, distances.cmmd, "cmmd", "clip"),
+    "cmmd_median": functools.partial(by_distance, median_cmmd, "cmmd_median", "clip"),
+    "kid": functools.partial(by_distance, kid, "kid", "clip"),
+    "frechet": functools.partial(by_distance, distances.frechet, "frechet", "clip"),
+    "precision": functools.partial(by_distance, neighbours(distances.precision_recall, 0), "precision", "clip"),
+    "recall": functools.partial(by_distance, neighbours(distances.precision_recall, 1), "recall", "clip"),
+    "density": functools.partial(by_distance, neighbours(distances.density_coverage, 0), "density", "clip"),
+    "coverage": functools.partial(by_distance, neighbours(distances.density_coverage, 1), "coverage", "clip"),
+    "copying": by_copying,
+    "accuracy": by_accuracy,
+    "fid": functools.partial(by_distance, distances.frechet, "fid", "inception"),
+    "inception_kid": functools.partial(by_distance, kid, "inception_kid", "inception"),
+}
+OF_CAPTIONS = ("oracle", "clip_score", "r_precision")
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """The measures that `--measures` names; "all" is all. Raises BadInput on one that does not exist."""
+    for name in names:
+        if name not in (*MEASURES, "all"):
+            raise unknown("measure", name, (*MEASURES, "all"))
+    return list(MEASURES) if "all" in names else list(names)
+
+
+def measure(sample: Sample, task: Task, names: Sequence[str]) -> tuple[dict[str, Score], dict[str, str]]:
+    """Scores a sample.
+
+    Args:
+      sample: the pictures.
+      task: what to measure against.
+      names: of `MEASURES`, or "all": then what cannot be measured is left out.
+
+    Returns:
+      Scores by name, and the reasons of the measures that were left out.
+
+    Raises:
+      BadInput: a measure that was asked for by its name lacks what it needs.
+    """
+    scores, missing = {}, {}
+    for name in chosen(names):
+        try:
+            scores |= MEASURES[name](sample, task)
+        except BadInput as error:
+            if "all" not in names:
+                raise BadInput(f"{name}: {error}") from None
+            missing[name] = str(error)
+    return scores, missing
+
+
+def floor(real: Sample, task: Task, names: Sequence[str]) -> dict[str, Score]:
+    """What is worth nothing: measures of captions take real pictures with shuffled captions, all others take
+    scrambled pictures."""
+    parts = {True: shuffled(real, task.seed), False: scrambled(real, task.seed)}
+    scores = {}
+    for name in names:
+        scores |= measure(parts[name in OF_CAPTIONS], task, [name])[0]
+    return scores
+
+
+def shuffled(sample: Sample, seed: int) -> Sample:
+    """The same pictures, each with another one's caption: along one random cycle, so that none keeps its own."""
+    count = len(sample.pictures)
+    if count < 2:
+        raise BadInput("the floor shuffles captions: give at least 2 real pictures")
+    cycle = np.random.default_rng(seed).permutation(count)
+    captions = np.empty(count, object)
+    captions[cycle] = np.array(sample.captions, object)[np.roll(cycle, 1)]
+    return Sample(sample.pictures, captions.tolist())
+
+
+def scrambled(sample: Sample, seed: int) -> Sample:
+    """The same captions; the pixels of each picture in another order: the right colours, and nothing else right."""
+    rng = np.random.default_rng(seed)
+    flat = sample.pictures.reshape(len(sample.pictures), -1, sample.pictures.shape[-1])
+    mixed = np.stack([pixels[rng.permutation(flat.shape[1])] for pixels in flat])
+    return Sample(mixed.reshape(sample.pictures.shape), sample.captions)

@@ -1,0 +1,74 @@
+"""Scores as people read them: lines of text, JSON, a chart."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo.scoring.measures import Score
+
+Scores = Mapping[str, Mapping[str, Score]]  # row -> name -> score
+
+
+def names_of(scores: Scores) -> list[str]:
+    """The names that any row has, in order."""
+    return list(dict.fromkeys(name for row in scores.values() for name in row))
+
+
+def show(score: Score | None) -> str:
+    """ "0.984 [0.969, 0.996]"; "-" for none."""
+    if score is None:
+        return "-"
+    around = score.interval and f" [{score.interval[0]:.4g}, {score.interval[1]:.4g}]"
+    return f"{score.value:.4g}{around or ''}"
+
+
+def to_table(scores: Scores) -> str:
+    """A line for each name, a column for each row of scores, with the intervals of 95%; notes at the end."""
+    names = names_of(scores)
+    cells = [["", *scores], *([name, *(show(row.get(name)) for row in scores.values())] for name in names)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    notes = {f"{name}: {score.note}" for row in scores.values() for name, score in row.items() if score.note}
+    return "\n".join(lines + sorted(notes))
+
+
+def to_json(scores: Scores, about: Mapping[str, Any]) -> dict[str, Any]:
+    """{"model": {name: value}, ..., "intervals": {"model": {name: [low, high]}, ...}, "about": ...}"""
+    values = {row: {name: score.value for name, score in of.items()} for row, of in scores.items()}
+    around = {row: {name: score.interval for name, score in of.items() if score.interval} for row, of in scores.items()}
+    return values | {"intervals": around, "about": dict(about)}
+
+
+def to_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
+
+
+def to_chart(scores: Scores, path: Path, title: str = "") -> None:
+    """A bar chart, a panel for each name and a bar for each row, with intervals of 95%."""
+    import matplotlib  # takes a second, which only who draws should wait
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names, columns = names_of(scores), 4
+    lines = math.ceil(len(names) / columns)
+    figure, axes = pyplot.subplots(lines, columns, figsize=(3 * columns, 1 + 0.45 * len(scores) * lines + 0.8 * lines))
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    colours = pyplot.get_cmap("tab10").colors
+    for axis, name in zip(axes.flat, names, strict=False):
+        for i, (row, of) in enumerate(reversed(scores.items())):
+            if name not in of:
+                continue
+            value, around = of[name].value, of[name].interval
+            error = around and [[max(value - around[0], 0)], [max(around[1] - value, 0)]]
+            axis.barh(row, value, xerr=error, color=colours[(len(scores) - 1 - i) % 10], ecolor="0.4", capsize=2)
+        axis.set_title(name, fontsize=9)
+        axis.tick_params(labelsize=7)
+    figure.suptitle(title, fontsize=9)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
