@@ -503,7 +503,7 @@ def main() -> None:
     damages = [(f"blur {sigma}", [blur(p, sigma) for p in clean]) for sigma in BLURS]
     damages += [(f"noise {std}", [add_noise(p, std, rng) for p in clean]) for std in NOISES]
     for damage, pictures in damages:
-        row = table(pictures, texts, args.world)
+        row = {name: right.mean() for name, right in table(pictures, texts, args.world).items()}
         print(f"{damage:<12}" + "  ".join(f"{name} {value:.3f}" for name, value in row.items()))
 
 
