@@ -134,14 +134,17 @@ def by_distance(
     measure: Callable[[np.ndarray, np.ndarray], float], name: str, network: str, sample: Sample, task: Task
 ) -> dict[str, Score]:
     """A measure of the sample's features and the reference's."""
-    fake, real = sample.features(task.network(network)), task.real(network)
-    value = measure(fake, real)
+    return {name: with_interval(measure, sample.features(task.network(network)), task.real(network), task.seed)}
+
+
+def with_interval(measure: Callable[..., float], fake: np.ndarray, real: np.ndarray, seed: int) -> Score:
+    """The score of two sets of features."""
     note = f"of {len(fake)} pictures" if len(fake) < FEW else ""
     try:
-        around = interval_of(measure, fake, real, resamples=RESAMPLES, seed=task.seed)
+        around = interval_of(measure, fake, real, resamples=RESAMPLES, seed=seed)
     except BadInput:  # half of the pictures are too few
         around, note = None, f"{note}, too few for an interval"
-    return {name: Score(value, around, note)}
+    return Score(measure(fake, real), around, note)
 
 
 def median_cmmd(fake, real) -> float:
@@ -154,14 +157,17 @@ def kid(fake, real) -> float:
     return distances.kid(fake, real, KID_SUBSETS, size)[0]
 
 
-def neighbours(function: Callable, index: int) -> Callable[[np.ndarray, np.ndarray], float]:
-    """One value of a function (real, fake), both cut to the smaller: the balls around points depend on their number."""
+def by_neighbours(function: Callable, index: int, name: str, sample: Sample, task: Task) -> dict[str, Score]:
+    """One value of a function of (real, fake). The larger set is cut: the balls around points depend on the number."""
+    fake, real = sample.features(task.network("clip")), task.real("clip")
+    count = min(len(fake), len(real))
+    measure = lambda fake, real: function(real, fake)[index]
+    return {name: with_interval(measure, evenly(fake, count), evenly(real, count), task.seed)}
 
-    def value(fake, real):
-        count = min(len(fake), len(real))
-        return function(real[:count], fake[:count])[index]
 
-    return value
+def evenly(rows: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the rows, evenly spread."""
+    return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
 
 
 def by_copying(sample: Sample, task: Task) -> dict[str, Score]:
@@ -205,10 +211,10 @@ MEASURES: dict[str, Callable[[Sample, Task], dict[str, Score]]] = {
     "cmmd_median": functools.partial(by_distance, median_cmmd, "cmmd_median", "clip"),
     "kid": functools.partial(by_distance, kid, "kid", "clip"),
     "frechet": functools.partial(by_distance, distances.frechet, "frechet", "clip"),
-    "precision": functools.partial(by_distance, neighbours(distances.precision_recall, 0), "precision", "clip"),
-    "recall": functools.partial(by_distance, neighbours(distances.precision_recall, 1), "recall", "clip"),
-    "density": functools.partial(by_distance, neighbours(distances.density_coverage, 0), "density", "clip"),
-    "coverage": functools.partial(by_distance, neighbours(distances.density_coverage, 1), "coverage", "clip"),
+    "precision": functools.partial(by_neighbours, distances.precision_recall, 0, "precision"),
+    "recall": functools.partial(by_neighbours, distances.precision_recall, 1, "recall"),
+    "density": functools.partial(by_neighbours, distances.density_coverage, 0, "density"),
+    "coverage": functools.partial(by_neighbours, distances.density_coverage, 1, "coverage"),
     "copying": by_copying,
     "accuracy": by_accuracy,
     "fid": functools.partial(by_distance, distances.frechet, "fid", "inception"),
