@@ -12,10 +12,10 @@ of 256 captions of which the oracle finds all right, `python -m zoo.scoring --wo
     :cpu   17,000 steps in 33 min 18 s, 1-3 objects at 32 px            22.3% (test_seen; ceiling 100%, floor 0.8%)
                                                                         19.5% (test_unseen; ceiling 100%, floor 1.6%)
 
-The EPYC was a Zen 5 with a matmul peak of 480 GFLOP/s; the older one has 217. `:demo` was chosen by these 256 captions,
-with one seed; on 1,000 it gets 96.8% [95.7, 97.8]. `:cpu` is far from trained then, after 544,000 pictures: backgrounds,
-places and colours come first (83.3%, 58.7%, 51.2% of the captions that name them), shapes late (30.9%). Things look
-right; which thing gets which colour, shape and place often does not.
+The EPYC was a Zen 5 with a matmul peak of 480 GFLOP/s; the older one has 217. `:demo` was chosen by these 256
+captions, with one seed; on 1,000 it gets 96.8% [95.7, 97.8]. `:cpu` is far from trained then, after 544,000 pictures:
+backgrounds, places and colours come first (83.3%, 58.7%, 51.2% of the captions that name them), shapes late (30.9%).
+Things look right; which thing gets which colour, shape and place often does not.
 
 On 3,224 captioned emoji (`:cpu --config.data.source=folder:emoji --config.data.vocab_size=2048
 --config.data.text_length=24 --config.loop.steps=7000`), 11 min 6 s: twelve captions seen in training gave twelve
