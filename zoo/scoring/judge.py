@@ -39,8 +39,7 @@ def get_judge(name: str, world: str | None, clip: str | None = None) -> Judge:
 def claims_right(picture: np.ndarray, prompt: str, world: str) -> float:
     """The share of the prompt's claims that the oracle finds right, in [0, 1], and 1 more if nothing is wrong."""
     judged = oracle.score(picture, prompt, world)
-    claims = [right for name, right in judged.items() if name != "all" and right is not None]
-    return (float(np.mean(claims)) if claims else 0.0) + judged["all"]
+    return (oracle.share_right(judged) or 0.0) + judged["all"]
 
 
 def best_of(pictures: np.ndarray, prompts: Sequence[str], count: int, judge: Judge) -> np.ndarray:

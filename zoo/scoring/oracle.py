@@ -438,6 +438,12 @@ def score(pixels: np.ndarray, text: str, world: str) -> dict[str, bool | None]:
     return right | {"all": whole and all(value is not False for value in right.values())}
 
 
+def share_right(judged: dict[str, bool | None]) -> float | None:
+    """The share of a caption's claims that `score` found right, in [0, 1]; None where it claims nothing."""
+    claims = [right for name, right in judged.items() if name != "all" and right is not None]
+    return float(np.mean(claims)) if claims else None
+
+
 def world_of(source: str) -> str | None:
     """Returns the world that a data source shows ("scenes/one?examples=100" -> "one"), None if it shows none."""
     name = source.partition("?")[0].removeprefix("scenes").lstrip("/:")

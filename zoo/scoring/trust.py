@@ -98,9 +98,9 @@ def with_oracle(clip, pictures: np.ndarray, items: list[dict], world: str, rng: 
     """
     texts = [falsified(item, int(rng.integers(MOST_SWAPS + 1)), rng) or item["text"] for item in items]
     judged = [oracle.score(item["pixels"], text, world) for item, text in zip(items, texts, strict=True)]
-    claims = [[right for name, right in row.items() if name != "all" and right is not None] for row in judged]
-    chosen = [i for i, row in enumerate(claims) if row]  # a caption may claim nothing
-    shares = np.array([np.mean(claims[i]) for i in chosen])
+    shares = [oracle.share_right(row) for row in judged]
+    chosen = [i for i, share in enumerate(shares) if share is not None]  # a caption may claim nothing
+    shares = np.array([shares[i] for i in chosen])
     scores = clip_score(pictures, clip.texts(texts))[chosen]
     return float(np.corrcoef(ranks(scores), ranks(shares))[0, 1])
 
