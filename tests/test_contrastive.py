@@ -47,7 +47,7 @@ def make_batch(seed=0, size=8, frames=1, negatives=True):
 
 
 def loss_of(model, params, batch):
-    return model.loss("model", params, batch, jax.random.key(0), Axis())
+    return model.loss("model", params, batch, jax.random.key(0), Axis(), 0)
 
 
 def features(model, params, batch):

@@ -62,7 +62,7 @@ def gaussian(monkeypatch):
 
 
 def loss_of(model, params=0.5, batch=BATCH, seed=0):
-    loss, output = model.loss("model", params, batch, jax.random.key(seed), Axis())
+    loss, output = model.loss("model", params, batch, jax.random.key(seed), Axis(), 0)
     np.testing.assert_array_equal(output.metrics["loss"], loss)
     return float(loss)
 
@@ -73,7 +73,7 @@ def loss_of(model, params=0.5, batch=BATCH, seed=0):
 @pytest.mark.parametrize("prediction", ["x", "eps", "v"])
 def test_loss_is_what_numpy_says(prediction, simple):
     """From z and t alone: the noise is what takes the picture to z."""
-    loss, output = method(prediction=prediction).loss("model", 0.5, BATCH, jax.random.key(0), Axis())
+    loss, output = method(prediction=prediction).loss("model", 0.5, BATCH, jax.random.key(0), Axis(), 0)
     x = BATCH["pixels"].astype(np.float64) / 127.5 - 1
     z, t, tokens = (np.asarray(simple[name], np.float64) for name in ("z", "t", "tokens"))
     t = t.reshape(-1, 1, 1, 1, 1)
@@ -105,14 +105,14 @@ def test_times_are_never_earlier_than_time_min(simple):
 def test_perfect_prediction_has_no_loss_and_its_fake_is_the_picture(monkeypatch):
     x = to_float(BATCH["pixels"])
     monkeypatch.setattr(Diffusion, "apply", lambda self, params, z, t, tokens: x)
-    loss, output = method(prediction="x").loss("model", {}, BATCH, jax.random.key(0), Axis())
+    loss, output = method(prediction="x").loss("model", {}, BATCH, jax.random.key(0), Axis(), 0)
     assert loss < 1e-8
     np.testing.assert_array_equal(output.fake, x)
 
 
 def test_fake_has_a_gradient(simple):
     def brightness(params):
-        return method().loss("model", params, BATCH, jax.random.key(0), Axis())[1].fake.mean()
+        return method().loss("model", params, BATCH, jax.random.key(0), Axis(), 0)[1].fake.mean()
 
     step = 1e-2
     slope = (brightness(0.5 + step) - brightness(0.5 - step)) / (2 * step)

@@ -24,7 +24,7 @@ class Regression:
     def init(self, rng, batch):
         return {"model": {"w": jnp.array([0.5, -0.5, 1.0])}}
 
-    def loss(self, player, params, batch, rng, axis):
+    def loss(self, player, params, batch, rng, axis, step):
         loss = jnp.square(batch["x"] @ params["model"]["w"] - batch["y"]).mean()
         return loss, Output({"loss": loss})
 
@@ -32,7 +32,7 @@ class Regression:
 class Contrastive(Regression):
     """Each row against all rows of the whole batch, which it also normalises by the whole batch's mean."""
 
-    def loss(self, player, params, batch, rng, axis):
+    def loss(self, player, params, batch, rng, axis, step):
         own = batch["x"] * params["model"]["w"]  # (B, 3)
         own = own - axis.pmean(own.mean(0))
         everyone = axis.all_gather(own)
@@ -55,7 +55,7 @@ class Draws(Regression):
     def init(self, rng, batch):
         return {player: {"w": jnp.ones(1)} for player in self.players}
 
-    def loss(self, player, params, batch, rng, axis):
+    def loss(self, player, params, batch, rng, axis, step):
         drawn = axis.all_gather(jax.random.uniform(rng, (1,)))
         return params[player]["w"].sum(), Output({f"draw{i}": value for i, value in enumerate(drawn)})
 
@@ -68,7 +68,7 @@ class Duel(Regression):
     def init(self, rng, batch):
         return {"first": {"w": jnp.float32(1.0)}, "second": {"w": jnp.float32(2.0)}}
 
-    def loss(self, player, params, batch, rng, axis):
+    def loss(self, player, params, batch, rng, axis, step):
         first, second = params["first"]["w"], params["second"]["w"]
         loss = first * second if player == "first" else (first - second) ** 2
         return loss, Output({"loss": loss, "first": first, "second": second})
@@ -284,8 +284,8 @@ def test_bad_steps_in_a_row_are_counted_until_a_good_one():
 
 def test_one_player_that_is_not_finite_holds_back_the_other_too(same):
     class Half(Duel):
-        def loss(self, player, params, batch, rng, axis):
-            loss, output = super().loss(player, params, batch, rng, axis)
+        def loss(self, player, params, batch, rng, axis, step):
+            loss, output = super().loss(player, params, batch, rng, axis, step)
             return (loss, output) if player == "first" else (loss * jnp.nan, output)
 
     METHODS[Half] = Half()
@@ -316,7 +316,7 @@ def test_frozen_parameters_of_a_player_stay_in_its_averages_too(same):
         def init(self, rng, batch):
             return {"model": {"w": jnp.ones(3), "fixed": jnp.full(1, 1 / 3)}}
 
-        def loss(self, player, params, batch, rng, axis):
+        def loss(self, player, params, batch, rng, axis, step):
             own = params["model"]
             loss = jnp.square(batch["x"] @ own["w"] - own["fixed"]).mean()
             return loss, Output({"loss": loss})

@@ -2,6 +2,10 @@
 
 A family is a `Method`: what it trains (`players`), how it starts, its loss, and how it makes pictures. The loop, the
 sampler and the measures know nothing more of it. A family that makes no pictures, only scores them, has no `sample`.
+
+The other protocols are abilities, which a family has or lacks; who needs one asks by `config.ability`. In all of them
+`rng` is one key a picture, (B,), so that what becomes of a picture does not depend on those beside it, and `params`
+is that of all players.
 """
 
 import functools
@@ -13,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 Params = Any
+Noise = Any  # what a picture is made from: a tree of independent standard Gaussian arrays (B, ...)
 Batch = Mapping[str, jax.Array]  # pixels: uint8 (B, T, H, W, C); tokens, and negatives where asked for: int32 (B, L)
 
 
@@ -57,9 +62,12 @@ class Method(Protocol):
         """Returns fresh parameters, a tree for each player. Only the shapes of the batch matter."""
 
     def loss(
-        self, player: str, params: dict[str, Params], batch: Batch, rng: jax.Array, axis: Axis
+        self, player: str, params: dict[str, Params], batch: Batch, rng: jax.Array, axis: Axis, step: jax.Array
     ) -> tuple[jax.Array, Output]:
-        """Returns the mean loss over this device's examples; differentiated with respect to params[player] alone."""
+        """Returns the mean loss over this device's examples; differentiated with respect to params[player] alone.
+
+        `step` counts from 0, for what warms up.
+        """
 
     def sample(
         self, params: dict[str, Params], rng: jax.Array, cond: jax.Array, shape: tuple[int, ...], **options
@@ -77,9 +85,52 @@ class Method(Protocol):
         """
 
 
+class Likely(Protocol):
+    """A family that knows how probable a picture is."""
+
+    def bits_per_dim(self, params: dict[str, Params], rng: jax.Array, batch: Batch, **options) -> jax.Array:
+        """-log2 p(pixels | caption) / dimensions of each picture in 256 levels, or an upper bound of it: (B,) float32.
+
+        Options are the family's own, with defaults.
+        """
+
+
+class Reconstructing(Protocol):
+    """A family that can pass a picture through what it remembers of it."""
+
+    def reconstruct(self, params: dict[str, Params], rng: jax.Array, batch: Batch) -> jax.Array:
+        """The pictures, encoded and decoded again: float32 (B, T, H, W, C) in [-1, 1]."""
+
+
+class Editable(Protocol):
+    """A family that makes a picture from noise alone, and finds the noise of a picture.
+
+    `sample` with given keys is `generate` of what `draw_noise` draws with them.
+    """
+
+    def draw_noise(self, rng: jax.Array, shape: tuple[int, ...]) -> Noise:
+        """Noise for one picture of `shape` (T, H, W, C) for each key."""
+
+    def generate(self, params: dict[str, Params], noise: Noise, cond: jax.Array, **options) -> jax.Array:
+        """Noise and tokens (B, L) -> pixels like `sample`'s. Nothing is drawn; options are those of `sample`."""
+
+    def invert(self, params: dict[str, Params], rng: jax.Array, pixels: jax.Array, cond: jax.Array, **options) -> Noise:
+        """Noise that `generate` makes these pixels of, float32 (B, T, H, W, C) in [-1, 1], as well as it can."""
+
+
+class Autoencoder(Protocol):
+    """A family whose latents other families can be trained on."""
+
+    def encode(self, params: dict[str, Params], pixels: jax.Array) -> jax.Array:
+        """Pixels float32 (B, T, H, W, C) in [-1, 1] -> latents float32 (B, T, h, w, c), nothing drawn."""
+
+    def decode(self, params: dict[str, Params], latents: jax.Array) -> jax.Array:
+        """Latents -> pixels float32 in [-1, 1]."""
+
+
 def to_float(pixels: jax.Array) -> jax.Array:
-    """uint8 pixels -> float32 in [-1, 1]."""
-    return pixels.astype(jnp.float32) / 127.5 - 1.0
+    """uint8 pixels -> float32 in [-1, 1]. What is float already, such as latents, stays as it is."""
+    return pixels.astype(jnp.float32) / 127.5 - 1.0 if pixels.dtype == jnp.uint8 else pixels
 
 
 def to_uint8(pixels: jax.Array) -> jax.Array:

@@ -53,11 +53,13 @@ class Contrastive:
         params = params | {"logit_scale": jnp.float32(math.log(10.0))}  # SigLIP's algorithm 1
         return {"model": {"clip": params, "bias": jnp.float32(-10.0)}}
 
-    def loss(self, player: str, params, batch: Batch, rng: jax.Array, axis: Axis) -> tuple[jax.Array, Output]:
+    def loss(
+        self, player: str, params, batch: Batch, rng: jax.Array, axis: Axis, step: jax.Array
+    ) -> tuple[jax.Array, Output]:
         """Each picture against all captions of the whole batch, right and wrong ones, and each caption against all
         pictures. Metrics: how often the own caption wins (`accuracy`), and wins against its wrong twin (`told_apart`).
         """
-        del player, rng
+        del player, rng, step
         model = params["model"]
         pictures = self.picture_features(params, to_float(batch["pixels"]))
         kinds = [name for name in ("tokens", "negatives") if name in batch]

@@ -79,9 +79,11 @@ class Diffusion:
         x = to_float(batch["pixels"])
         return {"model": self.network.init(rng, x, jnp.zeros(len(x)), batch["tokens"])["params"]}
 
-    def loss(self, player: str, params, batch: Batch, rng: jax.Array, axis: Axis) -> tuple[jax.Array, Output]:
+    def loss(
+        self, player: str, params, batch: Batch, rng: jax.Array, axis: Axis, step: jax.Array
+    ) -> tuple[jax.Array, Output]:
         """Squared error of the prediction at one random time a picture; `fake` is the predicted clean picture."""
-        del player, axis
+        del player, axis, step
         path = get_path(self.path)
         rng_time, rng_noise, rng_drop = jax.random.split(rng, 3)
         x = to_float(batch["pixels"])

@@ -51,12 +51,19 @@ def split_seed(seed: int) -> jax.Array:
 
 
 def gradient(
-    method: Method, player: str, params: Mapping[str, Any], batch: Batch, rng: jax.Array, axis: Axis, accumulate: int
+    method: Method,
+    player: str,
+    params: Mapping[str, Any],
+    batch: Batch,
+    rng: jax.Array,
+    axis: Axis,
+    step: jax.Array,
+    accumulate: int,
 ) -> tuple[Any, dict[str, jax.Array]]:
     """This device's mean gradient and metrics, the batch taken in `accumulate` parts one after the other."""
 
     def loss(own, part, rng):
-        value, output = method.loss(player, {**params, player: own}, part, rng, axis)
+        value, output = method.loss(player, {**params, player: own}, part, rng, axis, step)
         return value, output.metrics
 
     grad = jax.grad(loss, has_aux=True)
@@ -87,7 +94,7 @@ def update_player(
 ) -> tuple[State, dict[str, jax.Array]]:
     """Gradient -> mean over devices -> clip -> optimizer -> averages, for one player."""
     params = state.params[player]
-    grads, metrics = axis.pmean(gradient(method, player, state.params, batch, rng, axis, accumulate))
+    grads, metrics = axis.pmean(gradient(method, player, state.params, batch, rng, axis, state.step, accumulate))
     rate = optimizer.schedule(total_steps)(state.step)
     updates, opt = optimizer.update(grads, state.optimizer[player], params, rate)
     params = optax.apply_updates(params, updates)
