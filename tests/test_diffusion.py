@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from zoo.config import build
-from zoo.data.text import END
+from zoo.data.text import END, drop_captions, empty_caption
 from zoo.diffusion.paths import PATHS
 from zoo.errors import BadInput
 from zoo.method import Axis, to_float
-from zoo.methods.diffusion import Diffusion, drop_captions, empty_caption
+from zoo.methods.diffusion import Diffusion
 from zoo.nets.transformer import Transformer
 
 NET = dict(width=16, depth=1, heads=2, patch_size=4, text_width=16, text_depth=1)

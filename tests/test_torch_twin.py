@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from zoo.data.text import drop_captions
 from zoo.diffusion.paths import draw_times
 from zoo.method import Axis, to_float
-from zoo.methods.diffusion import Diffusion, drop_captions
+from zoo.methods.diffusion import Diffusion
 from zoo.training import state
 from zoo.training.optim import Optimizer
 

@@ -4,6 +4,8 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
@@ -131,6 +133,17 @@ class Tokenizer:
             " (said once, others may be cut too)",
             file=sys.stderr,
         )
+
+
+def empty_caption(length: int) -> jax.Array:
+    """The tokens of the empty caption, (length,)."""
+    return jnp.zeros(length, jnp.int32).at[0].set(END)
+
+
+def drop_captions(rng: jax.Array, tokens: jax.Array, share: float) -> jax.Array:
+    """Replaces a random share of captions by the empty one. tokens: (B, L) -> like tokens."""
+    dropped = jax.random.bernoulli(rng, share, (len(tokens), 1))
+    return jnp.where(dropped, empty_caption(tokens.shape[-1]), tokens)
 
 
 def _rare(i: int) -> str:

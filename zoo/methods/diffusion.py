@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo.config import build
-from zoo.data.text import END
+from zoo.data.text import drop_captions, empty_caption
 from zoo.diffusion import guidance as guides
 from zoo.diffusion.paths import Estimate, draw_times, get_path, squared_error
 from zoo.diffusion.samplers import integrate, time_grid
@@ -154,14 +154,3 @@ class Diffusion:
                 f"a guide must predict {self.prediction} on the {self.path} path, as this run does; it is {method}"
             )
         return Guide(params, method)
-
-
-def empty_caption(length: int) -> jax.Array:
-    """The tokens of the empty caption, (length,)."""
-    return jnp.zeros(length, jnp.int32).at[0].set(END)
-
-
-def drop_captions(rng: jax.Array, tokens: jax.Array, share: float) -> jax.Array:
-    """Replaces a random share of captions by the empty one. tokens: (B, L) -> like tokens."""
-    dropped = jax.random.bernoulli(rng, share, (len(tokens), 1))
-    return jnp.where(dropped, empty_caption(tokens.shape[-1]), tokens)
