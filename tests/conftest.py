@@ -158,11 +158,11 @@ def finish(start):
 
 @pytest.fixture(scope="session")
 def saved_state():
-    """saved_state(workdir, config, step) -> (step, fields of the state, numpy) as the checkpoint holds them."""
+    """saved_state(workdir, step) -> (step, fields of the state, numpy) as the checkpoint holds them."""
 
-    def saved_state(workdir, config, step=None):
+    def saved_state(workdir, step=None):
         checkpoints = Checkpoints(workdir, read_only=True)
-        recipe = Recipe(config, loop.Tokenizer.from_json(checkpoints.texts(step)[1]["tokenizer"]))
+        recipe = Recipe.from_texts(checkpoints.texts(step)[1])
         shapes = recipe.state_shapes()
         return checkpoints.restore({name: getattr(shapes, name) for name in loop.State.__dataclass_fields__}, step)
 

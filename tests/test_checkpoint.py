@@ -14,7 +14,11 @@ from zoo.training import loop
 from zoo.training.checkpoint import Checkpoints, flatten, unflatten
 from zoo.training.state import State
 
-CONFIG, TOKENIZER = json.dumps({"b": [1, 2.5], "a": None}), json.dumps({"text": "\u00e9\n"})
+TEXTS = {
+    "config": json.dumps({"b": [1, 2.5], "a": None}),
+    "tokenizer": json.dumps({"text": "\u00e9\n"}),
+    "latents": json.dumps({}),
+}
 
 
 def make_state(step, width=5):
@@ -48,7 +52,7 @@ def fields(state):
 def save(workdir, *steps, keep=2):
     checkpoints = Checkpoints(workdir, keep=keep)
     for step in steps:
-        checkpoints.save(make_state(step), CONFIG, TOKENIZER)
+        checkpoints.save(make_state(step), TEXTS)
     checkpoints.close()
 
 
@@ -68,14 +72,12 @@ def test_a_state_comes_back_bit_for_bit(tmp_path, same):
     assert step == 3 and same(saved, fields(make_state(3)))
 
 
-def test_config_and_tokenizer_come_back(tmp_path):
+def test_texts_come_back(tmp_path):
     save(tmp_path, 3)
     step, texts = Checkpoints(tmp_path, read_only=True).texts()
     assert step == 3
-    assert {name: json.loads(text) for name, text in texts.items()} == {
-        "config": json.loads(CONFIG),
-        "tokenizer": json.loads(TOKENIZER),
-    }
+    read = lambda texts: {name: json.loads(text) for name, text in texts.items()}
+    assert read(texts) == read(TEXTS)
 
 
 def test_some_fields_can_be_read_without_the_others(tmp_path, same):
@@ -106,7 +108,7 @@ def test_a_folder_without_checkpoints_is_told_and_left_alone(tmp_path):
 def test_a_state_without_averages_or_moments_comes_back(tmp_path, same):
     state = make_state(1).replace(ema={"model": {}, "critic": {}}, optimizer={"model": (), "critic": ()})
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state, CONFIG, TOKENIZER)
+    checkpoints.save(state, TEXTS)
     checkpoints.close()
     assert same(restore(tmp_path, target=state), (1, fields(state)))
 
@@ -200,7 +202,7 @@ def test_a_damaged_checkpoint_can_be_set_aside_and_its_step_saved_again(tmp_path
     checkpoints = Checkpoints(tmp_path)
     checkpoints.set_aside(newer_than=1)
     assert checkpoints.steps() == [1] and (tmp_path / "damaged_checkpoint_2").is_dir()
-    checkpoints.save(make_state(2), CONFIG, TOKENIZER)
+    checkpoints.save(make_state(2), TEXTS)
     checkpoints.close()
     assert same(restore(tmp_path), (2, fields(make_state(2))))
 
@@ -214,10 +216,10 @@ def test_the_same_step_can_be_damaged_and_set_aside_twice(tmp_path):
 
 def test_reading_a_run_that_is_being_written_neither_fails_nor_harms(tmp_path, same):
     writer = Checkpoints(tmp_path)
-    writer.save(make_state(1), CONFIG, TOKENIZER)
+    writer.save(make_state(1), TEXTS)
     writer.wait()
     for step in (2, 3, 4):
-        writer.save(make_state(step), CONFIG, TOKENIZER)
+        writer.save(make_state(step), TEXTS)
         found, saved = restore(tmp_path)
         assert found in range(1, 5) and same(saved, fields(make_state(found)))
     writer.close()
@@ -228,7 +230,7 @@ FULL_DISK = """
 import resource, sys
 import numpy as np
 from zoo.errors import exit_on_bad_input
-from zoo.training.checkpoint import Checkpoints
+from zoo.training.checkpoint import TEXTS, Checkpoints
 from zoo.training.state import State
 
 def state(step):
@@ -238,10 +240,11 @@ def state(step):
 
 with exit_on_bad_input():
     checkpoints = Checkpoints(sys.argv[1])
-    checkpoints.save(state(1), "{}", "{}")
+    texts = dict.fromkeys(TEXTS, "{}")
+    checkpoints.save(state(1), texts)
     checkpoints.wait()
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-    checkpoints.save(state(2), "{}", "{}")
+    checkpoints.save(state(2), texts)
     checkpoints.close()
 """
 
@@ -264,7 +267,7 @@ def test_a_run_holds_its_last_two_checkpoints_with_config_and_tokenizer(trained,
     checkpoints = Checkpoints(trained, read_only=True)
     assert checkpoints.steps() == [2, 4]
     assert loop.configs.differences(loop.configs.from_json(checkpoints.texts()[1]["config"]), short) == []
-    assert saved_state(trained, short)[1]["step"] == 4 and saved_state(trained, short, 2)[1]["step"] == 2
+    assert saved_state(trained)[1]["step"] == 4 and saved_state(trained, 2)[1]["step"] == 2
 
 
 def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(copied, trained, short, same, saved_state, capsys):
@@ -274,7 +277,7 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(copied, train
     err = capsys.readouterr().err
     assert "checkpoint of step 4 is damaged" in err and "resuming from step 2" in err
     assert (copied / "damaged_checkpoint_4").is_dir()
-    assert same(saved_state(copied, short), saved_state(trained, short))
+    assert same(saved_state(copied), saved_state(trained))
     assert final.step == 4
 
 

@@ -74,16 +74,16 @@ def test_half_the_steps_and_the_other_half_equal_all_bit_for_bit(copied, trained
     shutil.rmtree(copied / "checkpoints" / "4")
     final = loop.train(short, copied)
     assert "resuming from step 2" in capsys.readouterr().err
-    step, whole = saved_state(trained, short)
+    step, whole = saved_state(trained)
     assert step == final.step == 4
-    for name, field in saved_state(copied, short)[1].items():
+    for name, field in saved_state(copied)[1].items():
         assert same(field, whole[name]), name
     assert same(final.params, whole["params"])
 
 
 def test_the_same_config_trains_to_the_same_bits(trained, short, tmp_path, same, saved_state):
     loop.train(short, tmp_path / "again")
-    assert same(saved_state(tmp_path / "again", short), saved_state(trained, short))
+    assert same(saved_state(tmp_path / "again"), saved_state(trained))
 
 
 def test_a_run_that_is_trained_says_so_and_stays_as_it_is(copied, trained, short, same, saved_state, capsys):
@@ -157,7 +157,7 @@ def test_a_signal_saves_and_says_how_to_resume(
     assert "stopped and saved at step 3 of 4; the same command resumes" in capsys.readouterr().err
     assert [signal.getsignal(each) for each in Stop.SIGNALS] == before
     loop.train(short, workdir)
-    assert same(saved_state(workdir, short), saved_state(trained, short))
+    assert same(saved_state(workdir), saved_state(trained))
 
 
 def test_a_second_signal_acts_as_usual():
@@ -206,7 +206,7 @@ def test_a_run_that_was_stopped_and_killed_ends_as_one_that_was_not(
     done = finish(*words)
     assert done.code == 0 and "resuming from step" in done.err, done.err
     loop.train(config, tmp_path / "whole")
-    assert same(saved_state(tmp_path / "run", config), saved_state(tmp_path / "whole", config))
+    assert same(saved_state(tmp_path / "run"), saved_state(tmp_path / "whole"))
 
 
 # ---- what cannot be

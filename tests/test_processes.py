@@ -25,8 +25,8 @@ def together(short, words_of, start, tmp_path_factory):
     return workdir
 
 
-def test_two_processes_train_what_one_does(together, trained, short, saved_state):
-    (step, two), (_, one) = saved_state(together, short), saved_state(trained, short)
+def test_two_processes_train_what_one_does(together, trained, saved_state):
+    (step, two), (_, one) = saved_state(together), saved_state(trained)
     assert step == 4
     for name in ("params", "ema", "optimizer"):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), two[name], one[name])
@@ -48,9 +48,9 @@ def test_checkpoints_and_grids_are_written_once(together):
     assert [file.name for file in (together / "samples").iterdir()] == ["step_0000004.png"]
 
 
-def test_what_two_processes_left_is_what_one_can_go_on_from(together, short, saved_state):
+def test_what_two_processes_left_is_what_one_can_go_on_from(together, saved_state):
     assert {"config", "params", "ema", "optimizer"} <= {
         path.name for path in (together / "checkpoints" / "4").iterdir()
     }
     assert (together / "config.json").read_text()
-    assert saved_state(together, short, 2)[1]["step"] == 2
+    assert saved_state(together, 2)[1]["step"] == 2

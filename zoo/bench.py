@@ -18,7 +18,7 @@ from absl import app, flags
 
 from zoo import config as configs
 from zoo.errors import BadInput, exit_on_bad_input
-from zoo.run import Recipe, Sampler, prepare
+from zoo.run import Recipe, prepare
 from zoo.training import cost, parallel
 from zoo.training.loop import Loop, step_flops, step_function
 
@@ -121,7 +121,7 @@ def measure(config, seconds: float) -> dict[str, float]:
 
 def sampling_rate(recipe: Recipe, seconds: float) -> float:
     """Pictures a second that the recipe's sampler makes on all local devices."""
-    sampler = Sampler(recipe.method, recipe.data.shape, **recipe.config.sample)
+    sampler = recipe.sampler()
     count = sampler.per_device * len(sampler.devices)
     tokens = recipe.tokenizer.encode([""] * count)
     params = recipe.create_state().params

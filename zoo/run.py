@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from zoo import config as configs
 from zoo.data import pipeline
 from zoo.data.text import Tokenizer
 from zoo.errors import BadInput, unknown
+from zoo.latents import Codec
 from zoo.method import Batch, Method, to_uint8
 from zoo.training import optim, state
 from zoo.training.checkpoint import Checkpoints
@@ -34,6 +36,7 @@ class Data:
       text_length, vocab_size: of the tokenizer.
       flip: mirror a random half of the pictures; wrong where captions say "left".
       negatives: give with each caption one that is wrong by a word, see `data.negatives`.
+      latents: workdir of a trained autoencoder, whose latents then take the place of the pixels; "" for none.
     """
 
     source: str
@@ -44,6 +47,7 @@ class Data:
     vocab_size: int = 1024
     flip: bool = False
     negatives: bool = False
+    latents: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -58,17 +62,12 @@ class Data:
         captions = pipeline.captions(source, limit=CAPTIONS_FOR_TOKENIZER)
         return Tokenizer.train(captions, self.vocab_size, self.text_length)
 
-    def blank_batch(self, count: int) -> Batch:
-        """A batch of the right shapes."""
-        tokens = ("tokens", "negatives") if self.negatives else ("tokens",)
-        return {
-            "pixels": jnp.zeros((count, *self.shape), jnp.uint8),
-            **{name: jnp.zeros((count, self.text_length), jnp.int32) for name in tokens},
-        }
-
 
 class Recipe:
-    """A config with its objects: `data`, `method`, `optimizers`.
+    """A config with its objects: `data`, `method`, `optimizers`, and where `data.latents` names a run, its `codec`.
+
+    Attributes:
+      shape: of one example as the method sees it, (T, H, W, C).
 
     Raises:
       BadInput: the config has a key that nobody reads, or a value that cannot be.
@@ -76,13 +75,36 @@ class Recipe:
 
     SECTIONS = ("seed", "dtype", "data", "method", "players", "loop", "sample")
 
-    def __init__(self, config: ml_collections.ConfigDict, tokenizer: Tokenizer):
+    def __init__(self, config: ml_collections.ConfigDict, tokenizer: Tokenizer, codec: Codec | None = None):
         check_sections(config)
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.codec = config, tokenizer, codec
         self.data = configs.build(Data, config.data, "data")
         self.method = configs.build_method(config, tokenizer.vocab_size)
         self.optimizers = optim.build_all(config.players, self.method.players)
+        self.shape = codec.shape(self.data.shape) if codec else self.data.shape
         check_options(self.method, config.sample)
+        if codec and self.data.flip:
+            raise BadInput("data.flip mirrors pixels, and data.latents takes their place: drop one of them")
+
+    @classmethod
+    def from_texts(cls, texts: Mapping[str, str]) -> "Recipe":
+        """The recipe of a checkpoint, see `Checkpoints.texts`."""
+        config = configs.from_json(texts["config"])
+        check_sections(config)
+        data = configs.build(Data, config.data, "data")
+        return cls(config, Tokenizer.from_json(texts["tokenizer"]), saved_codec(data, json.loads(texts["latents"])))
+
+    def texts(self) -> dict[str, str]:
+        """All but the state that a checkpoint holds; `from_texts` reads it."""
+        latents = {}
+        if self.codec:
+            scale = {"mean": np.asarray(self.codec.mean).tolist(), "std": np.asarray(self.codec.std).tolist()}
+            latents = {"checkpoint": self.codec.checkpoint, "identity": self.codec.identity} | scale
+        return {
+            "config": configs.to_json(self.config),
+            "tokenizer": self.tokenizer.to_json(),
+            "latents": json.dumps(latents),
+        }
 
     def stream(self, source: pipeline.Source, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """This process's part of each batch, from step `start` on."""
@@ -97,27 +119,79 @@ class Recipe:
             shard=(jax.process_index(), jax.process_count()),
         )
 
+    def blank_batch(self, count: int) -> Batch:
+        """A batch of the right shapes."""
+        tokens = ("tokens", "negatives") if self.data.negatives else ("tokens",)
+        return {
+            "pixels": jnp.zeros((count, *self.shape), jnp.float32 if self.codec else jnp.uint8),
+            **{name: jnp.zeros((count, self.data.text_length), jnp.int32) for name in tokens},
+        }
+
     def create_state(self) -> state.State:
         """The state before the first step."""
         key, _ = state.split_seed(self.config.seed)
-        return jax.jit(functools.partial(state.create, self.method, self.optimizers))(key, self.data.blank_batch(1))
+        return jax.jit(functools.partial(state.create, self.method, self.optimizers))(key, self.blank_batch(1))
 
     def state_shapes(self) -> state.State:
         """The state with shapes in place of arrays."""
         return jax.eval_shape(self.create_state)
 
+    def sampler(self, per_device: int = 16, **options) -> "Sampler":
+        """A sampler with the config's options, changed by those given."""
+        return Sampler(self.method, self.shape, per_device, self.codec, **dict(self.config.sample) | options)
 
-def prepare(config: ml_collections.ConfigDict, tokenizer: Tokenizer | None = None) -> tuple[pipeline.Source, Recipe]:
+
+def prepare(
+    config: ml_collections.ConfigDict, saved: Mapping[str, str] | None = None
+) -> tuple[pipeline.Source, Recipe]:
     """Opens the training data of a config and puts its recipe together.
 
     Args:
       config: a whole config.
-      tokenizer: a run's own; by default a new one of the source's captions.
+      saved: what a checkpoint of it says, see `Recipe.texts`; by default a new run: its tokenizer is trained, and its
+        latents are measured.
     """
     check_sections(config)
     data = configs.build(Data, config.data, "data")
     source = data.open("train")
-    return source, Recipe(config, tokenizer or data.train_tokenizer(source))
+    tokenizer = Tokenizer.from_json(saved["tokenizer"]) if saved else data.train_tokenizer(source)
+    codec = None
+    if data.latents:
+        codec = saved_codec(data, json.loads(saved["latents"])) if saved else open_codec(data).measured(source)
+    recipe = Recipe(config, tokenizer, codec)
+    if codec:
+        source = codec.source(source, {"data": data.source, "split": "train", "size": data.size, "frames": data.frames})
+    return source, recipe
+
+
+def open_codec(data: Data, checkpoint: int | None = None) -> Codec:
+    """The autoencoder of `data.latents`; the scale of its latents is not known yet.
+
+    Raises:
+      BadInput: it is missing, is no autoencoder, or was trained on pictures of another size.
+    """
+    try:
+        run = Run.open(data.latents, checkpoint)
+    except BadInput as error:
+        raise BadInput(f"data.latents: {error}") from None
+    for name in ("encode", "decode"):
+        configs.ability(run.recipe.method, name)
+    if run.recipe.data.size != data.size:
+        raise BadInput(
+            f"data.latents: {data.latents} was trained on pictures of {run.recipe.data.size} px, and data.size is "
+            f"{data.size}; change one of them"
+        )
+    return Codec(run.recipe.method, run.params, run.step)
+
+
+def saved_codec(data: Data, saved: Mapping[str, Any]) -> Codec | None:
+    """The autoencoder that a run was trained with; None where there was none."""
+    if not saved:
+        return None
+    codec = open_codec(data, saved["checkpoint"])
+    if codec.identity != saved["identity"]:
+        raise BadInput(f"data.latents: {data.latents} is not the autoencoder that this run was trained with")
+    return dataclasses.replace(codec, mean=np.array(saved["mean"]), std=np.array(saved["std"]))
 
 
 def check_sections(config: Mapping[str, Any]) -> None:
@@ -152,19 +226,24 @@ class Sampler:
       method: the family.
       shape: of one example, (T, H, W, C).
       per_device: pictures that a device makes at once.
+      codec: makes pictures of the latents that the method samples; None where it samples pictures.
       **options: see `method.sample`.
     """
 
-    def __init__(self, method: Method, shape: tuple[int, ...], per_device: int = 16, **options):
+    def __init__(
+        self, method: Method, shape: tuple[int, ...], per_device: int = 16, codec: Codec | None = None, **options
+    ):
         sample = configs.ability(method, "sample")
         check_options(method, options)
         self.devices, self.per_device = jax.local_devices(), per_device
+        self._decoder = codec.params if codec else ()
+        decode = codec.decode if codec else lambda _, pixels: pixels
 
-        def make(params, traced, key, index, tokens):
+        def make(params, decoder, traced, key, index, tokens):
             keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
-            return to_uint8(sample(params, keys, tokens, shape, **options, **traced))
+            return to_uint8(decode(decoder, sample(params, keys, tokens, shape, **options, **traced)))
 
-        self._make = jax.pmap(make, in_axes=(None, None, None, 0, 0), devices=self.devices)
+        self._make = jax.pmap(make, in_axes=(None, None, None, None, 0, 0), devices=self.devices)
 
     def __call__(self, params, tokens: np.ndarray, seed: int, **traced) -> np.ndarray:
         """Makes one picture for each caption.
@@ -201,7 +280,7 @@ class Sampler:
         count = self.per_device * len(self.devices)
         padded = np.concatenate([tokens, np.repeat(tokens[:1], count - len(tokens), axis=0)])
         index = first + np.arange(count)
-        return params, traced, jax.random.key(seed), index.reshape(split), padded.reshape(*split, -1)
+        return params, self._decoder, traced, jax.random.key(seed), index.reshape(split), padded.reshape(*split, -1)
 
 
 def pick_params(fields: Mapping[str, Any], ema: str | None) -> dict[str, Any]:
@@ -256,12 +335,11 @@ class Run:
         found = checkpoints.texts(step)
         if found is None:
             raise BadInput(f"{workdir} holds no checkpoint; train it first, or wait for its first checkpoint")
-        recipe = Recipe(configs.from_json(found[1]["config"]), Tokenizer.from_json(found[1]["tokenizer"]))
+        recipe = Recipe.from_texts(found[1])
         shapes = recipe.state_shapes()
         step, fields = checkpoints.restore({"params": shapes.params, "ema": shapes.ema}, step)
         return cls(recipe, step, jax.device_put(pick_params(fields, ema)))
 
     def sampler(self, per_device: int = 16, **options) -> Sampler:
-        """A sampler with the config's options, changed by those given."""
-        options = dict(self.recipe.config.sample) | options
-        return Sampler(self.recipe.method, self.recipe.data.shape, per_device, **options)
+        """See `Recipe.sampler`."""
+        return self.recipe.sampler(per_device, **options)

@@ -1,4 +1,4 @@
-"""Checkpoints that carry all that a run needs: the state, the config and the tokenizer."""
+"""Checkpoints that carry all that a run needs: the state, the config, the tokenizer, the scale of its latents."""
 
 import contextlib
 import itertools
@@ -18,7 +18,7 @@ from zoo.training.optim import path_name
 from zoo.training.state import State
 
 STATE_FIELDS = tuple(State.__dataclass_fields__)
-TEXTS = ("config", "tokenizer")
+TEXTS = ("config", "tokenizer", "latents")
 
 
 class Checkpoints:
@@ -51,18 +51,15 @@ class Checkpoints:
         """The steps that are there, oldest first."""
         return sorted(self.manager.all_steps(read=True))
 
-    def save(self, state: State, config: str, tokenizer: str) -> None:
-        """Begins to save a host copy of a state; config and tokenizer are JSON texts.
+    def save(self, state: State, texts: Mapping[str, str]) -> None:
+        """Begins to save a host copy of a state, and what else a run needs, as JSON texts: one for each of `TEXTS`.
 
         Raises:
           BadInput: this or the previous save failed, for instance for want of disk space.
         """
         flat = {field: flatten(jax.tree.map(np.asarray, getattr(state, field))) for field in STATE_FIELDS}
         items = {field: ocp.args.PyTreeSave(leaves) for field, leaves in flat.items()}
-        items |= {
-            "config": ocp.args.JsonSave(json.loads(config)),
-            "tokenizer": ocp.args.JsonSave(json.loads(tokenizer)),
-        }
+        items |= {name: ocp.args.JsonSave(json.loads(texts[name])) for name in TEXTS}
         with self._failing_in_one_line():
             self.manager.save(int(state.step), args=ocp.args.Composite(**items))
 
@@ -112,7 +109,7 @@ class Checkpoints:
         return self._newest(read, step)
 
     def texts(self, step: int | None = None) -> tuple[int, dict[str, str]] | None:
-        """The config and the tokenizer as JSON texts, with the step they are of; see `restore`."""
+        """The texts that were given to `save`, with the step they are of; see `restore`."""
 
         def read(step):
             saved = self.manager.restore(step, args=ocp.args.Composite(**{t: ocp.args.JsonRestore() for t in TEXTS}))

@@ -17,7 +17,6 @@ import tqdm
 from zoo import config as configs
 from zoo import media
 from zoo.data import pipeline
-from zoo.data.text import Tokenizer
 from zoo.errors import BadInput
 from zoo.method import Axis
 from zoo.run import Recipe, Sampler, pick_params, prepare
@@ -125,9 +124,7 @@ class Training:
         self.checkpoints = Checkpoints(workdir, keep=self.loop.keep)
         saved = self.checkpoints.texts()
         check_unclaimed(workdir, config, saved and saved[1]["config"])
-        tokenizer = Tokenizer.from_json(saved[1]["tokenizer"]) if saved else None
-        self.source, self.recipe = prepare(config, tokenizer)
-        self.saved_with = configs.to_json(config), self.recipe.tokenizer.to_json()
+        self.source, self.recipe = prepare(config, saved and saved[1])
         parallel.per_device(self.recipe.data.batch_size, self.loop.accumulate)
         self.first = jax.process_index() == 0
 
@@ -223,11 +220,11 @@ class Training:
 
     def save(self, state: State) -> None:
         if int(state.step) not in self.checkpoints.steps():
-            self.checkpoints.save(state, *self.saved_with)
+            self.checkpoints.save(state, self.recipe.texts())
 
     @functools.cached_property
     def sampler(self) -> Sampler:
-        return Sampler(self.recipe.method, self.recipe.data.shape, **self.recipe.config.sample)
+        return self.recipe.sampler()
 
     @functools.cached_property
     def grid_prompts(self) -> list[str]:
@@ -291,5 +288,5 @@ def step_function(recipe: Recipe, loop: Loop, axis: Axis):
 def step_flops(recipe: Recipe, loop: Loop) -> int:
     """Matmul FLOPs of one step on all devices."""
     count = parallel.per_device(recipe.data.batch_size, loop.accumulate)
-    batch = jax.eval_shape(lambda: jax.tree.map(lambda x: x[None], recipe.data.blank_batch(count)))
+    batch = jax.eval_shape(lambda: jax.tree.map(lambda x: x[None], recipe.blank_batch(count)))
     return cost.matmul_flops(step_function(recipe, loop, Axis()), recipe.state_shapes(), batch) * jax.device_count()

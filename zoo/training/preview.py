@@ -49,7 +49,7 @@ def step_memory(recipe: Recipe, loop: Loop) -> int:
     local = jax.local_device_count()
 
     def arguments():
-        batch = recipe.data.blank_batch(count)
+        batch = recipe.blank_batch(count)
         batches = jax.tree.map(lambda x: jax.numpy.broadcast_to(x, (local, loop.steps_per_call, *x.shape)), batch)
         return jax.tree.map(lambda x: jax.numpy.broadcast_to(x, (local, *x.shape)), recipe.create_state()), batches
 
