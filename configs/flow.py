@@ -1,0 +1,87 @@
+"""Text to image by a normalizing flow: an autoregressive one (TarFlow 2412.06329), or couplings (Jet 2412.15129).
+
+    python train.py --config configs/flow.py --workdir runs/flow                    an accelerator; not yet measured
+    python train.py --config configs/flow.py:cpu --workdir runs/flow_cpu            two CPU cores; not yet measured
+    python train.py --config configs/flow.py:demo --workdir runs/flow_demo          two CPU cores; not yet measured
+    python train.py --config configs/flow.py:test --workdir /tmp/test               seconds, for tests
+
+Words combine, as in `configs/flow.py:jet,likelihood,demo`:
+
+    autoregressive   the default network; `jet` is the other
+    likelihood       trained on bits per dimension, without the Gaussian noise that makes better pictures
+"""
+
+from configs import common
+from zoo.config import arguments
+
+WORDS = ("autoregressive", "jet", "likelihood", "cpu", "demo", "test")
+
+
+def get_config(text=None):
+    words = arguments(text, WORDS)
+    config = common.get_config(
+        dtype="bfloat16",
+        data=dict(source="scenes/full", size=32, batch_size=256, text_length=40, vocab_size=512),
+        method=dict(
+            name="flow",
+            architecture="autoregressive",
+            net=dict(width=384, heads=6, patch_size=4, text_width=384, text_depth=2),
+            noise="gaussian",
+            noise_std=0.1,
+            caption_drop=0.1,
+        ),
+        players=dict(model=common.player(learning_rate=5e-4, warmup_steps=500, ema_half_lives=(500.0, 5000.0))),
+        loop=dict(steps=60_000, steps_per_call=10, log_every=200, checkpoint_every=5000, grid_every=5000),
+        sample=dict(guidance=1.0, temperature=1.0, denoise=True, cache=True),
+    )
+    if "jet" in words:
+        config.method.architecture = "jet"
+    _set_stack(config, autoregressive=dict(blocks=8, depth=4), jet=dict(couplings=32, depth=2))
+    if "likelihood" in words:
+        config.method.noise = "uniform"
+    if "cpu" in words:
+        _for_two_cores(config)
+    if "demo" in words:
+        _for_two_cores(config)
+        config.data.update(dict(source="scenes/one", size=16, batch_size=64, text_length=16))
+        config.method.net.update(dict(width=128, patch_size=4))
+        config.loop.update(dict(steps=2000, log_every=50, checkpoint_every=500, grid_every=1000))
+        config.players.model.ema_half_lives = (10.0, 40.0)
+    if "test" in words:
+        _for_tests(config)
+    return config
+
+
+def _for_two_cores(config):
+    """Few tokens, of large patches, and short stacks."""
+    config.update(
+        dict(
+            dtype="float32",
+            data=dict(batch_size=32),
+            method=dict(net=dict(width=192, heads=4, patch_size=8, text_width=128, text_depth=2)),
+            players=dict(model=dict(learning_rate=1e-3, warmup_steps=100, ema_half_lives=(20.0, 100.0))),
+            loop=dict(steps=17_000, log_every=100, checkpoint_every=1000, grid_every=5000),
+        )
+    )
+    _set_stack(config, autoregressive=dict(blocks=4, depth=2), jet=dict(couplings=12, depth=1))
+
+
+def _for_tests(config):
+    """Everything as small as it can be; the pictures are noise."""
+    config.update(
+        dict(
+            dtype="float32",
+            data=dict(source="scenes/one?examples=64", size=16, batch_size=8, text_length=16),
+            method=dict(net=dict(width=32, heads=2, text_width=16, text_depth=1)),
+            players=dict(model=dict(warmup_steps=1, ema_half_lives=(1.0, 10.0))),
+            loop=dict(
+                steps=2, steps_per_call=1, log_every=1, checkpoint_every=1, grid_every=2, grid_prompts=("a star",)
+            ),
+        )
+    )
+    _set_stack(config, autoregressive=dict(blocks=2, depth=1), jet=dict(couplings=4, depth=1))
+
+
+def _set_stack(config, **stacks):
+    """The part of the network that the two do not share."""
+    config.method.net.update(stacks[config.method.architecture])

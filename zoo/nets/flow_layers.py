@@ -1,0 +1,81 @@
+"""What the networks of flows share: the affine step, guidance on it, and pictures as sequences of patches."""
+
+from typing import Any, NamedTuple
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.distributions import sum_each
+from zoo.nets.layers import RMSNorm, patchify, unpatchify
+
+
+class Affine(NamedTuple):
+    """The map x -> (x - shift) exp(-log_scale), elementwise in float32 (RealNVP 1605.08803, section 3.2)."""
+
+    shift: jax.Array
+    log_scale: jax.Array
+
+    def forward(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """x: (B, ...) -> z like x, and the log-determinant of dz/dx, (B,)."""
+        return (x - self.shift) * jnp.exp(-self.log_scale), -sum_each(self.log_scale)
+
+    def reverse(self, z: jax.Array) -> jax.Array:
+        """The inverse of `forward`."""
+        return z * jnp.exp(self.log_scale) + self.shift
+
+
+def twice(x: jax.Array, guidance: float) -> jax.Array:
+    """With guidance, x for the captions and again for the empty one: (B, ...) -> (2 B, ...)."""
+    return jnp.concatenate([x, x]) if guidance else x
+
+
+def guide(affine: Affine, guidance: float) -> Affine:
+    """The inverse of `twice` on what was made of it: good + guidance (good - bad), of shift and log_scale alike.
+
+    This is TarFlow's guidance (2412.06329, section 2.6) without its ramp over the sequence; bad is the empty caption.
+    What comes out depends on nothing that the two did not, so a guided flow is a flow with an exact inverse.
+    """
+    if not guidance:
+        return affine
+
+    def push(both):
+        good, bad = jnp.split(both, 2)
+        return good + guidance * (good - bad)
+
+    return Affine(push(affine.shift), push(affine.log_scale))
+
+
+class Head(nn.Module):
+    """What a transformer says of each patch, (B, N, D): shift and raw scale, (B, N, channels). Both start at zero."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, channels: int) -> tuple[jax.Array, jax.Array]:
+        x = RMSNorm(self.dtype, name="norm")(x)
+        both = nn.Dense(2 * channels, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="out")(x)
+        return tuple(jnp.split(both, 2, axis=-1))
+
+
+class Positions(nn.Module):
+    """Learned positions, (count, width)."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, count: int) -> jax.Array:
+        return self.param("table", nn.initializers.normal(0.02), (count, self.width))
+
+
+def to_sequence(x: jax.Array, size: int) -> tuple[jax.Array, tuple[int, int, int]]:
+    """(B, T, H, W, C) -> (B, N, P), frame by frame and row by row, and the grid (T, H/size, W/size); N is its size."""
+    patches = patchify(x, size)  # (B, T, h, w, P)
+    return einops.rearrange(patches, "b t h w p -> b (t h w) p"), patches.shape[1:4]
+
+
+def from_sequence(x: jax.Array, size: int, grid: tuple[int, int, int]) -> jax.Array:
+    """The inverse of `to_sequence`."""
+    frames, rows, _ = grid
+    return unpatchify(einops.rearrange(x, "b (t h w) p -> b t h w p", t=frames, h=rows), size)

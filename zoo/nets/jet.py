@@ -1,0 +1,107 @@
+"""A flow of affine couplings whose halves are read by a vision transformer (Jet 2412.15129), told the caption."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.nets.flow_layers import Affine, Head, Positions, from_sequence, guide, to_sequence, twice
+from zoo.nets.text_encoder import Text, TextEncoder
+from zoo.nets.transformer import Block
+
+
+def half_kept(i: int, grid: tuple[int, int, int], channels: int) -> np.ndarray:
+    """The half of (N, P) that coupling i reads and keeps: True there. Couplings 2 j and 2 j + 1 keep opposite halves.
+
+    Of four couplings, two split the channels of all patches, drawn by j, and two the patches like a chessboard.
+    """
+    if i % 4 < 2:
+        order = np.random.default_rng(i // 2).permutation(channels)
+        half = np.broadcast_to(order < channels // 2, (math.prod(grid), channels))
+    else:
+        colour = np.indices(grid).sum(axis=0) % 2  # (T, h, w)
+        half = np.broadcast_to(colour.reshape(-1, 1) == 0, (math.prod(grid), channels))
+    return half ^ bool(i % 2)
+
+
+class Coupling(nn.Module):
+    """One half decides an affine of the other (2412.15129); the scale is 2 sigmoid, below 2."""
+
+    width: int
+    depth: int
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def predict(self, x: jax.Array, text: Text, guidance: float, kept: np.ndarray) -> Affine:
+        """The affine of x, (B, N, P), read from its half `kept`, (N, P), and the identity there."""
+        y = twice(jnp.where(kept, x, 0), guidance)
+        places = Positions(self.width, name="positions")(x.shape[1]).astype(self.dtype)
+        y = nn.Dense(self.width, dtype=self.dtype, name="embed")(y) + places  # (B, N, D)
+        condition = nn.Dense(self.width, dtype=self.dtype, name="caption")(text.pooled)  # (B, D)
+        for i in range(self.depth):
+            block = Block(self.heads, "joint", self.dtype, "auto", name=f"layer_{i}")
+            y, _ = block(y, condition, text.tokens, text.lengths, None)
+        shift, raw = Head(self.dtype, name="head")(y, x.shape[-1])  # (B, N, P)
+        affine = guide(Affine(shift, jax.nn.softplus(-raw) - math.log(2)), guidance)  # exp(-log_scale) = 2 sigmoid(raw)
+        return Affine(*(jnp.where(kept, 0, part) for part in affine))
+
+    def __call__(self, x: jax.Array, text: Text, guidance: float, kept: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        """x: (B, N, P) -> z like x, and the log-determinant (B,)."""
+        return self.predict(x, text, guidance, kept).forward(x)
+
+    def reverse(self, z: jax.Array, text: Text, guidance: float, kept: np.ndarray) -> jax.Array:
+        """The inverse, in one pass: the half that is read is the same in z as in x."""
+        return self.predict(z, text, guidance, kept).reverse(z)
+
+
+class Jet(nn.Module):
+    """Couplings over halves that are channels and patches in turn.
+
+    Attributes:
+      couplings: how many; four change every value twice.
+      width, depth, heads: of the transformer of each coupling.
+      patch_size: pixels along a patch's side; must divide the picture's. All patches of a clip are one sequence.
+      text_width, text_depth: of the text transformer, whose words all couplings read.
+    """
+
+    vocab_size: int
+    couplings: int = 32
+    width: int = 384
+    depth: int = 2
+    heads: int = 6
+    patch_size: int = 4
+    text_width: int = 384
+    text_depth: int = 2
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        self.text = TextEncoder(self.vocab_size, self.text_width, self.text_depth, self.heads, self.dtype)
+        self.steps = [Coupling(self.width, self.depth, self.heads, self.dtype) for _ in range(self.couplings)]
+
+    def __call__(self, x: jax.Array, ids: jax.Array, guidance: float = 0.0) -> tuple[jax.Array, jax.Array]:
+        """x: (B, T, H, W, C) -> z like x, and the log-determinant of dz/dx, (B,), both float32.
+
+        Args:
+          ids: captions (B, L) int32; with guidance, the empty caption as often after them, (2 B, L).
+          guidance: see `guide`.
+        """
+        text = self.text(ids)
+        x, grid = to_sequence(x, self.patch_size)  # (B, N, P)
+        total = jnp.zeros(len(x))
+        for i, step in enumerate(self.steps):
+            x, log_det = step(x, text, guidance, half_kept(i, grid, x.shape[-1]))
+            total = total + log_det
+        return from_sequence(x, self.patch_size, grid), total
+
+    def inverse(self, z: jax.Array, ids: jax.Array, guidance: float = 0.0, cache: bool = True) -> jax.Array:
+        """The x of which `__call__` with the same captions and guidance makes z, in one pass: `cache` has no use."""
+        del cache
+        text = self.text(ids)
+        z, grid = to_sequence(z, self.patch_size)  # (B, N, P)
+        for i, step in reversed(list(enumerate(self.steps))):
+            z = step.reverse(z, text, guidance, half_kept(i, grid, z.shape[-1]))
+        return from_sequence(z, self.patch_size, grid)
