@@ -23,7 +23,7 @@ flags.DEFINE_integer("num", None, "Pictures in all, the prompts taken in turn; b
 flags.DEFINE_string("out", "out.png", "Where to write the labelled grid: .png, .gif or .mp4.")
 flags.DEFINE_bool("score", False, "Also print the pictures' CLIPScore.")
 flags.DEFINE_integer("best_of", 1, "Make so many pictures of each prompt and keep the best.", lower_bound=1)
-flags.DEFINE_string("judge", "clip", "Who says which is best: clip or oracle.")
+flags.DEFINE_string("judge", "clip", "Who says which is best: clip, oracle, or the workdir of a run that can rate.")
 flags.DEFINE_string("clip", None, "Folder of a CLIP for --score and --judge; by default one that knows scenes alone.")
 flags.DEFINE_bool("each", False, "Also write each picture by itself, into a folder named as --out.")
 

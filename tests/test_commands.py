@@ -2,12 +2,18 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from zoo import media
+from zoo.errors import BadInput
+from zoo.method import to_float
 from zoo.run import Run
+from zoo.scoring.ask import settled
+from zoo.scoring.judge import get_judge
+from zoo.scoring.measures import OF_RUNS
 from zoo.training.checkpoint import Checkpoints
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
@@ -181,7 +187,8 @@ def test_scores_are_written_beside_the_run(command, copied):
     scores = json.loads((copied / "scores.json").read_text())
     assert set(scores) == {"model", "ceiling", "floor", "intervals", "about"}
     assert scores["ceiling"]["all"] == 1.0 and scores["floor"]["all"] < 1.0
-    assert scores["model"].keys() == scores["ceiling"].keys() == scores["floor"].keys()
+    assert scores["model"].keys() - set(OF_RUNS) == scores["ceiling"].keys() == scores["floor"].keys()
+    assert set(OF_RUNS) < scores["model"].keys() and "bits_per_dim: of 6 real pictures" in done.out
     assert {"clip_score", "cmmd", "kid", "frechet", "precision", "recall"} <= scores["model"].keys()
     assert scores["about"]["evaluations"] == (2 * 2 - 1) * 2 and scores["about"]["samples_per_second"] > 0
     assert all(row in done.out for row in ("model", "ceiling", "floor", "without fid: needs inception"))
@@ -248,6 +255,126 @@ def test_the_best_of_several_is_kept(sample):
     note = settings(best.with_suffix("") / "0000.png")
     assert note["best_of"] == 3 and note["judge"] == "oracle" and 0 <= note["number"] < 3
     assert (note["number"] == 0) == np.array_equal(each(one)[0], each(best)[0])
+
+
+def test_a_run_that_rates_is_a_judge(command, sample, trained, tmp_path):
+    run = tmp_path / "judge"
+    assert command("train.py", "--config=configs/clip.py:test", f"--workdir={run}").code == 0
+    judge, texts = Run.open(run), ["a red circle", "a blue star", "a thing"]
+    made = np.random.default_rng(0).integers(0, 256, (3, 1, 16, 16, 3)).astype(np.uint8)
+    model = judge.recipe.method
+    words = model.text_features(judge.params, judge.recipe.tokenizer.encode(texts))
+    cosines = (model.picture_features(judge.params, to_float(jnp.asarray(made))) * words).sum(-1)
+    np.testing.assert_allclose(get_judge(str(run), None)(made, texts), cosines, atol=1e-5)
+    with pytest.raises(BadInput, match="use one of their data.size"):
+        get_judge(str(run), None)(np.repeat(made, 2, axis=2), texts)
+
+    best, _ = sample("--prompt=a star", "--each", "--best_of=2", f"--judge={run}", name="best.png")
+    assert settings(best.with_suffix("") / "0000.png")["judge"] == str(run)
+    done = command("sample.py", f"--workdir={trained}", "--prompt=a star", "--best_of=2", f"--judge={trained}")
+    assert told(done, "Diffusion cannot rate; a run of these can: contrastive")
+
+
+# ---- likelihood
+
+
+@pytest.fixture
+def likelihood(command):
+    """likelihood("--workdir=...", ...) -> what the command did."""
+
+    def likelihood(*words):
+        flags = ["zoo/scoring/likelihood.py", "--per_device=1", "--num=6", *words]
+        return command(*flags)
+
+    return likelihood
+
+
+def test_likelihood_is_written_beside_the_run_and_compared(likelihood, finish, copied, tmp_path):
+    done = likelihood(f"--workdir={copied}", "--steps=2", "--option=trace=exact")
+    assert done.code == 0, done.err
+    said = json.loads((copied / "likelihood.json").read_text())
+    assert said["options"] == {"steps": 2, "trace": "exact", "probes": 1, "start": 1 / 256}
+    assert (said["entropy"], said["captions"], said["num"], said["checkpoint"]) == (None, True, 6, 4)
+    assert f"{said['bits_per_dim']:.4g}" in done.out
+    run = Run.open(copied)
+    source = run.recipe.data.open("test")
+    batch = {
+        "pixels": np.stack([source[i]["pixels"] for i in range(6)]),
+        "tokens": run.recipe.tokenizer.encode([source[i]["text"] for i in range(6)]),
+    }
+    rng = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), np.arange(6))
+    bits = run.recipe.method.bits_per_dim(run.params, rng, batch, steps=2, trace="exact")
+    assert said["bits_per_dim"] == pytest.approx(float(bits.mean()), rel=1e-3)
+    done = finish("-m", "zoo.scoring.compare", copied, f"--out={tmp_path / 'c.md'}", devices=1)
+    assert done.code == 0, done.err
+    assert f"{said['bits_per_dim']:.4g}" in next(line for line in done.out.splitlines() if "bits_per_dim" in line)
+
+
+def test_no_likelihood_falls_below_the_entropy(likelihood, command, tmp_path):
+    run = tmp_path / "run"
+    words = ["train.py", "--config=configs/diffusion.py:test", "--config.data.source=scenes/entropy?examples=64"]
+    assert command(*words, "--config.loop.steps=1", f"--workdir={run}").code == 0
+    out = tmp_path / "bits.json"
+    done = likelihood(f"--workdir={run}", "--no_captions", "--steps=1", "--tolerance=0.5", f"--out={out}")
+    assert done.code == 0, done.err
+    said = json.loads(out.read_text())
+    assert said["entropy"] == pytest.approx(4 + np.log2(1152) / 768) and not said["captions"]
+    assert said["gap"] == pytest.approx(said["bits_per_dim"] - said["entropy"]) and said["gap"] > 0
+    assert said["change_by_doubling"] <= 0.5 and said["options"]["steps"] >= 2
+    scores = ("zoo/scoring/__main__.py", f"--workdir={run}", "--num=4", "--per_device=1", "--measures=bits_per_dim")
+    done = command(*scores)
+    assert done.code == 0, done.err
+    found = json.loads((run / "scores.json").read_text())
+    assert found["ceiling"]["bits_per_dim"] == 4.0 < found["model"]["bits_per_dim"]
+
+
+def test_steps_are_doubled_until_no_picture_changes():
+    asked = []
+
+    def bits(steps):
+        asked.append(steps)
+        return np.array([4.0, 5.0]) + np.array([0.0, 1.0]) / steps
+
+    values, steps, change = settled(bits, 2, 0.1)
+    assert asked == [2, 4, 8, 16] and steps == 16  # 1/4 - 1/8 is more than 0.1
+    assert values[1] == 5 + 1 / 16 and change == pytest.approx(1 / 16)
+    with pytest.raises(BadInput, match="steps were not enough"):
+        settled(lambda steps: np.array([float("nan")]), 512, 1.0)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--workdir=RUN", "--option=samples=4"], "unknown option of bits_per_dim 'samples'"),
+        (["--workdir=RUN", "--option=trace=exakt"], "did you mean 'exact'"),
+        (["--workdir=RUN", "--option=steps=many"], "option steps of bits_per_dim must be like 32"),
+        (["--workdir=RUN", "--guide_checkpoint=2"], "drop the --guide_ flags"),
+        (["--workdir=RUN", "--num=7"], "more than the 6 captions"),
+        (["--workdir=RUN", "more"], "no such argument"),
+    ],
+)
+def test_what_has_no_likelihood_is_told(likelihood, trained, words, message):
+    assert told(likelihood(*(word.replace("RUN", str(trained)) for word in words)), message)
+    assert not (trained / "likelihood.json").exists()
+
+
+def test_references_are_read(command, copied, tmp_path):
+    file = tmp_path / "references.jsonl"
+    words = ("zoo/scoring/__main__.py", f"--workdir={copied}", "--num=2", "--per_device=1", CLIP)
+    words = (*words, "--measures=ref_clip_score", f"--references={file}")
+    file.write_text('["a red star"]\n["a thing", "a blue ring"]\n')
+    assert command(*words).code == 0
+    scores = json.loads((copied / "scores.json").read_text())
+    assert all("ref_clip_score" in scores[row] for row in ("model", "ceiling", "floor"))
+    for text, message in (
+        ('["a"]\n', "has 1 lines for 2 pictures"),
+        ('["a"]\n[]\n', "line 2 of"),
+        ('["a"]\nb\n', "line 2 of"),
+    ):
+        file.write_text(text)
+        assert told(command(*words), message)
+    file.unlink()
+    assert told(command(*words), "no such file")
 
 
 def test_scores_are_logged_on_the_way(command, tmp_path):

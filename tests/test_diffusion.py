@@ -207,6 +207,73 @@ def test_guide_must_mean_the_same_by_its_output(changes):
         method().as_guide({}, method(**changes))
 
 
+# From noise and back
+
+
+def test_samples_are_generated_from_the_noise_that_their_keys_draw(simple):
+    model, rng = method(), keys(1, 2, 3, 4)
+    for options in ({}, dict(sampler="dpmpp_2m", steps=5, guidance=1.5, interval=(0.2, 0.8), shift=2.0)):
+        made = model.generate(0.5, model.draw_noise(rng, SHAPE), BATCH["tokens"], **options)
+        np.testing.assert_array_equal(made, model.sample(0.5, rng, BATCH["tokens"], SHAPE, **options))
+
+
+def test_noise_is_standard_gaussian_and_a_pictures_own():
+    noise = method().draw_noise(keys(*range(64)), SHAPE)
+    assert abs(noise.mean()) < 0.03 and abs(noise.std() - 1) < 0.03
+    np.testing.assert_array_equal(method().draw_noise(keys(5), SHAPE)[0], noise[5])
+
+
+def test_given_noise_is_not_mixed_with_other(simple):
+    with pytest.raises(BadInput, match="eta=0.5 draws noise"):
+        method().generate(0.5, jnp.zeros((4, *SHAPE)), BATCH["tokens"], sampler="ddim", eta=0.5)
+
+
+@pytest.mark.parametrize(
+    "path, prediction, time_min", [("linear", "v", 0.0), ("cosine", "eps", 0.0), ("linear", "x", 0.01)]
+)
+def test_noise_that_was_found_makes_the_picture_again(path, prediction, time_min, gaussian):
+    model = method(path=path, prediction=prediction, time_min=time_min)
+    pixels = MEAN + STD * np.random.default_rng(0).normal(size=(16, *SHAPE)).astype(np.float32)
+    tokens = np.tile(empty_caption(4), (16, 1))
+    noise = model.invert({}, keys(*range(16)), pixels, tokens, steps=40)
+    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.05
+    found = model.generate({}, noise, tokens, steps=200)
+    np.testing.assert_allclose(found, pixels, atol=0.05 if time_min else 0.02)  # noise of time_min comes on top
+    assert np.abs(found - pixels).mean() < 0.01
+
+
+def test_noise_is_found_under_the_same_guidance(simple):
+    model, cond, rng = method(), BATCH["tokens"], keys(1, 2, 3, 4)
+    same = model.as_guide(0.9, model)
+    for options in (
+        dict(),
+        dict(guidance=1.5),
+        dict(guidance=1.5, interval=(0.3, 0.6)),
+        dict(guidance=1.5, guide=same),
+    ):
+        noise = model.draw_noise(rng, SHAPE)
+        made = model.generate(-0.5, noise, cond, steps=200, **options)
+        other = model.invert(-0.5, rng, made, cond)
+        error = np.abs(model.invert(-0.5, rng, made, cond, steps=100, **options) - noise).max()
+        assert error < 0.01, options
+        assert not options or np.abs(other - noise).max() > 10 * error, options
+    assert set(Diffusion.invert.__kwdefaults__) == {"steps", "guidance", "interval", "guide"}
+
+
+def test_few_steps_of_inversion_are_worse_than_many(gaussian):
+    pixels = np.full((1, *SHAPE), 0.4, np.float32)
+    find = lambda steps: method().invert({}, keys(0), pixels, BATCH["tokens"][:1], steps=steps)
+    assert np.abs(find(2) - find(64)).max() > 10 * np.abs(find(16) - find(64)).max()
+
+
+def test_reconstructions_are_near_the_pictures_and_in_range(gaussian):
+    pixels = np.random.default_rng(0).integers(120, 210, (4, *SHAPE)).astype(np.uint8)
+    again = method().reconstruct({}, keys(1, 2, 3, 4), BATCH | dict(pixels=pixels))
+    assert np.abs(again - to_float(pixels)).max() < 0.05
+    wild = method().reconstruct({}, keys(1, 2, 3, 4), BATCH)
+    assert np.abs(wild).max() <= 1
+
+
 # Every key is read
 
 SAMPLE_CHANGES = dict(

@@ -10,16 +10,19 @@ from zoo.errors import BadInput
 from zoo.pretrained import clip as clips
 from zoo.run import Data
 from zoo.scoring import distances, trust
+from zoo.scoring.clip_score import ref_clip_score
 from zoo.scoring.compare import trained_seconds
 from zoo.scoring.features import clip_features, of_source
 from zoo.scoring.judge import best_of, get_judge
 from zoo.scoring.measures import (
     MEASURES,
+    OF_RUNS,
     Sample,
     Score,
     Task,
     first_of,
     floor,
+    known_entropy,
     labels_of,
     make_task,
     measure,
@@ -89,7 +92,8 @@ def test_networks_of_other_weights_have_other_names_on_disk():
 
 def test_real_pictures_are_near_perfect_and_the_floor_is_not():
     best, missing = measure(real(), task(), ["all"])
-    assert set(missing) == {"fid", "inception_kid", "copying"}
+    assert set(missing) == {"fid", "inception_kid", "copying", "ref_clip_score", *OF_RUNS}
+    assert "--references" in missing["ref_clip_score"] and "--workdir" in missing["bits_per_dim"]
     assert "--inception" in missing["fid"] and "repeats itself" in missing["copying"]  # of so few possible scenes
     worst = floor(real(), task(), [name for name in MEASURES if name not in missing])
     assert best.keys() == worst.keys()
@@ -118,6 +122,25 @@ def test_too_few_pictures_for_an_interval_are_said():
     few = Sample(real().pictures[:6], real().captions[:6])
     score = measure(few, task(), ["precision"])[0]["precision"]
     assert score.interval is None and score.note == "of 6 pictures, too few for an interval"
+
+
+def test_references_may_be_of_any_number_and_stay_with_their_pictures():
+    few = Sample(real().pictures[:3], real().captions[:3], [["a star"], ["a ring", "a red thing"], ["a cross"] * 3])
+    found, _ = measure(few, task(), ["ref_clip_score"])
+    net = network()
+    pictures, texts = net.pictures(few.pictures), net.texts(few.captions)
+    each = [
+        ref_clip_score(pictures[i : i + 1], texts[i : i + 1], net.texts(lines)[None])[0]
+        for i, lines in enumerate(few.references)
+    ]
+    assert found["ref_clip_score"].value == pytest.approx(np.mean(each), abs=1e-6)
+    assert shuffled(few, 0).references == scrambled(few, 0).references == few.references
+
+
+def test_the_entropy_is_known_of_one_data_set():
+    assert known_entropy(Data("scenes/entropy?examples=9", 16)) == 4.0
+    assert known_entropy(Data("scenes/entropy", 16), no_captions=True) == pytest.approx(4 + np.log2(1152) / 768)
+    assert known_entropy(DATA) is None
 
 
 def test_a_measure_asked_for_by_name_must_be_had():

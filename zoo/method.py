@@ -118,6 +118,16 @@ class Editable(Protocol):
         """Noise that `generate` makes these pixels of, float32 (B, T, H, W, C) in [-1, 1], as well as it can."""
 
 
+class Rating(Protocol):
+    """A family that says how well a picture fits its caption."""
+
+    def rate(self, params: dict[str, Params], pixels: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Pixels float32 (B, T, H, W, C) in [-1, 1] and tokens (B, L) -> (B,) float32, higher is better.
+
+        Numbers compare within a run alone.
+        """
+
+
 class Autoencoder(Protocol):
     """A family whose latents other families can be trained on."""
 

@@ -25,6 +25,7 @@ import tqdm
 from absl import logging as absl_logging
 from PIL import Image
 
+from zoo import cache as caches
 from zoo import errors
 from zoo.data import world as worlds
 from zoo.data.grammar import describe
@@ -208,7 +209,7 @@ def open_source(
     """
     split = "test_seen" if split == "test" else split  # the name that all sources know
     config = _config(name, split, size, frames, examples)
-    folder = pathlib.Path(cache or os.environ.get("ZOO_CACHE") or "~/.cache/zoo").expanduser()
+    folder = pathlib.Path(cache).expanduser() if cache else caches.folder()
     with _quiet():
         return Source(_prepared(config, folder), split, folder)
 

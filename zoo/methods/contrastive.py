@@ -81,6 +81,10 @@ class Contrastive:
             metrics["told_apart"] = jnp.mean(right > wrong)
         return loss, Output(metrics)
 
+    def rate(self, params, pixels: jax.Array, tokens: jax.Array) -> jax.Array:
+        """See `Rating.rate`: the cosine of picture and caption, in [-1, 1]."""
+        return (self.picture_features(params, pixels) * self.text_features(params, tokens)).sum(axis=-1)
+
     def picture_features(self, params, pixels: jax.Array) -> jax.Array:
         """Pixels (B, T, H, W, C) in [-1, 1] -> (B, P) of length 1; a clip's is the mean of its frames'."""
         frames = einops.rearrange(pixels, "b t h w c -> (b t) h w c")

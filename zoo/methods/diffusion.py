@@ -16,13 +16,18 @@ import jax.numpy as jnp
 from zoo.config import build
 from zoo.data.text import drop_captions, empty_caption
 from zoo.diffusion import guidance as guides
-from zoo.diffusion.paths import Estimate, draw_times, get_path, squared_error
+from zoo.diffusion import ode
+from zoo.diffusion.paths import Estimate, Path, draw_times, expand, get_path, squared_error
 from zoo.diffusion.samplers import integrate, time_grid
+from zoo.distributions import LEVELS, normal_log_prob, sum_each, to_bits_per_dim
 from zoo.errors import BadInput
 from zoo.method import Axis, Batch, Output, normal_each, to_float
 from zoo.nets.transformer import Transformer
 
 EPS_START = 0.99
+X_START = 1e-3  # of the way to noise, where x is predicted and training knows no earliest time
+LEVEL_TIME = 1 / LEVELS  # on the linear path, when the noise is half a level
+RECONSTRUCTION_STEPS = 25
 
 
 @flax.struct.dataclass
@@ -120,6 +125,45 @@ class Diffusion:
           guidance: good + guidance (good - bad); 0 is none. Bad is the empty caption, or `guide` where given.
           interval: the times between which guidance acts.
         """
+        _, rng_steps = _split_each(rng)
+
+        def draw_step(index):
+            return normal_each(jax.vmap(jax.random.fold_in, in_axes=(0, None))(rng_steps, index), shape)
+
+        return self._denoise(
+            params,
+            self.draw_noise(rng, shape),
+            cond,
+            draw_step,
+            steps=steps,
+            sampler=sampler,
+            guidance=guidance,
+            interval=interval,
+            eta=eta,
+            shift=shift,
+            guide=guide,
+        )
+
+    def draw_noise(self, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """See `Editable.draw_noise`."""
+        rng_start, _ = _split_each(rng)
+        return normal_each(rng_start, shape)
+
+    def generate(self, params, noise: jax.Array, cond: jax.Array, **options) -> jax.Array:
+        """See `Editable.generate`. Raises BadInput where eta is not 0: that draws."""
+        options = Diffusion.sample.__kwdefaults__ | options
+        if options["eta"]:
+            raise BadInput(f"eta={options['eta']} draws noise in every step; pictures of given noise need eta=0")
+        return self._denoise(params, noise, cond, None, **options)
+
+    def _denoise(self, params, z, cond, draw_step, *, steps, sampler, guidance, interval, eta, shift, guide):
+        """From noise z to pixels; the options are those of `sample`."""
+        predict = self._predictor(params, cond, guidance, interval, guide)
+        times = time_grid(steps, shift=shift, start=self._last_time)
+        return integrate(sampler, predict, get_path(self.path), z, times, eta=eta, draw_noise=draw_step)
+
+    def _predictor(self, params, cond, guidance=0.0, interval=(0.0, 1.0), guide=None):
+        """The guided network as a function of z and a scalar time."""
         path = get_path(self.path)
         network = functools.partial(self.apply, params)
         if guidance and guide is not None:
@@ -132,15 +176,91 @@ class Diffusion:
             times = jnp.full(len(z), t)
             return path.convert(self.prediction, network(z, times, cond), z, times)
 
-        rng_start, rng_steps = jnp.moveaxis(jax.vmap(jax.random.split)(rng), 1, 0)
+        return predict
 
-        def draw_noise(index):
-            return normal_each(jax.vmap(jax.random.fold_in, in_axes=(0, None))(rng_steps, index), shape)
+    @property
+    def _last_time(self) -> float:
+        """Where noise begins. At t = 1 there is no picture left: x cannot be had from eps, which starts earlier."""
+        return EPS_START if self.prediction == "eps" else 1.0
 
-        # At t = 1 there is no picture left: x cannot be had from eps, so that an eps-network starts a little earlier.
-        start = EPS_START if self.prediction == "eps" else 1.0
-        times = time_grid(steps, shift=shift, start=start)
-        return integrate(sampler, predict, path, normal_each(rng_start, shape), times, eta=eta, draw_noise=draw_noise)
+    def invert(
+        self,
+        params,
+        rng: jax.Array,
+        pixels: jax.Array,
+        cond: jax.Array,
+        *,
+        steps: int = 25,
+        guidance: float = 0.0,
+        interval: tuple[float, float] = (0.0, 1.0),
+        guide: Guide | None = None,
+    ) -> jax.Array:
+        """See `Editable.invert`: the probability-flow ODE from the picture to noise (Song et al. 2011.13456, 4.3).
+
+        Where x is predicted, v = (z - x) / t has no value at t = 0: there the picture is first given the noise of
+        `time_min`, drawn with rng. Nothing is drawn otherwise.
+
+        Args:
+          steps: see `diffusion.ode`; four evaluations each.
+          guidance, interval, guide: as in `sample`. What is made with guidance is only found again with the same.
+        """
+        start = max(self.time_min, X_START) if self.prediction == "x" else 0.0
+        z = get_path(self.path).mix(pixels, normal_each(rng, pixels.shape[1:]), jnp.full(len(pixels), start))
+        predict = self._predictor(params, cond, guidance, interval, guide)
+        return ode.integrate(lambda z, t: predict(z, t).v, z, ode.times_from(start, self._last_time, steps))
+
+    def reconstruct(self, params, rng: jax.Array, batch: Batch) -> jax.Array:
+        """See `Reconstructing.reconstruct`: `generate` of what `invert` finds, both without guidance."""
+        pixels, steps = to_float(batch["pixels"]), RECONSTRUCTION_STEPS
+        noise = self.invert(params, rng, pixels, batch["tokens"], steps=steps)
+        return jnp.clip(self.generate(params, noise, batch["tokens"], steps=steps), -1.0, 1.0)
+
+    def bits_per_dim(
+        self,
+        params,
+        rng: jax.Array,
+        batch: Batch,
+        *,
+        steps: int = 32,
+        trace: str = "hutchinson",
+        probes: int = 1,
+        start: float = LEVEL_TIME,
+    ) -> jax.Array:
+        """See `Likely`: an upper bound, without guidance, that lies above the truth but for the ODE's error.
+
+        The model is: noise at the last time, carried to z at time `start` by the probability-flow ODE, and a level
+        read from each number of z, P(x | z) = q(z | x) / sum over all levels x' of q(z | x'), where
+        q(z | x) = N(alpha x, sigma^2) is the noise of training. By Jensen's inequality, for one z drawn from it,
+
+            log P(x) >= E[log p(z) + log P(x | z) - log q(z | x)] = E[log p(z) - sum over pixels of log sum q(z | x')]
+
+        It is variational dequantisation (1902.00275, eq. 4) with the noise that the network knows, in place of a
+        density of noiseless pictures, which has none. log p(z) is `ode.log_prob`.
+
+        Args:
+          steps: of the ODE, four evaluations each and as many derivatives; twice as many show the error.
+          trace: "hutchinson", random and right in the mean, or "exact", a derivative for each dimension.
+          probes: of Hutchinson's trace.
+          start: any is a bound. The default is noise of about half a level. Pictures without noise of their own have
+            tighter ones at less, which however a network must have been trained for.
+
+        Raises:
+          BadInput: the pixels are not uint8, e.g. latents; or an option that cannot be.
+        """
+        if batch["pixels"].dtype != jnp.uint8:
+            raise BadInput("bits per dimension are of pixels in 256 levels, and this run was trained on latents")
+        if not 0 < start < self._last_time:
+            raise BadInput(f"start must lie between 0 and {self._last_time:g}, got {start}")
+        path, x = get_path(self.path), to_float(batch["pixels"])
+        rng_noise, rng_trace = _split_each(rng)
+        t = jnp.full(len(x), start)
+        z = path.mix(x, normal_each(rng_noise, x.shape[1:]), t)
+        plain = dataclasses.replace(self, net=dict(self.net) | {"attention": "xla"})  # it has forward derivatives
+        predict = plain._predictor(params, batch["tokens"])
+        divergence = ode.get_divergence(trace, rng_trace, probes, x.shape[1:])
+        times = ode.times_from(start, self._last_time, steps)
+        log_prob = ode.log_prob(lambda z, t: predict(z, t).v, divergence, z, times)
+        return to_bits_per_dim(log_prob - sum_each(log_density_of_levels(path, z, t)), x[0].size)
 
     def evaluations(self, *, steps: int = 20, sampler: str = "heun", guidance: float = 0.0, **rest) -> int:
         """How often a picture is put through the network by `sample` with these options."""
@@ -154,3 +274,20 @@ class Diffusion:
                 f"a guide must predict {self.prediction} on the {self.path} path, as this run does; it is {method}"
             )
         return Guide(params, method)
+
+
+def log_density_of_levels(path: Path, z: jax.Array, t: jax.Array) -> jax.Array:
+    """log of the sum over all levels x of N(z; alpha(t) x, sigma(t)^2), elementwise. z: (B, ...); t: (B,)."""
+    t = expand(t, z)
+    alpha, sigma = path.alpha(t), path.sigma(t)
+
+    def add(total, level):
+        return jnp.logaddexp(total, normal_log_prob((z - alpha * level) / sigma)), None
+
+    total, _ = jax.lax.scan(add, jnp.full_like(z, -jnp.inf), to_float(jnp.arange(LEVELS, dtype=jnp.uint8)))
+    return total - jnp.log(sigma)
+
+
+def _split_each(rng: jax.Array) -> jax.Array:
+    """A key each (B,) -> two keys each, (2, B)."""
+    return jnp.moveaxis(jax.vmap(jax.random.split)(rng), 1, 0)

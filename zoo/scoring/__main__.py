@@ -1,5 +1,6 @@
 """Scores a run or a folder of pictures: python -m zoo.scoring --workdir runs/demo --num 256"""
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -13,10 +14,21 @@ from zoo import media, sampling_flags
 from zoo.config import parse_flags
 from zoo.data import pictures as files
 from zoo.errors import BadInput, exit_on_bad_input
-from zoo.run import Data
+from zoo.run import Data, Run
 from zoo.scoring import report
 from zoo.scoring.features import SHIPPED, clip_features, inception_features
-from zoo.scoring.measures import Sample, Task, chosen, first_of, floor, make_task, measure
+from zoo.scoring.measures import (
+    OF_RUNS,
+    Sample,
+    Score,
+    Task,
+    chosen,
+    first_of,
+    floor,
+    known_entropy,
+    make_task,
+    measure,
+)
 from zoo.training import parallel
 
 FLAGS = flags.FLAGS
@@ -28,6 +40,7 @@ flags.DEFINE_integer("num", 256, "Captions of the test split to sample and score
 flags.DEFINE_integer("num_reference", 2000, "Real pictures of split train to compare with, at most.", lower_bound=2)
 flags.DEFINE_string("split", "test", "Split of the data that the captions and the held-out pictures come from.")
 flags.DEFINE_list("measures", ["all"], "Which measures, with commas between them; all are those that can be had.")
+flags.DEFINE_string("references", None, "Other captions of each picture, in order: a JSON list of texts on each line.")
 flags.DEFINE_string("clip", None, "Folder of a CLIP, as Hugging Face's; by default one that knows scenes alone.")
 flags.DEFINE_string("clip_prefix", "", "Stands before each caption that CLIP reads, e.g. 'A photo depicts '.")
 flags.DEFINE_string("inception", None, "File of the published Inception weights, for fid.")
@@ -38,11 +51,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class Subject(NamedTuple):
-    """What is scored: its sample, the data it is compared with, and what is said of it in the JSON file."""
+    """What is scored: its sample, the data it is compared with, what is said of it in the JSON file, and its run."""
 
     sample: Sample
     data: Data | None
     about: dict[str, Any]
+    run: Run | None = None
 
 
 def main(argv):
@@ -57,8 +71,12 @@ def main(argv):
     model, missing = measure(subject.sample, task, FLAGS.measures)
     scores = {"model": model}
     if task.held_out:
-        names = [name for name in chosen(FLAGS.measures) if name not in missing]
+        names = [name for name in chosen(FLAGS.measures) if name not in (*missing, *OF_RUNS)]
+        if task.held_out.references is None:
+            names = [name for name in names if name != "ref_clip_score"]
         scores |= {"ceiling": measure(task.held_out, task, names)[0], "floor": floor(task.held_out, task, names)}
+        if "bits_per_dim" in model and (entropy := known_entropy(subject.data)) is not None:
+            scores["ceiling"]["bits_per_dim"] = Score(entropy)
     print(report.to_table(scores))
     for name, reason in missing.items():
         print(f"without {name}: {reason}")
@@ -94,7 +112,7 @@ def of_run() -> Subject:
     if hasattr(recipe.method, "evaluations"):
         about["evaluations"] = recipe.method.evaluations(**dict(recipe.config.sample) | options)
     data = recipe.data if FLAGS.reference is None else Data(FLAGS.reference, recipe.data.size, recipe.data.frames)
-    return Subject(Sample(made, texts), data, about)
+    return Subject(Sample(made, texts, read_references(len(texts))), data, about, run)
 
 
 def of_folder() -> Subject:
@@ -109,7 +127,8 @@ def of_folder() -> Subject:
     made = np.stack([files.fit(open_picture(path), size) for path in paths])[:, None]
     captions = read_prompts(paths)
     data = Data(FLAGS.reference, size) if FLAGS.reference else None
-    return Subject(Sample(made, captions), data, {"pictures": FLAGS.pictures, "num": len(paths)})
+    sample = Sample(made, captions, read_references(len(made)))
+    return Subject(sample, data, {"pictures": FLAGS.pictures, "num": len(paths)})
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -134,17 +153,41 @@ def read_prompts(paths: list[Path]) -> list[str] | None:
     return lines
 
 
+def read_references(count: int) -> list[list[str]] | None:
+    """The lines of --references, one for each of `count` pictures; None without the flag."""
+    if FLAGS.references is None:
+        return None
+    if not Path(FLAGS.references).is_file():
+        raise BadInput(f"--references: no such file: {FLAGS.references!r}")
+    found = []
+    for number, line in enumerate(Path(FLAGS.references).read_text().splitlines(), 1):
+        try:
+            texts = json.loads(line)
+        except ValueError:
+            texts = None
+        if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
+            raise BadInput(f"--references: line {number} of {FLAGS.references} is no JSON list of texts: {line[:40]!r}")
+        found.append(texts)
+    if len(found) != count:
+        raise BadInput(f"--references: {FLAGS.references} has {len(found)} lines for {count} pictures; give one each")
+    return found
+
+
 def compared(subject: Subject) -> Task:
     """What the sample is measured against."""
     networks = {}
-    if set(chosen(FLAGS.measures)) - {"oracle"}:
+    if set(chosen(FLAGS.measures)) - {"oracle", *OF_RUNS}:
         networks["clip"] = clip_features(FLAGS.clip or SHIPPED, FLAGS.clip_prefix)
     if FLAGS.inception:
         networks["inception"] = inception_features(FLAGS.inception, FLAGS.inception_resize)
     if subject.data is None:
         return Task(networks, {}, None, None, FLAGS.seed)
     real = first_of(subject.data, FLAGS.split, FLAGS.num)
-    return make_task(networks, subject.data, real, FLAGS.num_reference, FLAGS.seed)
+    own = subject.run is not None and FLAGS.reference is None  # then the captions are those of the real pictures
+    real = dataclasses.replace(real, references=subject.sample.references if own else None)
+    return dataclasses.replace(
+        make_task(networks, subject.data, real, FLAGS.num_reference, FLAGS.seed), run=subject.run
+    )
 
 
 if __name__ == "__main__":

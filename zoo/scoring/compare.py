@@ -1,6 +1,7 @@
 """One table over runs: python -m zoo.scoring.compare runs/a runs/b --out runs/compare.md
 
-Each run was scored before, by python -m zoo.scoring; the rest is read from its metrics and its checkpoint.
+Each run was scored before, by python -m zoo.scoring or zoo.scoring.likelihood, whose bits per dimension are of more
+pictures; the rest is read from its metrics and its checkpoint.
 """
 
 import json
@@ -42,23 +43,31 @@ def main(argv):
 
 
 def read_scores(workdir: Path) -> dict[str, Score]:
-    """The scores of a run's own pictures, as `zoo.scoring` wrote them."""
-    file = workdir / "scores.json"
-    if not file.is_file():
+    """The scores of a run, as `zoo.scoring` and `zoo.scoring.likelihood` wrote them."""
+    files = [file for name in ("scores.json", "likelihood.json") if (file := workdir / name).is_file()]
+    if not files:
         raise BadInput(f"{workdir} has no scores.json: run python -m zoo.scoring --workdir {workdir} first")
+    return {name: score for file in files for name, score in read_file(file).items()}
+
+
+def read_file(file: Path) -> dict[str, Score]:
+    """The scores in one file of either command."""
     try:
         said = json.loads(file.read_text())
+        if file.name == "likelihood.json":
+            return {"bits_per_dim": Score(said["bits_per_dim"], tuple(said["interval"]))}
         around = said["intervals"]["model"]
         return {name: Score(value, around.get(name) and tuple(around[name])) for name, value in said["model"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BadInput(f"{file} is no file of zoo.scoring: score {workdir} again") from None
+        raise BadInput(f"{file} is no file of zoo.scoring: score {file.parent} again") from None
 
 
 def facts_of(workdir: Path) -> dict[str, Any]:
     """What a run cost: its size, what it saw, how long it trained and how fast it samples."""
     run = Run.open(workdir)
     recipe = run.recipe
-    said = json.loads((workdir / "scores.json").read_text()).get("about", {})
+    file = workdir / "scores.json"
+    said = json.loads(file.read_text()).get("about", {}) if file.is_file() else {}
     return {
         "family": type(recipe.method).__name__,
         "data": f"{recipe.data.source}, {recipe.data.size} px",

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import einops
 import jax
 import numpy as np
 
+from zoo import cache
 from zoo.data.pipeline import Source
 from zoo.nets.inception import Inception
 from zoo.pretrained import clip as clips
@@ -92,16 +92,9 @@ def of_source(features: Features, source: Source, about: dict[str, Any], indices
       about: what names the data: its spec, split, size.
       indices: the items.
     """
-    parts = {"data": about, "items": list(indices), "length": len(source), "network": features.identity}
-    probe = [source[i]["pixels"].tobytes().hex() for i in {indices[0], indices[-1]}]  # a folder's pictures may change
-    key = hashlib.sha256(json.dumps([parts, sorted(probe)]).encode()).hexdigest()[:24]
-    cache = Path(os.environ.get("ZOO_CACHE", "~/.cache/zoo")).expanduser() / "features"
-    file = cache / f"{features.name}_{key}.npy"
-    if file.exists():
-        return np.load(file)
-    found = features.pictures(np.stack([source[i]["pixels"] for i in indices]))
-    cache.mkdir(parents=True, exist_ok=True)
-    unfinished = cache / f".{os.getpid()}_{file.name}"
-    np.save(unfinished, found)
-    os.replace(unfinished, file)
-    return found
+
+    def write(file: Path) -> None:
+        np.save(file, features.pictures(np.stack([source[i]["pixels"] for i in indices])))
+
+    key = [cache.fingerprint(source, about, indices), features.identity]
+    return np.array(cache.kept("features", key, write))

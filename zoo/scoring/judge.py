@@ -1,11 +1,14 @@
 """One number for each picture and its prompt, to choose the best of several by."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from zoo.config import ability
 from zoo.errors import BadInput, unknown
-from zoo.scoring import oracle
+from zoo.run import Run
+from zoo.scoring import ask, oracle
 from zoo.scoring.clip_score import clip_score
 from zoo.scoring.features import SHIPPED, clip_features
 
@@ -17,15 +20,20 @@ def get_judge(name: str, world: str | None, clip: str | None = None) -> Judge:
     """The judge of that name; higher is better.
 
     Args:
-      name: "clip", CLIPScore; or "oracle", the share of a caption's claims that are right, and 1 more if all is.
+      name: "clip", CLIPScore; "oracle", the share of a caption's claims that are right, and 1 more if all is; or the
+        workdir of a run whose family rates pictures, see `method.Rating`.
       world: that the pictures show, for the oracle.
       clip: folder of a CLIP; by default the one that knows scenes.
 
     Raises:
-      BadInput: another name, or the oracle does not know such pictures.
+      BadInput: another name, the oracle does not know such pictures, or the run cannot rate.
     """
+    if name not in JUDGES and Path(name).is_dir():
+        run = Run.open(name)
+        ability(run.recipe.method, "rate")  # what cannot judge says so before pictures are made
+        return lambda pictures, prompts: ask.rate(run, pictures, prompts)
     if name not in JUDGES:
-        raise unknown("judge", name, JUDGES)
+        raise unknown("judge", name, (*JUDGES, "or the workdir of a run that rates pictures"))
     if name == "oracle" and world is None:
         raise BadInput("the oracle knows the truth of scenes alone: judge by clip")
     if name == "clip":

@@ -8,18 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from zoo.data.grammar import parse
+from zoo.data.scenes import NOISE_LEVELS, entropy_bits_per_dim
 from zoo.errors import BadInput, unknown
-from zoo.run import Data
-from zoo.scoring import distances, oracle
+from zoo.run import Data, Run
+from zoo.scoring import ask, distances, oracle
 from zoo.scoring.accuracy import classification_accuracy
 from zoo.scoring.bootstrap import interval, interval_of
-from zoo.scoring.clip_score import clip_score, r_precision
+from zoo.scoring.clip_score import clip_score, r_precision, ref_clip_score
 from zoo.scoring.features import Features, of_source
+from zoo.scoring.reconstruction import psnr, ssim
 
 KID_SUBSETS, KID_SIZE = 20, 1000  # KID_SIZE or as many as there are
 RESAMPLES = 20  # halves that the intervals of distances are taken from
 FEW = 10_000  # below this many pictures a distance is said to be of few
 LEAST_LABELLED = 50
+ASKED = 64  # real pictures that a run is asked about, which takes many times as long as sampling as many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +36,16 @@ class Score:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-    """Pictures to be scored, uint8 (N, T, H, W, 3), and the N captions they were made from, or None."""
+    """Pictures to be scored, uint8 (N, T, H, W, 3).
+
+    Attributes:
+      captions: the N that they were made from, or None.
+      references: other captions of each, at least one, or None.
+    """
 
     pictures: np.ndarray
     captions: Sequence[str] | None
+    references: Sequence[Sequence[str]] | None = None
 
     @functools.cached_property
     def _features(self) -> dict[str, np.ndarray]:
@@ -59,6 +68,7 @@ class Task:
       held_out: real pictures that were not trained on, with their captions; None where there are none.
       world: of scenes whose truth the oracle knows, or None.
       seed: of subsets and resamples.
+      run: what made the sample, to be asked about real pictures; None where it is not at hand.
     """
 
     networks: Mapping[str, Features]
@@ -66,6 +76,21 @@ class Task:
     held_out: Sample | None
     world: str | None
     seed: int = 0
+    run: Run | None = None
+
+    @functools.cached_property
+    def asked(self) -> Sample:
+        """The real pictures that a run is asked about."""
+        if self.run is None:
+            raise BadInput("needs a run to be asked about real pictures: give it by --workdir")
+        if self.held_out is None or self.held_out.captions is None:
+            raise BadInput("needs captioned real pictures that were not trained on: give data with a test split")
+        return Sample(self.held_out.pictures[:ASKED], self.held_out.captions[:ASKED])
+
+    @functools.cached_property
+    def reconstructed(self) -> np.ndarray:
+        """`asked` as the run reconstructs it."""
+        return ask.reconstruct(self.run, self.asked.pictures, self.asked.captions, self.seed)
 
     def network(self, name: str) -> Features:
         if name not in self.networks:
@@ -126,8 +151,47 @@ def by_r_precision(sample: Sample, task: Task) -> dict[str, Score]:
     return {"r_precision": mean_score(r_precision(sample.features(network), network.texts(captions), captions))}
 
 
-def mean_score(values) -> Score:
-    return Score(float(np.mean(values)), interval(values) if len(values) > 1 else None)
+def by_ref_clip_score(sample: Sample, task: Task) -> dict[str, Score]:
+    network, captions = task.network("clip"), captions_of(sample)
+    if sample.references is None:
+        raise BadInput("needs other captions of the pictures: give them by --references")
+    most = max(map(len, sample.references))
+    filled = [texts[i % len(texts)] for texts in sample.references for i in range(most)]  # the nearest alone counts
+    references = network.texts(filled).reshape(len(captions), most, -1)
+    return {"ref_clip_score": mean_score(ref_clip_score(sample.features(network), network.texts(captions), references))}
+
+
+def by_likelihood(sample: Sample, task: Task) -> dict[str, Score]:
+    """Bits per dimension of held-out pictures under the run, with the options that its family takes by itself."""
+    del sample
+    real = task.asked
+    bits = ask.bits_per_dim(task.run, real.pictures, real.captions, task.seed)
+    return {"bits_per_dim": mean_score(bits, of_asked(real))}
+
+
+def by_reconstruction(measure: Callable, name: str, sample: Sample, task: Task) -> dict[str, Score]:
+    """How near held-out pictures are to what the run makes of them."""
+    del sample
+    return {name: mean_score(measure(task.asked.pictures, task.reconstructed), of_asked(task.asked))}
+
+
+def of_asked(real: Sample) -> str:
+    return f"of {len(real.pictures)} real pictures"
+
+
+def known_entropy(data: Data, no_captions: bool = False) -> float | None:
+    """The entropy of data in bits per dimension, which no likelihood can be below, where it is known; else None.
+
+    A caption may tell the whole scene: given captions it is that of the noise alone.
+    """
+    if data.source.partition("?")[0] != "scenes/entropy":
+        return None
+    return float(entropy_bits_per_dim(data.size) if no_captions else np.log2(NOISE_LEVELS))
+
+
+def mean_score(values, note: str = "") -> Score:
+    finite = len(values) > 1 and np.isfinite(values).all()
+    return Score(float(np.mean(values)), interval(values) if finite else None, note)
 
 
 def by_distance(
@@ -206,6 +270,7 @@ def labels_of(captions: Sequence[str], world: str | None) -> list[str | None]:
 MEASURES: dict[str, Callable[[Sample, Task], dict[str, Score]]] = {
     "oracle": by_oracle,
     "clip_score": by_clip_score,
+    "ref_clip_score": by_ref_clip_score,
     "r_precision": by_r_precision,
     "cmmd": functools.partial(by_distance, distances.cmmd, "cmmd", "clip"),
     "cmmd_median": functools.partial(by_distance, median_cmmd, "cmmd_median", "clip"),
@@ -219,8 +284,12 @@ MEASURES: dict[str, Callable[[Sample, Task], dict[str, Score]]] = {
     "accuracy": by_accuracy,
     "fid": functools.partial(by_distance, distances.frechet, "fid", "inception"),
     "inception_kid": functools.partial(by_distance, kid, "inception_kid", "inception"),
+    "bits_per_dim": by_likelihood,
+    "psnr": functools.partial(by_reconstruction, psnr, "psnr"),
+    "ssim": functools.partial(by_reconstruction, ssim, "ssim"),
 }
-OF_CAPTIONS = ("oracle", "clip_score", "r_precision")
+OF_CAPTIONS = ("oracle", "clip_score", "ref_clip_score", "r_precision")
+OF_RUNS = ("bits_per_dim", "psnr", "ssim")  # not of the pictures it made: real pictures have none
 
 
 def chosen(names: Sequence[str]) -> list[str]:
@@ -274,7 +343,7 @@ def shuffled(sample: Sample, seed: int) -> Sample:
     cycle = np.random.default_rng(seed).permutation(count)
     captions = np.empty(count, object)
     captions[cycle] = np.array(sample.captions, object)[np.roll(cycle, 1)]
-    return Sample(sample.pictures, captions.tolist())
+    return Sample(sample.pictures, captions.tolist(), sample.references)
 
 
 def scrambled(sample: Sample, seed: int) -> Sample:
@@ -282,4 +351,4 @@ def scrambled(sample: Sample, seed: int) -> Sample:
     rng = np.random.default_rng(seed)
     flat = sample.pictures.reshape(len(sample.pictures), -1, sample.pictures.shape[-1])
     mixed = np.stack([pixels[rng.permutation(flat.shape[1])] for pixels in flat])
-    return Sample(mixed.reshape(sample.pictures.shape), sample.captions)
+    return dataclasses.replace(sample, pictures=mixed.reshape(sample.pictures.shape))

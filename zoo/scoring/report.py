@@ -60,7 +60,7 @@ def to_chart(scores: Scores, path: Path, title: str = "") -> None:
     colours = pyplot.get_cmap("tab10").colors
     for axis, name in zip(axes.flat, names, strict=False):
         for i, (row, of) in enumerate(reversed(scores.items())):
-            if name not in of:
+            if name not in of or not math.isfinite(of[name].value):
                 continue
             value, around = of[name].value, of[name].interval
             error = around and [[max(value - around[0], 0)], [max(around[1] - value, 0)]]

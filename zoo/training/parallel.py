@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import einops
 import jax
 import numpy as np
 from flax import jax_utils
 
+from zoo import cache
 from zoo.errors import BadInput
 from zoo.method import Axis
 
@@ -85,5 +85,4 @@ def use_compilation_cache() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return  # jax reads it by itself
-    folder = Path(os.environ.get("ZOO_CACHE", "~/.cache/zoo")).expanduser() / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(cache.folder("xla")))
