@@ -16,7 +16,7 @@ demo: .venv/ready
 	$(BIN)/python -m zoo.scoring --workdir $(DEMO) --num 256 --measures oracle,clip_score
 
 test: .venv/ready
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff check

@@ -16,6 +16,7 @@ VOCAB = 400
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 FILES = [file for file in sorted(FOLDER.glob("*.py")) if file.name != "common.py"]
 RECIPES = [f"{file}:{words}" for file in FILES for words in ("", "demo", "test")]
+RECIPES += [f"{FOLDER / 'vae.py'}:autoencoder,{words}" for words in ("", "demo", "test")]
 
 
 @dataclasses.dataclass

@@ -294,6 +294,36 @@ def test_one_player_that_is_not_finite_holds_back_the_other_too(same):
     assert same(after.params, jax.tree.map(np.asarray, before.params)) and after.skipped == 1
 
 
+def test_an_update_of_too_large_a_gradient_is_left_out_and_counted_but_is_not_bad(same):
+    """One of five batches has targets far off; what follows is as if it had not been, and no step was bad."""
+    data = batches(5)
+    data[2]["y"] = data[2]["y"] + 1e4
+    careful = dataclasses.replace(OPTIMIZER, skip_norm=100.0)
+    skipped, metrics = train(Regression, data, careful)
+    smooth, _ = train(Regression, data[:2] + data[3:], careful)
+    assert metrics["model/grad_norm"][2] > 100 > np.delete(metrics["model/grad_norm"], 2).max()
+    for field in ("params", "optimizer", "ema"):
+        close(getattr(skipped, field), getattr(smooth, field), 1e-6)
+    assert (skipped.step, skipped.skipped, skipped.bad_in_a_row) == (5, 1, 0)
+    assert train(Regression, data)[0].skipped == 0  # none is left out by default
+
+
+def test_a_player_that_skips_does_not_hold_back_the_other(same):
+    """Their gradients have norms of 2 and of 2 (2 - 0.9)."""
+    before = begin(METHODS[Duel])
+    after, _ = train(Duel, batches(1), dataclasses.replace(OPTIMIZER, skip_norm=2.1))
+    assert same(after.params["second"], jax.tree.map(np.asarray, before.params["second"]))
+    assert after.params["first"]["w"] != before.params["first"]["w"] and (after.skipped, after.bad_in_a_row) == (1, 0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_is_bad_and_counted_once_where_large_gradients_are_skipped_too(value):
+    [bad] = batches(1)
+    bad["y"] = np.full_like(bad["y"], value)
+    after, _ = train(Regression, [bad], dataclasses.replace(OPTIMIZER, skip_norm=100.0))
+    assert (after.step, after.skipped, after.bad_in_a_row) == (1, 1, 1)
+
+
 @pytest.mark.parametrize("row", [0, 7])
 def test_one_device_that_is_not_finite_holds_back_all(same, row):
     data = batches(2)

@@ -1,6 +1,7 @@
 """Log-probabilities, in nats and float32, of what the likelihood families are made of."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,3 +43,111 @@ def dequantise(rng: jax.Array, pixels: jax.Array) -> jax.Array:
 def dequantised_log_det(dimensions: int) -> float:
     """What log p of `dequantise`d pixels needs to be that of pixels in levels: a level is 2 / 256 wide."""
     return dimensions * math.log(2 / LEVELS)
+
+
+class Gaussian(NamedTuple):
+    """Independent Gaussians, elementwise; `mean` and `log_std` float32 of one shape."""
+
+    mean: jax.Array
+    log_std: jax.Array
+
+    def sample(self, eps: jax.Array) -> jax.Array:
+        """What standard Gaussian noise is turned to."""
+        return self.mean + jnp.exp(self.log_std) * eps
+
+    def whiten(self, z: jax.Array) -> jax.Array:
+        """The inverse of `sample`."""
+        return (z - self.mean) * jnp.exp(-self.log_std)
+
+    def log_prob(self, z: jax.Array) -> jax.Array:
+        """log of the density at z, elementwise."""
+        return normal_log_prob(self.whiten(z)) - self.log_std
+
+
+class Latent(NamedTuple):
+    """Groups of latents of pictures, all (B, groups, ...): their distributions, and the values that went on.
+
+    Attributes:
+      posterior: q(z | picture, what is above).
+      prior: p(z | what is above).
+      z: the values.
+    """
+
+    posterior: Gaussian
+    prior: Gaussian
+    z: jax.Array
+
+    def kl(self) -> jax.Array:
+        """KL(posterior || prior) of each group in nats, (B, groups)."""
+        kl = normal_kl(*self.posterior, *self.prior)
+        return kl.sum(axis=tuple(range(2, kl.ndim)))
+
+    def log_ratio(self) -> jax.Array:
+        """log p(z) - log q(z | picture), (B,); its mean over the posterior is -KL."""
+        return sum_each(self.prior.log_prob(self.z) - self.posterior.log_prob(self.z))
+
+    def noise(self) -> jax.Array:
+        """The standard Gaussian noise that the prior makes z of."""
+        return self.prior.whiten(self.z)
+
+
+MIXTURE_PARTS = 10  # for each component: a logit; for each colour a mean and a log-scale; three coefficients
+LOG_SCALE = -7.0, 7.0  # of a logistic; the lower end is PixelCNN++'s
+HALF_LEVEL = 1 / (LEVELS - 1)
+
+
+def mixture_log_prob(raw: jax.Array, x: jax.Array) -> jax.Array:
+    """log P of colours in 256 levels under a discretised mixture of logistics (PixelCNN++ 1701.05517, eq. 2 and 3).
+
+    Each level has the mass of its interval, the first and last that of all below and above, so that the sum over all
+    colours is 1. It is reckoned without the difference of two sigmoids, which float32 loses far from the mean.
+
+    Args:
+      raw: `MIXTURE_PARTS * K` parameters of K components, (..., MIXTURE_PARTS * K).
+      x: red, green, blue in [-1, 1], each one of the 256 levels, (..., 3).
+
+    Returns:
+      Nats, (...).
+    """
+    logits, means, log_scales, coefficients = _split_mixture(raw)
+    x = tuple(jnp.split(x, 3, axis=-1))  # each (..., 1)
+    centres = _centres(means, coefficients, x)
+    terms = (_level_log_prob(*colour) for colour in zip(x, centres, log_scales, strict=True))
+    return jax.nn.logsumexp(jax.nn.log_softmax(logits) + sum(terms), axis=-1)
+
+
+def mixture_mean(raw: jax.Array) -> jax.Array:
+    """The mean of the components' centres, each kept in [-1, 1]. raw: as in `mixture_log_prob` -> (..., 3)."""
+    logits, means, _, coefficients = _split_mixture(raw)
+    red = jnp.clip(means[0], -1.0, 1.0)
+    green = jnp.clip(_centres(means, coefficients, (red, red))[1], -1.0, 1.0)
+    blue = jnp.clip(_centres(means, coefficients, (red, green))[2], -1.0, 1.0)
+    weights = jax.nn.softmax(logits)
+    return jnp.stack([(weights * colour).sum(axis=-1) for colour in (red, green, blue)], axis=-1)
+
+
+def _split_mixture(raw: jax.Array):
+    """-> logits (..., K); means, log-scales and coefficients, three each of (..., K)."""
+    logits, *parts = jnp.split(raw.astype(jnp.float32), MIXTURE_PARTS, axis=-1)
+    log_scales = [jnp.clip(part, *LOG_SCALE) for part in parts[3:6]]
+    return logits, parts[:3], log_scales, [jnp.tanh(part) for part in parts[6:]]
+
+
+def _centres(means, coefficients, x):
+    """Where each colour's logistic lies, given those before it (eq. 3). x: red and green at least."""
+    red, green, blue = means
+    green_red, blue_red, blue_green = coefficients
+    return red, green + green_red * x[0], blue + blue_red * x[0] + blue_green * x[1]
+
+
+def _level_log_prob(x: jax.Array, centre: jax.Array, log_scale: jax.Array) -> jax.Array:
+    """log of the mass that a logistic gives the level x.
+
+    Between a and b, with s the sigmoid, it is s(b) - s(a) = s(b) s(-a) (1 - exp(a - b)).
+    """
+    inverse = jnp.exp(-log_scale)
+    first, last = x < HALF_LEVEL - 1, x > 1 - HALF_LEVEL
+    below_upper = jax.nn.log_sigmoid((x + HALF_LEVEL - centre) * inverse)
+    above_lower = jax.nn.log_sigmoid((centre + HALF_LEVEL - x) * inverse)
+    both = jnp.log(-jnp.expm1(-2 * HALF_LEVEL * inverse))
+    return jnp.where(last, 0.0, below_upper) + jnp.where(first, 0.0, above_lower) + jnp.where(first | last, 0.0, both)

@@ -80,6 +80,29 @@ def open_source(
     return FolderSource(files, items, size, frames, notices)
 
 
+def read_file(name: str, size: int, frames: int) -> np.ndarray:
+    """Reads one file as `open_source` would.
+
+    Args:
+      name: path of a picture, or where `frames` is more than 1, of a GIF or MP4.
+      size: side in pixels; another picture is cropped at the centre and resized, which is said.
+      frames: of a clip, 1 for pictures.
+
+    Returns:
+      uint8 (frames, size, size, 3).
+
+    Raises:
+      BadInput: if there is no such file, its suffix is another kind's, or it does not decode.
+    """
+    path, suffixes = Path(name).expanduser(), PICTURES if frames == 1 else VIDEOS
+    if not path.is_file():
+        raise BadInput(f"there is no file {name}: give a path that exists")
+    if _suffix(path.name) not in suffixes:
+        raise unknown("kind of picture" if frames == 1 else "kind of clip", path.suffix or path.name, suffixes)
+    items = [Item(path.name, (path.name,), "")]
+    return FolderSource(_Folder(path.parent), items, size, frames, pictures.Notices())[0]["pixels"]
+
+
 class FolderSource:
     """Random access to the items of a folder; safe to share between threads, and picklable.
 

@@ -271,6 +271,21 @@ def holds(claims: Claims, scene: Scene) -> dict[str, bool | None]:
     }
 
 
+def words(scene: Scene) -> dict[str, set[str]]:
+    """Returns the words that are true of a scene, for each of `ATTRIBUTES` but relations: {"colour": {"red"}, ...}.
+
+    They are the captions' own: "top left", "moving left", "slowly".
+    """
+    grid = worlds.world_named(scene.world).grid
+    true = {name: {_seen(thing, name, grid) for thing in scene.things} for name in ("colour", "shape", "size")}
+    true |= {"position": {position_name(thing.cell, grid) for thing in scene.things}}
+    true |= {"count": {COUNTS[len(scene.things) - 1]}, "background": {scene.background}}
+    if worlds.world_named(scene.world).moves:
+        true["motion"] = {MOTION_PHRASES[thing.motion] for thing in scene.things}
+        true["speed"] = {ADVERBS[thing.speed] for thing in scene.things if thing.speed}
+    return true
+
+
 def _judge(claims: Claims, scene: Scene, match: tuple[Thing | None, ...]) -> list[tuple[str, bool]]:
     grid = worlds.world_named(scene.world).grid
     judged = []

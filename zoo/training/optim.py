@@ -26,6 +26,7 @@ class Optimizer:
       betas: of Adam.
       weight_decay: decoupled, on parameters whose path matches `weight_decay_on`.
       clip_norm: largest norm of the gradient; larger ones are scaled down to it.
+      skip_norm: an update whose gradient has a larger norm is not taken (VDVAE 2011.10650, section 3.2); 0 takes all.
       freeze: parameters whose path matches stay as they are and get no optimizer state; "" freezes none.
       ema_half_lives: averages of the parameters to keep, by the steps in which a weight halves.
       ema_rampup: no half-life exceeds this share of the steps so far, so that the start is forgotten (EDM2
@@ -40,6 +41,7 @@ class Optimizer:
     weight_decay: float = 0.0
     weight_decay_on: str = "kernel$"
     clip_norm: float = 1.0
+    skip_norm: float = 0.0
     freeze: str = ""
     ema_half_lives: tuple[float, ...] = (50, 500)
     ema_rampup: float = 0.1

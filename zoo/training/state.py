@@ -22,8 +22,8 @@ class State:
       params: a tree for each player.
       optimizer: optax's state for each player.
       ema: for each player a dict {half-life as text: averaged tree}.
-      skipped: int32, steps whose update was not finite.
-      bad_in_a_row: int32, how many of the latest steps were skipped without a good one between.
+      skipped: int32, updates not taken: those of a step that was not finite, and a player's above its `skip_norm`.
+      bad_in_a_row: int32, how many of the latest steps were not finite without a finite one between.
     """
 
     step: jax.Array
@@ -104,15 +104,23 @@ def update_player(
         return jax.tree.map(lambda o, n: o + (1 - keep) * (n - o), old, params)
 
     ema = {name: average(float(name), old) for name, old in state.ema[player].items()}
+    norm = optax.global_norm(grads)
     metrics = metrics | {
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": norm,
         "update_norm": optax.global_norm(updates),
         "learning_rate": rate,
     }
-    state = state.replace(
+    new = state.replace(
         params=state.params | {player: params}, optimizer=state.optimizer | {player: opt}, ema=state.ema | {player: ema}
     )
-    return state, {f"{player}/{name}": value for name, value in metrics.items()}
+    if optimizer.skip_norm:
+        new = choose(norm <= optimizer.skip_norm, new, state.replace(skipped=state.skipped + 1))
+    return new, {f"{player}/{name}": value for name, value in metrics.items()}
+
+
+def choose(good: jax.Array, new: State, old: State) -> State:
+    """One of two states."""
+    return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
 
 def train_step(
@@ -134,11 +142,9 @@ def train_step(
         )
         metrics |= more
     good = jnp.all(jnp.array([jnp.isfinite(value) for value in metrics.values()]))
-    new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
+    new = choose(good, new, state.replace(skipped=state.skipped + 1))
     bad = 1 - good.astype(jnp.int32)
-    return new.replace(
-        step=state.step + 1, skipped=state.skipped + bad, bad_in_a_row=(state.bad_in_a_row + 1) * bad
-    ), metrics
+    return new.replace(step=state.step + 1, bad_in_a_row=(state.bad_in_a_row + 1) * bad), metrics
 
 
 def make_step(

@@ -1,0 +1,137 @@
+"""Variational autoencoders: text to image by a hierarchy of latents, and latents for other families.
+
+python train.py --config configs/vae.py --workdir runs/vae                      an accelerator; not yet measured
+python train.py --config configs/vae.py:cpu --workdir runs/vae_cpu              two CPU cores
+python train.py --config configs/vae.py:demo --workdir runs/vae_demo            two CPU cores, minutes
+python train.py --config configs/vae.py:test --workdir /tmp/test                seconds, for tests
+python train.py --config configs/vae.py:autoencoder,cpu --workdir runs/latents  an autoencoder for data.latents
+
+`autoencoder` goes with each of the other words.
+"""
+
+from configs import common
+from zoo.config import arguments
+
+
+def get_config(text=None):
+    words = arguments(text, ("hierarchical", "autoencoder", "cpu", "demo", "test"))
+    config = common.get_config(
+        dtype="bfloat16",
+        data=dict(source="scenes/full", size=32, batch_size=256, text_length=40, vocab_size=512),
+        method=dict(
+            name="vae",
+            architecture="hierarchical",
+            net=dict(
+                patch_size=2,
+                width=256,
+                bottleneck=4,
+                encoder_blocks=(4, 4, 3, 2, 1),
+                decoder_blocks=(8, 6, 3, 2, 1),
+                latent_dim=16,
+                attention_size=8,
+                heads=4,
+                text_width=256,
+                text_depth=4,
+                text_heads=4,
+                mixtures=10,
+            ),
+            kl_weight=1.0,
+            warmup=2000,
+            free_bits=0.0,
+            caption_drop=0.1,
+        ),
+        players=dict(
+            model=common.player(
+                learning_rate=5e-4,
+                warmup_steps=500,
+                betas=(0.9, 0.9),
+                weight_decay=0.01,
+                ema_half_lives=(500.0, 5000.0),
+            )
+        ),
+        loop=dict(steps=60_000, steps_per_call=10, log_every=200, checkpoint_every=5000, grid_every=5000),
+        sample=dict(temperature=1.0),
+    )
+    autoencoder = "autoencoder" in words
+    if autoencoder:
+        _for_latents(config)
+    if "cpu" in words or "demo" in words:
+        _for_two_cores(config, autoencoder)
+    if "demo" in words:
+        _for_demo(config, autoencoder)
+    if "test" in words:
+        _for_tests(config, autoencoder)
+    return config
+
+
+def _for_latents(config):
+    """An autoencoder of f4: the prior only keeps the latents from growing."""
+    config.method.update(dict(architecture="autoencoder", kl_weight=1e-3, warmup=0))
+    config.method.net = dict(widths=(128, 256), blocks=3, latent_dim=4, mixtures=5)
+
+
+def _for_two_cores(config, autoencoder):
+    """Most of the work at 8 x 8."""
+    config.update(
+        dict(
+            dtype="float32",
+            data=dict(batch_size=32),
+            players=dict(model=dict(learning_rate=1e-3, warmup_steps=100, ema_half_lives=(20.0, 100.0))),
+            loop=dict(steps=10_000, log_every=100, checkpoint_every=1000, grid_every=5000),
+        )
+    )
+    if autoencoder:
+        config.method.net.update(dict(widths=(32, 64), blocks=1, mixtures=3))
+    else:
+        config.method.warmup = 500
+        config.method.net.update(
+            dict(
+                patch_size=4,
+                width=128,
+                encoder_blocks=(1, 1, 1),
+                decoder_blocks=(3, 2, 1),
+                text_width=128,
+                text_depth=2,
+                mixtures=4,
+            )
+        )
+
+
+def _for_demo(config, autoencoder):
+    config.data.update(dict(source="scenes/one", size=16, batch_size=64, text_length=16))
+    config.loop.update(dict(steps=2000, log_every=50, checkpoint_every=500, grid_every=1000))
+    config.players.model.ema_half_lives = (10.0, 40.0)
+    if not autoencoder:
+        config.method.warmup = 200
+        config.method.net.update(dict(patch_size=2, decoder_blocks=(2, 2, 1)))
+
+
+def _for_tests(config, autoencoder):
+    """Everything as small as it can be; the pictures are noise."""
+    config.update(
+        dict(
+            dtype="float32",
+            data=dict(source="scenes/one?examples=64", size=16, batch_size=8, text_length=16),
+            players=dict(model=dict(warmup_steps=1, ema_half_lives=(1.0, 10.0))),
+            loop=dict(
+                steps=2, steps_per_call=1, log_every=1, checkpoint_every=1, grid_every=2, grid_prompts=("a star",)
+            ),
+        )
+    )
+    if autoencoder:
+        config.method.net.update(dict(widths=(8, 16), blocks=1, mixtures=1))
+    else:
+        config.method.net.update(
+            dict(
+                patch_size=4,
+                width=16,
+                encoder_blocks=(1, 1),
+                decoder_blocks=(1, 1),
+                latent_dim=4,
+                heads=2,
+                text_width=16,
+                text_depth=1,
+                text_heads=2,
+                mixtures=2,
+            )
+        )

@@ -1,0 +1,308 @@
+"""A ladder of latents, read from the picture bottom up and made from the caption top down (VDVAE 2011.10650)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.distributions import MIXTURE_PARTS, Gaussian, Latent
+from zoo.errors import BadInput
+from zoo.nets.layers import Attention, RMSNorm, patchify, sincos_table, unpatchify
+from zoo.nets.text_encoder import Text, TextEncoder
+
+LOG_STD = 5.0  # no log-std is larger or smaller than this, softly (NVAE 2007.03898, appendix A)
+
+
+def to_gaussian(raw: jax.Array) -> Gaussian:
+    """(..., 2 c) -> a Gaussian of (..., c), float32."""
+    mean, log_std = jnp.split(raw.astype(jnp.float32), 2, axis=-1)
+    return Gaussian(mean, LOG_STD * jnp.tanh(log_std / LOG_STD))
+
+
+def share_of(depth: int):
+    """An initialiser for what `depth` layers add to one sum, which keeps the sum's variance (VDVAE, section 3.2)."""
+    return nn.initializers.variance_scaling(1.0 / depth, "fan_in", "truncated_normal")
+
+
+def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x: (B, h, w, c), padded with zeros; kernel: (k, k, c, D), k odd -> (B, h, w, D)."""
+    if jax.default_backend() == "cpu":
+        return convolve_by_product(x, kernel)
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def convolve_by_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`convolve` as one product of matrices: XLA's CPU code for a convolution's gradient within a loop is slow."""
+    (rows, columns), size = x.shape[1:3], len(kernel)
+    margin = size // 2, size // 2
+    x = jnp.pad(x, ((0, 0), margin, margin, (0, 0)))
+    shifted = [x[:, i : i + rows, j : j + columns] for i in range(size) for j in range(size)]
+    return jnp.concatenate(shifted, axis=-1) @ einops.rearrange(kernel, "i j c d -> (i j c) d")
+
+
+class Conv(nn.Module):
+    """A convolution of side `size`: (B, h, w, c) -> (B, h, w, features)."""
+
+    features: int
+    size: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = self.size, self.size, x.shape[-1], self.features
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 3x3 and 1x1 convolutions (VDVAE, figure 3), where `condition` shifts what the first makes.
+
+    Attributes:
+      width, hidden: channels that come out, and those between.
+      last: initialiser of the last convolution.
+    """
+
+    width: int
+    hidden: int
+    last: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
+        """x: (B, h, w, D); condition: (B, D') -> (B, h, w, width)."""
+        size = 3 if min(x.shape[1:3]) > 2 else 1  # 3x3 would see little but padding
+        y = nn.Dense(self.hidden, dtype=self.dtype, name="down")(nn.gelu(x))
+        if condition is not None:
+            y = y + nn.Dense(self.hidden, dtype=self.dtype, name="condition")(condition)[:, None, None]
+        for i in range(2):
+            y = Conv(self.hidden, size, self.dtype, name=f"conv_{i}")(nn.gelu(y))
+        return nn.Dense(self.width, kernel_init=self.last, dtype=self.dtype, name="up")(nn.gelu(y))
+
+
+def repeat(block: type[nn.Module], count: int, in_axes=()) -> type[nn.Module]:
+    """So many blocks one after the other, compiled as one; what they return beside x is stacked."""
+    return nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=count, in_axes=in_axes)
+
+
+class BottomUpBlock(nn.Module):
+    """A residual block."""
+
+    hidden: int
+    depth: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+        """(B, h, w, D) -> (B, h, w, D), None."""
+        return x + Bottleneck(x.shape[-1], self.hidden, share_of(self.depth), self.dtype, name="block")(x), None
+
+
+class BottomUp(nn.Module):
+    """Reads patches, level by level, each of half the last one's side."""
+
+    blocks: Sequence[int]
+    width: int
+    hidden: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, patches: jax.Array) -> list[jax.Array]:
+        """(B, h, w, P) -> what was read at each level, finest first, (B, h / 2^i, w / 2^i, width)."""
+        x, levels = nn.Dense(self.width, dtype=self.dtype, name="embed")(patches), []
+        for level, count in enumerate(self.blocks):
+            if level:
+                x = nn.avg_pool(x, (2, 2), (2, 2))
+            blocks = repeat(BottomUpBlock, count)(self.hidden, sum(self.blocks), self.dtype, name=f"level_{level}")
+            x, _ = blocks(x)
+            levels.append(x)
+        return levels
+
+
+class TopDownBlock(nn.Module):
+    """Attention to words where asked, a group of latents, and a residual block (VDVAE, figure 3)."""
+
+    hidden: int
+    heads: int
+    depth: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, eps: jax.Array, text: Text, read: jax.Array | None
+    ) -> tuple[jax.Array, Latent | None]:
+        """x: (B, h, w, D); eps: (B, h, w, c); read: what was read of the picture here, or None to generate.
+
+        Returns:
+          x with what the latents say, and the latents, (B, h, w, c); None where there is no posterior.
+        """
+        width, dim, last = x.shape[-1], eps.shape[-1], share_of(self.depth)
+        if self.heads:
+            x = x + self._attend(x, text)
+        zeros = nn.initializers.zeros  # the first prior is N(0, 1)
+        raw, more = jnp.split(self._bottleneck("prior", 2 * dim + width, zeros)(x, text.pooled), [2 * dim], axis=-1)
+        prior, latent = to_gaussian(raw), None
+        if read is None:
+            z = prior.sample(eps)
+        else:
+            both = jnp.concatenate([x, read], axis=-1)
+            raw = self._bottleneck("posterior", 2 * dim, nn.initializers.lecun_normal())(both, text.pooled)
+            posterior = to_gaussian(raw)
+            z = posterior.sample(eps)
+            latent = Latent(posterior, prior, z)
+        x = x + more + nn.Dense(width, kernel_init=last, dtype=self.dtype, name="latent")(z)
+        return x + self._bottleneck("block", width, last)(x, text.pooled), latent
+
+    def _bottleneck(self, name: str, width: int, last) -> Bottleneck:
+        return Bottleneck(width, self.hidden, last, self.dtype, name=name)
+
+    def _attend(self, x: jax.Array, text: Text) -> jax.Array:
+        rows = x.shape[1]
+        y = einops.rearrange(RMSNorm(self.dtype, name="attention_norm")(x), "b h w d -> b (h w) d")
+        attention = Attention(self.heads, self.dtype, name="attention")
+        y = attention(y, context=text.tokens, lengths=text.lengths, to_self=False)
+        return einops.rearrange(y, "b (h w) d -> b h w d", h=rows)
+
+
+class TopDown(nn.Module):
+    """Makes pictures of captions and noise, coarsest level first."""
+
+    width: int
+    hidden: int
+    heads: int
+    attention_size: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, text: Text, noise: Sequence[jax.Array], levels: Sequence[jax.Array] | None
+    ) -> tuple[jax.Array, list[Latent | None]]:
+        """noise: (groups, B, h, w, c) of each level, coarsest first; levels: of `BottomUp`, or None to generate.
+
+        Returns:
+          (B, h, w, D) of the finest level, and the latents of each, like noise; None where there is no posterior.
+        """
+        x, latents, depth = None, [], sum(map(len, noise))
+        for level, eps in zip(reversed(range(len(noise))), noise, strict=True):
+            x = self._begin(x, eps.shape[1:4], level)
+            heads = self.heads if max(x.shape[1:3]) <= self.attention_size else 0
+            blocks = repeat(TopDownBlock, len(eps), (0, nn.broadcast, nn.broadcast))
+            x, latent = blocks(self.hidden, heads, depth, self.dtype, name=f"level_{level}")(
+                x, eps, text, None if levels is None else levels[level]
+            )
+            latents.append(latent)
+        return x, latents
+
+    def _begin(self, x: jax.Array | None, shape: tuple[int, int, int], level: int) -> jax.Array:
+        """The level above in twice its size, (B, h, w, D), and positions, since words name absolute places."""
+        count, rows, columns = shape
+        table = self.param(f"positions_{level}", lambda _: jnp.float32(sincos_table(rows, columns, self.width)))
+        y = einops.repeat(table.astype(self.dtype), "(h w) d -> b h w d", b=count, h=rows)
+        return y if x is None else y + einops.repeat(x, "b h w d -> b (h p) (w q) d", p=2, q=2)
+
+
+class Hierarchy(nn.Module):
+    """A hierarchical VAE: p(x | z) and all p(z_g | z_<g, caption) top down, q(z_g | z_<g, x, caption) beside them.
+
+    Each frame of a clip is a picture by itself, given the caption.
+
+    Attributes:
+      patch_size: pixels along the side of a patch, which is what the finest level sees as one.
+      width, bottleneck: channels, and how many times fewer there are inside a block.
+      encoder_blocks, decoder_blocks: of each level, finest first; each level has half the side of the one before.
+        Each block of the decoder has a group of latents.
+      latent_dim: channels of each group.
+      attention_size: levels of at most this side attend to the words; all know the caption's mean.
+      heads: of that attention.
+      text_width, text_depth, text_heads: of the text transformer.
+      mixtures: components of the likelihood.
+    """
+
+    vocab_size: int
+    patch_size: int = 2
+    width: int = 256
+    bottleneck: int = 4
+    encoder_blocks: Sequence[int] = (4, 4, 3, 2)
+    decoder_blocks: Sequence[int] = (8, 6, 3, 2)
+    latent_dim: int = 16
+    attention_size: int = 8
+    heads: int = 4
+    text_width: int = 256
+    text_depth: int = 4
+    text_heads: int = 4
+    mixtures: int = 10
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        hidden = self.width // self.bottleneck
+        self.text = TextEncoder(self.vocab_size, self.text_width, self.text_depth, self.text_heads, self.dtype)
+        self.bottom_up = BottomUp(self.encoder_blocks, self.width, hidden, self.dtype)
+        self.top_down = TopDown(self.width, hidden, self.heads, self.attention_size, self.dtype)
+        self.norm = RMSNorm(self.dtype)
+        self.head = nn.Dense(self.patch_size**2 * MIXTURE_PARTS * self.mixtures, dtype=jnp.float32)
+
+    def __call__(self, x: jax.Array, ids: jax.Array, eps: Sequence[jax.Array]) -> tuple[jax.Array, list[Latent]]:
+        """Pictures to what is likely, by way of their latents.
+
+        Args:
+          x: (B, T, H, W, 3) in [-1, 1].
+          ids: (B, L).
+          eps: the posterior's noise, an array of each of `noise_shapes`, (B, *shape).
+
+        Returns:
+          Parameters for `distributions.mixture_log_prob`, float32 (B, T, H, W, ...), and the latents, like eps.
+        """
+        frames = x.shape[1]
+        levels = self.bottom_up(fold(patchify(x, self.patch_size)))
+        raw, latents = self._top_down(ids, eps, levels)
+        apart = lambda y: einops.rearrange(y, "n (b t) h w c -> b n t h w c", t=frames)
+        return raw, jax.tree.map(apart, latents)
+
+    def generate(self, noise: Sequence[jax.Array], ids: jax.Array) -> jax.Array:
+        """The likelihood's parameters from the priors' noise, like `__call__`'s, and captions (B, L)."""
+        return self._top_down(ids, noise, None)[0]
+
+    def noise_shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
+        """(T, H, W, C) of a picture -> (groups, T, h, w, c) of the latents of each level, top down.
+
+        Raises:
+          BadInput: the levels do not divide the size, or their numbers differ.
+        """
+        frames, height, width, _ = shape
+        depth = len(self.decoder_blocks)
+        if len(self.encoder_blocks) != depth or min(*self.encoder_blocks, *self.decoder_blocks) < 1:
+            raise BadInput(
+                f"encoder_blocks {tuple(self.encoder_blocks)} and decoder_blocks {tuple(self.decoder_blocks)} must "
+                "have as many levels, of at least one block each"
+            )
+        coarsest = self.patch_size * 2 ** (depth - 1)
+        if height % coarsest or width % coarsest:
+            raise BadInput(
+                f"{depth} levels on patches of {self.patch_size} need sides divisible by {coarsest}, got {height} x "
+                f"{width}: change data.size, patch_size or the number of levels"
+            )
+        sides = [self.patch_size * 2**level for level in range(depth)]
+        return [
+            (groups, frames, height // side, width // side, self.latent_dim)
+            for side, groups in reversed(list(zip(sides, self.decoder_blocks, strict=True)))
+        ]
+
+    def _top_down(self, ids, noise, levels):
+        frames = noise[0].shape[2]
+        text = jax.tree.map(lambda y: jnp.repeat(y, frames, axis=0), self.text(ids))
+        noise = [einops.rearrange(eps, "b n t h w c -> n (b t) h w c") for eps in noise]
+        x, latents = self.top_down(text, noise, levels)
+        return unpatchify(unfold(self.head(self.norm(x)), frames), self.patch_size), latents
+
+
+def fold(x: jax.Array) -> jax.Array:
+    """(B, T, h, w, c) -> (B * T, h, w, c)."""
+    return einops.rearrange(x, "b t h w c -> (b t) h w c")
+
+
+def unfold(x: jax.Array, frames: int) -> jax.Array:
+    """The inverse of `fold`."""
+    return einops.rearrange(x, "(b t) h w c -> b t h w c", t=frames)
