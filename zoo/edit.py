@@ -189,8 +189,8 @@ class Editor:
             made = generate(params, noise, tokens, **self.options, **traced)
             return codec.decode(decoder, made) if codec else made
 
-        self._make, self._invert = make, in_parts(inverted, per_device)
-        self._generate = in_parts(
+        self._make, self._invert = make, parallel.in_parts(inverted, per_device)
+        self._generate = parallel.in_parts(
             lambda shared, rows: to_uint8(make(shared, rows["noise"], rows["tokens"])), per_device
         )
         self._draw = jax.jit(lambda rng: draw(rng, shape))
@@ -261,7 +261,7 @@ class Editor:
 
         start = self._nearest_draw(pixels, mask, captions)
         rows = {"pixels": pixels, "tokens": self._tokens(captions), "noise": start}
-        noise = in_parts(found, self.per_device)(self.shared, rows)
+        noise = parallel.in_parts(found, self.per_device)(self.shared, rows)
         return np.where(mask[..., None], self.generate(noise, captions), pixels)
 
     def _nearest_draw(self, pixels: np.ndarray, mask: np.ndarray, captions: Sequence[str]) -> Noise:
@@ -285,35 +285,6 @@ class Editor:
 def _known(function: Callable, options: dict[str, Any]) -> dict[str, Any]:
     """The options that a function has."""
     return {name: value for name, value in options.items() if name in inspect.signature(function).parameters}
-
-
-def in_parts(function: Callable[[Any, Any], Any], per_device: int) -> Callable[[Any, Any], Any]:
-    """Compiles function(shared, rows) -> tree for all local devices and any number of rows.
-
-    Args:
-      function: rows and result are trees of arrays (per_device, ...).
-      per_device: rows that a device gets at once; too few are filled up with the first one.
-
-    Returns:
-      The function of trees of arrays (N, ...); its result is numpy.
-    """
-    devices = jax.local_devices()
-    count = len(devices) * per_device
-    compiled = jax.pmap(function, in_axes=(None, 0), devices=devices)
-
-    def part(x, start):
-        x = x[start : start + count]
-        filled = jnp.concatenate([x, jnp.repeat(x[:1], count - len(x), axis=0)])
-        return filled.reshape(len(devices), per_device, *x.shape[1:])
-
-    def call(shared, rows):
-        total, made = len(jax.tree.leaves(rows)[0]), []
-        for start in range(0, total, count):
-            out = compiled(shared, jax.tree.map(lambda x, start=start: part(x, start), rows))
-            made.append(jax.tree.map(lambda x: np.asarray(x).reshape(count, *x.shape[2:]), out))
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *made)
-
-    return call
 
 
 # ---- attributes

@@ -15,6 +15,7 @@ import tqdm
 from zoo import cache
 from zoo.data import pipeline
 from zoo.method import Autoencoder, to_float
+from zoo.training import parallel
 
 PER_DEVICE = 64
 MEASURED_ON = 1000  # pictures that the latents' mean and standard deviation are taken from
@@ -57,14 +58,11 @@ class Codec:
 
     def encode_items(self, source: pipeline.Source, indices: Sequence[int], out: np.ndarray) -> None:
         """Writes the latents of items of a source to the rows of `out`, (N, T, h, w, c)."""
-        devices = jax.local_device_count()
-        encode = jax.pmap(self.encode, in_axes=(None, 0))
-        count = devices * PER_DEVICE
+        encode = parallel.in_parts(self.encode, PER_DEVICE)
+        count = jax.local_device_count() * PER_DEVICE
         for start in tqdm.trange(0, len(indices), count, desc="latents", unit=" parts", leave=False):
             part = np.stack([source[i]["pixels"] for i in indices[start : start + count]])
-            filled = np.concatenate([part, np.repeat(part[:1], count - len(part), axis=0)])
-            made = np.asarray(encode(self.params, filled.reshape(devices, PER_DEVICE, *part.shape[1:])))
-            out[start : start + len(part)] = made.reshape(count, *made.shape[2:])[: len(part)]
+            out[start : start + len(part)] = encode(self.params, part)
 
     def measured(self, source: pipeline.Source) -> "Codec":
         """This codec with the mean and standard deviation of the latents of some pictures, evenly spread."""

@@ -85,7 +85,14 @@ class Bottleneck(nn.Module):
 
 def repeat(block: type[nn.Module], count: int, in_axes=()) -> type[nn.Module]:
     """So many blocks one after the other, compiled as one; what they return beside x is stacked."""
-    return nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=count, in_axes=in_axes)
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=count,
+        unroll=count if jax.default_backend() == "cpu" else 1,  # loops cost XLA's CPU code much of its speed
+        in_axes=in_axes,
+    )
 
 
 class BottomUpBlock(nn.Module):

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.config import ability
-from zoo.edit import in_parts
 from zoo.errors import BadInput, unknown
 from zoo.method import to_float, to_uint8
 from zoo.run import Run
+from zoo.training import parallel
 
 MOST_STEPS = 1024  # of an ODE
 
@@ -100,11 +100,11 @@ def rate(run: Run, pictures: np.ndarray, captions: Sequence[str], per_device: in
 
 
 def _each(run: Run, function: Callable, pictures: np.ndarray, captions: Sequence[str], seed: int, per_device: int):
-    """Calls function(shared, rows) on all local devices, see `edit.in_parts`."""
+    """Calls function(shared, rows) on all local devices, see `parallel.in_parts`."""
     rng = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(len(pictures)))
     rows = {"pixels": pictures, "tokens": run.recipe.tokenizer.encode(list(captions)), "rng": rng}
     codec = run.recipe.codec
-    return in_parts(function, per_device)({"params": run.params, "codec": codec.params if codec else ()}, rows)
+    return parallel.in_parts(function, per_device)({"params": run.params, "codec": codec.params if codec else ()}, rows)
 
 
 def check_options(function: Callable, options: Mapping[str, Any]) -> None:

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import einops
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import jax_utils
 
@@ -64,6 +66,35 @@ def stack_and_shard(batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarra
 def prefetch(batches, size: int = 2):
     """Moves the next `size` sharded batches to the devices while the present one is used."""
     return jax_utils.prefetch_to_device(batches, size, axis_name=AXIS_NAME)
+
+
+def in_parts(function: Callable[[Any, Any], Any], per_device: int) -> Callable[[Any, Any], Any]:
+    """Compiles function(shared, rows) -> tree for all local devices and any number of rows.
+
+    Args:
+      function: rows and result are trees of arrays (per_device, ...).
+      per_device: rows that a device gets at once; too few are filled up with the first one.
+
+    Returns:
+      The function of trees of arrays (N, ...); its result is numpy.
+    """
+    devices = jax.local_devices()
+    count = len(devices) * per_device
+    compiled = jax.pmap(function, in_axes=(None, 0), devices=devices)
+
+    def part(x, start):
+        x = x[start : start + count]
+        filled = jnp.concatenate([x, jnp.repeat(x[:1], count - len(x), axis=0)])
+        return filled.reshape(len(devices), per_device, *x.shape[1:])
+
+    def call(shared, rows):
+        total, made = len(jax.tree.leaves(rows)[0]), []
+        for start in range(0, total, count):
+            out = compiled(shared, jax.tree.map(lambda x, start=start: part(x, start), rows))
+            made.append(jax.tree.map(lambda x: np.asarray(x).reshape(count, *x.shape[2:]), out))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *made)
+
+    return call
 
 
 def join(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
