@@ -208,3 +208,10 @@ def test_all_errors_are_one_line():
         with pytest.raises(BadInput) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_families_that_can_be_edited_are_faithful_by_options_that_sampling_has():
+    editable = [family for family in map(configs._family, configs.families()) if hasattr(family, "invert")]
+    assert len(editable) >= 3
+    for family in editable:
+        assert family.faithful.keys() <= family.sample.__kwdefaults__.keys(), family

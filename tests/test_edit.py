@@ -40,6 +40,8 @@ def lengths(x):
 class Rotation:
     """Pictures are orthogonal maps of two levels of noise, brighter by a tenth where the caption says anything."""
 
+    faithful = {"guidance": 0.0}
+
     def __init__(self):
         self.matrix = np.linalg.qr(np.random.default_rng(0).standard_normal((SIZE, SIZE)))[0].astype(np.float32)
 
@@ -284,6 +286,8 @@ def test_inpainting_returns_the_known_part_bit_for_bit_and_makes_the_rest_anew(e
 
 class Correlated:
     """Pixels are Gaussian, each with a part of its own and one that all share; small enough that none is clipped."""
+
+    faithful = {}
 
     def __init__(self):
         shared = np.eye(SIZE) + 3 * np.ones((SIZE, SIZE)) / SIZE

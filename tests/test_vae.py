@@ -8,10 +8,10 @@ import pytest
 
 from zoo import config as configs
 from zoo.data.text import END, empty_caption
-from zoo.distributions import Gaussian, Latent, mixture_log_prob, mixture_mean, normal_kl, sum_each
+from zoo.distributions import Gaussian, Latent, importance_bound, mixture_log_prob, mixture_mean, normal_kl, sum_each
 from zoo.errors import BadInput
 from zoo.method import Axis, normal_each, to_float
-from zoo.methods.vae import Vae, importance_bound
+from zoo.methods.vae import Vae
 from zoo.nets.autoencoder import average_channels, channel_to_space, repeat_channels, space_to_channel
 from zoo.nets.hierarchy import LOG_STD, convolve_by_product, to_gaussian
 

@@ -1,10 +1,13 @@
 """Log-probabilities, in nats and float32, of what the likelihood families are made of."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from zoo.errors import BadInput
 
 LOG_2_PI = math.log(2 * math.pi)
 LEVELS = 256  # of a pixel
@@ -29,6 +32,20 @@ def normal_kl(mean: jax.Array, log_std: jax.Array, mean_p: jax.Array, log_std_p:
 def to_bits_per_dim(log_prob: jax.Array, dimensions: int) -> jax.Array:
     """log p in nats of a picture of so many dimensions (T * H * W * C) -> bits per dimension."""
     return -log_prob / (dimensions * math.log(2))
+
+
+def importance_bound(log_weight: Callable[[jax.Array], jax.Array], rng: jax.Array, samples: int) -> jax.Array:
+    """A lower bound of log p(x) in nats, (B,): the log of the mean of p(x, z) / q(z | x) (IWAE 1509.00519, eq. 8).
+
+    Args:
+      log_weight: a key a picture (B,) -> log p(x, z) - log q(z | x) for z drawn with it from q, (B,).
+      rng: one key a picture.
+      samples: draws of z. With one, it is the evidence lower bound of VAEs; it does not fall with more.
+    """
+    if samples < 1:
+        raise BadInput(f"samples must be at least 1, got {samples}")
+    keys = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, samples))(rng), 1, 0)  # (samples, B)
+    return jax.nn.logsumexp(jax.lax.map(log_weight, keys), axis=0) - math.log(samples)
 
 
 def dequantise(rng: jax.Array, pixels: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ of the empty caption. With `--caption` the noise of a picture is the one under t
 edited pictures under another one, which keeps what both captions leave open.
 """
 
+import difflib
 import inspect
 import json
 import re
@@ -162,8 +163,8 @@ class Editor:
       per_device: pictures that a device works on at once.
       seed: of what inversion may draw, and of `vary` and `inpaint`.
       traced: options that hold arrays, such as a guide.
-      **options: those of sampling, over the config's; `invert` is given those of them that it has. Guidance and
-        eta are 0 unless given here: they take pictures away from what the noise of a picture would make.
+      **options: those of sampling, over the config's; `invert` is given those of them that it has. The
+        family's `faithful` ones stand over the config's, and only those given here over them.
 
     Raises:
       BadInput: the run's family lacks an ability of `method.Editable` (names those that have it), or an option.
@@ -172,8 +173,7 @@ class Editor:
     def __init__(self, run: Run, per_device: int = 16, seed: int = 0, traced: dict[str, Any] | None = None, **options):
         self.recipe, method, codec = run.recipe, run.recipe.method, run.recipe.codec
         draw, generate, invert = (configs.ability(method, name) for name in ("draw_noise", "generate", "invert"))
-        usual = dict(self.recipe.config.sample)
-        self.options = usual | {name: 0.0 for name in usual if name in ("guidance", "eta")} | options
+        self.options = dict(self.recipe.config.sample) | dict(method.faithful) | options
         check_options(method, self.options)
         self.seed, self.per_device = seed, per_device
         self.shared = (run.params, codec.params if codec else (), traced or {})
@@ -305,12 +305,13 @@ def having(attribute: str, known: Sequence[set[str]]) -> np.ndarray:
     """Which of N pictures have an attribute, bool (N,), by their labels.
 
     Raises:
-      BadInput: none has it (lists the most frequent ones), or all have.
+      BadInput: none has it (names the nearest and the most frequent ones), or all have.
     """
     has = np.array([attribute in words for words in known])
     if not has.any():
-        common = Counter(word for words in known for word in words).most_common(NAMED)
-        raise unknown(f"attribute in these {len(known)} pictures:", attribute, [word for word, _ in common])
+        counts = Counter(sorted(word for words in known for word in words))  # sorted, so that ties are always the same
+        common = [word for word, _ in counts.most_common(NAMED)]
+        raise unknown("attribute", attribute, {*common, *difflib.get_close_matches(attribute, counts, n=1)})
     if has.all():
         raise BadInput(f"all {len(known)} pictures have the attribute {attribute!r}: a direction needs some without")
     return has

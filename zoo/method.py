@@ -106,7 +106,13 @@ class Editable(Protocol):
     """A family that makes a picture from noise alone, and finds the noise of a picture.
 
     `sample` with given keys is `generate` of what `draw_noise` draws with them.
+
+    Attributes:
+      faithful: options of `sample` under which `generate` makes of a picture's noise that picture, as near as it can:
+        no guidance, which takes pictures away from what their noise would make, and nothing drawn.
     """
+
+    faithful: Mapping[str, Any]
 
     def draw_noise(self, rng: jax.Array, shape: tuple[int, ...]) -> Noise:
         """Noise for one picture of `shape` (T, H, W, C) for each key."""

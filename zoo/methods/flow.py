@@ -16,7 +16,15 @@ import jax.numpy as jnp
 
 from zoo.config import build
 from zoo.data.text import drop_captions, empty_caption
-from zoo.distributions import LEVELS, dequantise, dequantised_log_det, normal_log_prob, sum_each, to_bits_per_dim
+from zoo.distributions import (
+    LEVELS,
+    dequantise,
+    dequantised_log_det,
+    importance_bound,
+    normal_log_prob,
+    sum_each,
+    to_bits_per_dim,
+)
 from zoo.errors import BadInput, unknown
 from zoo.method import Axis, Batch, Output, normal_each, to_float
 from zoo.nets.jet import Jet
@@ -49,6 +57,7 @@ class Flow:
     caption_drop: float = 0.1
 
     players: ClassVar[tuple[str, ...]] = ("model",)
+    faithful: ClassVar[Mapping[str, Any]] = {"guidance": 0.0, "denoise": False}
 
     @functools.cached_property
     def network(self) -> TarFlow | Jet:
@@ -173,10 +182,9 @@ class Flow:
             raise BadInput(f"samples must be at least 1, got {samples}")
         pixels = batch["pixels"]
         _check_levels(pixels)
-        rng = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, samples))(rng), 1, 0)  # (samples, B)
-        log_probs = jax.lax.map(lambda keys: self.log_prob(params, dequantise(keys, pixels), batch["tokens"]), rng)
+        log_weight = lambda keys: self.log_prob(params, dequantise(keys, pixels), batch["tokens"])
         dimensions = math.prod(pixels.shape[1:])
-        log_prob = jax.nn.logsumexp(log_probs, axis=0) - math.log(samples)
+        log_prob = importance_bound(log_weight, rng, samples)
         return to_bits_per_dim(log_prob + dequantised_log_det(dimensions), dimensions)
 
     def log_prob(self, params, y: jax.Array, tokens: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from zoo.config import build
 from zoo.data.text import drop_captions
-from zoo.distributions import mixture_log_prob, mixture_mean, sum_each, to_bits_per_dim
+from zoo.distributions import importance_bound, mixture_log_prob, mixture_mean, sum_each, to_bits_per_dim
 from zoo.errors import BadInput, unknown
 from zoo.method import Axis, Batch, Output, normal_each, to_float
 from zoo.nets.autoencoder import Autoencoder
@@ -53,6 +53,7 @@ class Vae:
     caption_drop: float = 0.1
 
     players: ClassVar[tuple[str, ...]] = ("model",)
+    faithful: ClassVar[Mapping[str, Any]] = {}
 
     @functools.cached_property
     def network(self) -> Hierarchy | Autoencoder:
@@ -142,7 +143,7 @@ class Vae:
         return mixture_mean(raw)
 
     def bits_per_dim(self, params, rng: jax.Array, batch: Batch, *, samples: int = 1) -> jax.Array:
-        """See `Likely`: an upper bound, see `importance_bound`.
+        """See `Likely`: an upper bound, see `distributions.importance_bound`.
 
         Args:
           samples: of the latents of each picture; 1 is the usual bound of VAEs, more are tighter.
@@ -185,20 +186,6 @@ class Vae:
 
     def _apply(self, params, *arguments, **keywords):
         return self.network.apply({"params": params["model"]}, *arguments, **keywords)
-
-
-def importance_bound(log_weight: Callable[[jax.Array], jax.Array], rng: jax.Array, samples: int) -> jax.Array:
-    """A lower bound of log p(x) in nats, (B,): the log of the mean of p(x, z) / q(z | x) (IWAE 1509.00519, eq. 8).
-
-    Args:
-      log_weight: a key a picture (B,) -> log p(x, z) - log q(z | x) for z drawn with it from q, (B,).
-      rng: one key a picture.
-      samples: draws of z. With one, it is the evidence lower bound of VAEs; it does not fall with more.
-    """
-    if samples < 1:
-        raise BadInput(f"samples must be at least 1, got {samples}")
-    keys = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, samples))(rng), 1, 0)  # (samples, B)
-    return jax.nn.logsumexp(jax.lax.map(log_weight, keys), axis=0) - math.log(samples)
 
 
 def _levels(batch: Batch) -> jax.Array:
