@@ -37,7 +37,7 @@ class Vae:
       net: fields of the network.
       vocab_size, dtype: of the text, and of the computation.
       architecture: the network: "hierarchical" (`Hierarchy`) or "autoencoder" (`Autoencoder`).
-      kl_weight: of the rate in the loss, beta of 1804.03599's beta-VAE; 1 is the bound of the likelihood.
+      kl_weight: of the rate in the loss, beta of beta-VAE (Higgins et al. 2017); 1 is the bound of the likelihood.
       warmup: steps over which that weight rises from 0 in a line.
       free_bits: of each group of latents: a mean rate below is not pushed down further (1606.04934, appendix C.8).
       caption_drop: share of captions replaced by the empty one.
