@@ -67,7 +67,7 @@ def get_config(text=None):
         config.loop.update(dict(steps=3400, log_every=50, checkpoint_every=500, grid_every=1000))
         config.method.update(dict(net=dict(patch_size=4, depth=4), prediction="v", time_min=0.0, time_shift=1.0))
         # Noise put back on the way mends what lies between two things that a caption leaves open.
-        config.sample.update(dict(sampler="ddim", eta=1.0, steps=40, guidance=1.0, shift=1.0))
+        config.sample.update(dict(sampler="ddim", eta=1.0, steps=40, guidance=0.5, shift=1.0))
         config.players.model.ema_half_lives = (10.0, 40.0)
     if "test" in words:
         _for_tests(config)

@@ -160,7 +160,15 @@ def test_a_signal_saves_and_says_how_to_resume(
     assert same(saved_state(workdir), saved_state(trained))
 
 
-def test_a_second_signal_acts_as_usual():
+@pytest.fixture
+def usual_interrupt():
+    """Ctrl-C as a command has it: what runs tests side by side ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_acts_as_usual(usual_interrupt):
     with pytest.raises(KeyboardInterrupt), Stop() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.asked
