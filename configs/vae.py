@@ -7,6 +7,8 @@ python train.py --config configs/vae.py:test --workdir /tmp/test                
 python train.py --config configs/vae.py:autoencoder,cpu --workdir runs/latents  an autoencoder for data.latents
 
 `autoencoder` goes with each of the other words.
+
+No recipe here has been trained to its end yet, nor chosen by its results.
 """
 
 from configs import common
