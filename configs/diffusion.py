@@ -13,7 +13,7 @@ of 256 captions of which the oracle finds all right, `python -m zoo.scoring --wo
                                                                         19.5% (test_unseen; ceiling 100%, floor 1.6%)
 
 `:demo` gets 98.5% of 1,000 (one seed; its sampling was chosen by 500 captions of split train), 97.4% with 2,600 steps.
-Of 1,000 training captions after 2,600 steps Heun with 20 steps and guidance 1.5 got 97.1%, DDIM with as many evaluations
+Of 1,000 training captions after 2,600 steps Heun with 20 steps and guidance 1.5 got 97.1%, DDIM at the same cost
 and noise put back 98.2%, and that with guidance 1 98.7%; trained with times uniform 95.7%, or shifted by 2, 96.3%.
 
 The `:cpu` run was on a Zen 5 with a matmul peak of 480 GFLOP/s. It is far from trained after 544,000 pictures:
