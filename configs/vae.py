@@ -9,8 +9,9 @@ python train.py --config configs/vae.py:autoencoder,cpu --workdir runs/latents  
 `autoencoder` goes with each of the other words.
 
 No recipe here has been trained to its end yet, nor chosen by its results. `:demo` with `--config.loop.steps=900` and
-`--config.players.model.clip_norm=200`, 4 min 37 s on two cores of an AMD EPYC, is at 1.65 bits per dimension (rate 0.055)
-and still falling; its samples have the right backgrounds and hardly any things: all is right for 0% of 128 captions.
+`--config.players.model.clip_norm=200`, 4 min 37 s on two cores of an AMD EPYC, is at 1.65 bits per dimension (rate
+0.055) and still falling; its samples have the right backgrounds and hardly any things: all is right for 0% of 128
+captions.
 """
 
 from configs import common
