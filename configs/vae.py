@@ -1,10 +1,10 @@
 """Variational autoencoders: text to image by a hierarchy of latents, and latents for other families.
 
-python train.py --config configs/vae.py --workdir runs/vae                      an accelerator; not yet measured
-python train.py --config configs/vae.py:cpu --workdir runs/vae_cpu              two CPU cores
-python train.py --config configs/vae.py:demo --workdir runs/vae_demo            two CPU cores, minutes
-python train.py --config configs/vae.py:test --workdir /tmp/test                seconds, for tests
-python train.py --config configs/vae.py:autoencoder,cpu --workdir runs/latents  an autoencoder for data.latents
+    python train.py --config configs/vae.py --workdir runs/vae                      an accelerator; not yet measured
+    python train.py --config configs/vae.py:cpu --workdir runs/vae_cpu              two CPU cores
+    python train.py --config configs/vae.py:demo --workdir runs/vae_demo            two CPU cores, minutes
+    python train.py --config configs/vae.py:test --workdir /tmp/test                seconds, for tests
+    python train.py --config configs/vae.py:autoencoder,cpu --workdir runs/latents  an autoencoder for data.latents
 
 `autoencoder` goes with each of the other words.
 

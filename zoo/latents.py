@@ -43,6 +43,11 @@ class Codec:
         leaves = (np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(self.params))
         return hashlib.sha256(b"".join(leaves)).hexdigest()[:16]
 
+    @property
+    def scale(self) -> dict[str, Any]:
+        """`mean` and `std` as JSON can write them."""
+        return {"mean": np.asarray(self.mean).tolist(), "std": np.asarray(self.std).tolist()}
+
     def encode(self, params: Any, pixels: jax.Array) -> jax.Array:
         """Pixels uint8 or in [-1, 1], (B, T, H, W, C) -> latents (B, T, h, w, c)."""
         return (self.method.encode(params, to_float(pixels)) - self.mean) / self.std
@@ -88,8 +93,7 @@ class Codec:
             self.encode_items(source, range(len(source)), array)
             array.flush()
 
-        scale = [np.asarray(self.mean).tolist(), np.asarray(self.std).tolist()]
-        key = [cache.fingerprint(source, about, range(len(source))), self.identity, scale]
+        key = [cache.fingerprint(source, about, range(len(source))), self.identity, self.scale]
         return Latents(cache.kept("latents", key, write), pipeline.captions(source, limit=len(source)))
 
 

@@ -98,8 +98,7 @@ class Recipe:
         """All but the state that a checkpoint holds; `from_texts` reads it."""
         latents = {}
         if self.codec:
-            scale = {"mean": np.asarray(self.codec.mean).tolist(), "std": np.asarray(self.codec.std).tolist()}
-            latents = {"checkpoint": self.codec.checkpoint, "identity": self.codec.identity} | scale
+            latents = {"checkpoint": self.codec.checkpoint, "identity": self.codec.identity} | self.codec.scale
         return {
             "config": configs.to_json(self.config),
             "tokenizer": self.tokenizer.to_json(),

@@ -178,8 +178,6 @@ class Flow:
         Raises:
           BadInput: the pictures are not uint8, e.g. latents; or samples are fewer than 1.
         """
-        if samples < 1:
-            raise BadInput(f"samples must be at least 1, got {samples}")
         pixels = batch["pixels"]
         _check_levels(pixels)
         log_weight = lambda keys: self.log_prob(params, dequantise(keys, pixels), batch["tokens"])
