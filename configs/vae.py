@@ -40,6 +40,7 @@ def get_config(text=None):
                 text_heads=4,
                 mixtures=10,
             ),
+            least_log_scale=-7.0,
             kl_weight=1.0,
             warmup=2000,
             free_bits=0.0,

@@ -292,6 +292,25 @@ def test_source_can_be_pickled(tmp_path):
     assert pickle.loads(pickle.dumps(source))[7]["text"] == source[7]["text"]
 
 
+def test_captions_omit_as_often_as_asked(tmp_path):
+    none, some = (scenes.open_source("one", "train", 16, examples=400, omit=o, cache=tmp_path) for o in (0, 0.3))
+    assert _share_silent(none.texts()) == 0
+    assert 0.25 < _share_silent(some.texts()) < 0.35  # five standard deviations of 2,000 draws
+    assert pickle.loads(pickle.dumps(some)).texts() == some.texts()
+
+
+def _share_silent(texts):
+    claims = [grammar.parse(text) for text in texts]
+    said = [(c.background, *(getattr(c.things[0], a) for a in ("colour", "shape", "size", "position"))) for c in claims]
+    return np.mean([word is None for words in said for word in words])
+
+
+@pytest.mark.parametrize("omit", [-0.1, 1.0, float("nan")])
+def test_a_share_to_omit_that_is_none_is_bad_input(tmp_path, omit):
+    with pytest.raises(errors.BadInput, match="omit"):
+        scenes.open_source("one", "train", 16, omit=omit, cache=tmp_path)
+
+
 def test_sizes_of_one_example_show_one_scene():
     _, text, scene = scenes.make_example("full", "train", 5, 32, 1)
     _, other_text, other_scene = scenes.make_example("full", "train", 5, 64, 1)

@@ -137,9 +137,8 @@ def main(argv):
         return
     device = jax.devices()[0]
     machine = f"{jax.device_count()} x {device.device_kind} ({device.platform}), {os.cpu_count()} cores"
-    flags_given = [word for word in sys.argv[1:] if not word.startswith(("--out", "-out"))]
     report = {"command": " ".join(sys.argv[1:]), "machine": machine, "jax": jax.__version__}
-    report |= measure(FLAGS.config, FLAGS.seconds) | {"start": start_times(flags_given)}
+    report |= measure(FLAGS.config, FLAGS.seconds) | {"start": start_times(sys.argv[1:])}
     text = json.dumps(report, indent=2)
     print(text)
     if FLAGS.out:

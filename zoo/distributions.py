@@ -109,11 +109,11 @@ class Latent(NamedTuple):
 
 
 MIXTURE_PARTS = 10  # for each component: a logit; for each colour a mean and a log-scale; three coefficients
-LOG_SCALE = -7.0, 7.0  # of a logistic; the lower end is PixelCNN++'s
+LEAST_LOG_SCALE, MOST_LOG_SCALE = -7.0, 7.0  # of a logistic; the least is PixelCNN++'s
 HALF_LEVEL = 1 / (LEVELS - 1)
 
 
-def mixture_log_prob(raw: jax.Array, x: jax.Array) -> jax.Array:
+def mixture_log_prob(raw: jax.Array, x: jax.Array, least_log_scale: float = LEAST_LOG_SCALE) -> jax.Array:
     """log P of colours in 256 levels under a discretised mixture of logistics (PixelCNN++ 1701.05517, eq. 2 and 3).
 
     Each level has the mass of its interval, the first and last that of all below and above, so that the sum over all
@@ -122,11 +122,13 @@ def mixture_log_prob(raw: jax.Array, x: jax.Array) -> jax.Array:
     Args:
       raw: `MIXTURE_PARTS * K` parameters of K components, (..., MIXTURE_PARTS * K).
       x: red, green, blue in [-1, 1], each one of the 256 levels, (..., 3).
+      least_log_scale: no logistic is narrower.
 
     Returns:
       Nats, (...).
     """
     logits, means, log_scales, coefficients = _split_mixture(raw)
+    log_scales = [jnp.clip(part, least_log_scale, MOST_LOG_SCALE) for part in log_scales]
     x = tuple(jnp.split(x, 3, axis=-1))  # each (..., 1)
     centres = _centres(means, coefficients, x)
     terms = (_level_log_prob(*colour) for colour in zip(x, centres, log_scales, strict=True))
@@ -146,8 +148,7 @@ def mixture_mean(raw: jax.Array) -> jax.Array:
 def _split_mixture(raw: jax.Array):
     """-> logits (..., K); means, log-scales and coefficients, three each of (..., K)."""
     logits, *parts = jnp.split(raw.astype(jnp.float32), MIXTURE_PARTS, axis=-1)
-    log_scales = [jnp.clip(part, *LOG_SCALE) for part in parts[3:6]]
-    return logits, parts[:3], log_scales, [jnp.tanh(part) for part in parts[6:]]
+    return logits, parts[:3], parts[3:6], [jnp.tanh(part) for part in parts[6:]]
 
 
 def _centres(means, coefficients, x):

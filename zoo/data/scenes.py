@@ -68,26 +68,29 @@ def entropy_bits_per_dim(size: int) -> float:
 # ---- examples
 
 
-def make_example(name: str, split: str, index: int, size: int, frames: int) -> tuple[np.ndarray, str, Scene]:
+def make_example(
+    name: str, split: str, index: int, size: int, frames: int, omit: float | None = None
+) -> tuple[np.ndarray, str, Scene]:
     """Returns example `index`: pixels uint8 (frames, size, size, 3), its caption, and the scene behind it."""
     rng = np.random.default_rng([worlds.SPLITS.index(split), index])
     if name == "entropy":
         scenes = entropy_scenes()
         scene = scenes[int(rng.integers(len(scenes)))]
-        text = describe(scene, rng, omit=0.0)
+        text = describe(scene, rng, omit=omit or 0.0)
         return noisy(worlds.render(scene, size, frames), rng), text, scene
     scene = worlds.draw_scene(rng, name, split)
-    return worlds.render(scene, size, frames), describe(scene, rng), scene
+    return worlds.render(scene, size, frames), describe(scene, rng, omit), scene
 
 
 @dataclasses.dataclass(kw_only=True)
 class ScenesConfig(tfds.core.BuilderConfig):
-    """Which scenes: a name of `EXAMPLES`, pixels a side, frames, and how many examples `train` has."""
+    """Which scenes: a name of `EXAMPLES`, pixels a side, frames, examples of `train`, and how often captions omit."""
 
     world: str = "one"
     size: int = 16
     frames: int = 1
     examples: int = EXAMPLES["one"]
+    omit: float | None = None
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder):
@@ -123,7 +126,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         if split != "train":
             count = min(MOST_TEST_EXAMPLES, max(1, count // 10))
         for i in tqdm.tqdm(range(count), desc=split, unit=" examples", leave=False):
-            pixels, text, scene = make_example(config.world, split, i, config.size, config.frames)
+            pixels, text, scene = make_example(config.world, split, i, config.size, config.frames, config.omit)
             if config.frames == 1:
                 pixels = _to_png(pixels[0])
             yield i, {"pixels": pixels, "text": text, "attributes": scene.to_json()}
@@ -152,7 +155,7 @@ class Source:
 
     def __init__(self, builder: Scenes, split: str, folder: pathlib.Path):
         config = builder.builder_config
-        self._opened_with = (config.world, split, config.size, config.frames, config.examples, folder)
+        self._opened_with = (config.world, split, config.size, config.frames, config.examples, config.omit, folder)
         self._shape = (config.frames, config.size, config.size, 3)
         decoders = {"pixels": tfds.decode.SkipDecoding()} if config.frames == 1 else None
         self._records = builder.as_data_source(split, decoders=decoders)
@@ -187,6 +190,7 @@ def open_source(
     size: int,
     frames: int = 1,
     examples: int | None = None,
+    omit: float | None = None,
     cache: str | os.PathLike | None = None,
 ) -> Source:
     """Opens a split of a data set of scenes, after building the data set if the cache does not have it.
@@ -201,20 +205,21 @@ def open_source(
       size: height and width in pixels.
       frames: of a clip, which lasts one second whatever their number.
       examples: of split `train`; the test splits have a tenth as many, at most 2,000. None: as in `EXAMPLES`.
+      omit: how often a caption is silent about each attribute, in [0, 1); None: as in `grammar`.
       cache: folder for data sets; None: `$ZOO_CACHE`, else `~/.cache/zoo`.
 
     Raises:
-      BadInput: unknown name or split; too few pixels, frames or examples for the world; a cache folder that
-        cannot be written to.
+      BadInput: unknown name or split; too few pixels, frames or examples for the world; an `omit` out of
+        range; a cache folder that cannot be written to.
     """
     split = "test_seen" if split == "test" else split  # the name that all sources know
-    config = _config(name, split, size, frames, examples)
+    config = _config(name, split, size, frames, examples, omit)
     folder = pathlib.Path(cache).expanduser() if cache else caches.folder()
     with _quiet():
         return Source(_prepared(config, folder), split, folder)
 
 
-def _config(name: str, split: str, size: int, frames: int, examples: int | None) -> ScenesConfig:
+def _config(name: str, split: str, size: int, frames: int, examples: int | None, omit: float | None) -> ScenesConfig:
     if name not in EXAMPLES:
         raise errors.unknown("scenes", name, EXAMPLES)
     if split not in splits_of(name):
@@ -231,8 +236,10 @@ def _config(name: str, split: str, size: int, frames: int, examples: int | None)
     examples = EXAMPLES[name] if examples is None else examples
     if examples < 1:
         raise errors.BadInput(f"scenes {name!r} need at least 1 example, got {examples}")
-    label = f"{name}-{size}px-{frames}f-{examples}"
-    return ScenesConfig(name=label, world=name, size=size, frames=frames, examples=examples)
+    if omit is not None and not 0 <= omit < 1:
+        raise errors.BadInput(f"omit is a share of at least 0 and below 1, got {omit}")
+    label = f"{name}-{size}px-{frames}f-{examples}" + ("" if omit is None else f"-omit{omit:g}")
+    return ScenesConfig(name=label, world=name, size=size, frames=frames, examples=examples, omit=omit)
 
 
 def _prepared(config: ScenesConfig, folder: pathlib.Path) -> Scenes:

@@ -16,7 +16,14 @@ import jax.numpy as jnp
 
 from zoo.config import build
 from zoo.data.text import drop_captions
-from zoo.distributions import importance_bound, mixture_log_prob, mixture_mean, sum_each, to_bits_per_dim
+from zoo.distributions import (
+    LEAST_LOG_SCALE,
+    importance_bound,
+    mixture_log_prob,
+    mixture_mean,
+    sum_each,
+    to_bits_per_dim,
+)
 from zoo.errors import BadInput, unknown
 from zoo.method import Axis, Batch, Output, normal_each, to_float
 from zoo.nets.autoencoder import Autoencoder
@@ -37,6 +44,8 @@ class Vae:
       net: fields of the network.
       vocab_size, dtype: of the text, and of the computation.
       architecture: the network: "hierarchical" (`Hierarchy`) or "autoencoder" (`Autoencoder`).
+      least_log_scale: of the logistics, in pictures of [-1, 1]. Of flat pictures each level can be known, and a
+        wrong one costs the more the narrower the logistics: what the picture shows is then lost in the gradient.
       kl_weight: of the rate in the loss, beta of beta-VAE (Higgins et al. 2017); 1 is the bound of the likelihood.
       warmup: steps over which that weight rises from 0 in a line.
       free_bits: of each group of latents: a mean rate below is not pushed down further (1606.04934, appendix C.8).
@@ -47,6 +56,7 @@ class Vae:
     vocab_size: int
     dtype: Any
     architecture: str = "hierarchical"
+    least_log_scale: float = LEAST_LOG_SCALE
     kl_weight: float = 1.0
     warmup: int = 0
     free_bits: float = 0.0
@@ -84,7 +94,7 @@ class Vae:
         dimensions = x[0].size
         tokens = drop_captions(rng_drop, batch["tokens"], self.caption_drop)
         raw, latents = self._apply(params, x, tokens, self.draw_noise(jax.random.split(rng_noise, len(x)), x.shape[1:]))
-        distortion = to_bits_per_dim(sum_each(mixture_log_prob(raw, x)), dimensions).mean()
+        distortion = to_bits_per_dim(self._log_likelihood(raw, x), dimensions).mean()
         bits = jnp.concatenate([latent.kl().mean(axis=0) for latent in latents]) / math.log(2)  # (groups,)
         above = axis.pmean(jax.lax.stop_gradient(bits)) > self.free_bits
         weight = self.kl_weight * jnp.minimum(1.0, (step + 1) / max(self.warmup, 1))
@@ -152,7 +162,7 @@ class Vae:
 
         def log_weight(rng):
             raw, latents = self._apply(params, x, tokens, self.draw_noise(rng, x.shape[1:]))
-            return sum_each(mixture_log_prob(raw, x)) + sum(latent.log_ratio() for latent in latents)
+            return self._log_likelihood(raw, x) + sum(latent.log_ratio() for latent in latents)
 
         return to_bits_per_dim(importance_bound(log_weight, rng, samples), x[0].size)
 
@@ -168,6 +178,10 @@ class Vae:
         """How often a picture is put through the network by `sample`."""
         del options
         return 1
+
+    def _log_likelihood(self, raw: jax.Array, x: jax.Array) -> jax.Array:
+        """log P of pictures in nats, (B,)."""
+        return sum_each(mixture_log_prob(raw, x, self.least_log_scale))
 
     def _of_one_latent(self, name: str) -> str:
         if not hasattr(self.network, name):
