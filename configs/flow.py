@@ -47,7 +47,7 @@ def get_config(text=None):
         _for_two_cores(config)
     if "demo" in words:
         _for_two_cores(config)
-        config.data.update(dict(source="scenes/one", size=16, batch_size=64, text_length=16))
+        config.data.update(dict(source="scenes/one?omit=0", size=16, batch_size=64, text_length=16))
         config.method.net.update(dict(width=128, patch_size=4))
         config.loop.update(dict(steps=2000, log_every=50, checkpoint_every=500, grid_every=1000))
         config.players.model.ema_half_lives = (10.0, 40.0)
