@@ -12,8 +12,10 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-HOME = tempfile.mkdtemp(prefix="zoo_tests_")
-atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+if "ZOO_TESTS_HOME" not in os.environ:  # else this is a worker of pytest-xdist: all share data and compiled programs
+    os.environ["ZOO_TESTS_HOME"] = tempfile.mkdtemp(prefix="zoo_tests_")
+    atexit.register(shutil.rmtree, os.environ["ZOO_TESTS_HOME"], ignore_errors=True)
+HOME = os.environ["ZOO_TESTS_HOME"]
 DEVICES = "--xla_force_host_platform_device_count="
 QUICK = "--xla_backend_optimization_level=0"  # nearly all of the time of tiny runs is compiling
 os.environ |= {  # before jax is imported; programs that tests start inherit it

@@ -1,3 +1,4 @@
+import functools
 import json
 from pathlib import Path
 
@@ -303,7 +304,7 @@ def test_likelihood_is_written_beside_the_run_and_compared(likelihood, finish, c
         "tokens": run.recipe.tokenizer.encode([source[i]["text"] for i in range(6)]),
     }
     rng = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), np.arange(6))
-    bits = run.recipe.method.bits_per_dim(run.params, rng, batch, steps=2, trace="exact")
+    bits = jax.jit(functools.partial(run.recipe.method.bits_per_dim, steps=2, trace="exact"))(run.params, rng, batch)
     assert said["bits_per_dim"] == pytest.approx(float(bits.mean()), rel=1e-3)
     done = finish("-m", "zoo.scoring.compare", copied, f"--out={tmp_path / 'c.md'}", devices=1)
     assert done.code == 0, done.err

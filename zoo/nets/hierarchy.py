@@ -13,7 +13,7 @@ from zoo.errors import BadInput
 from zoo.nets.layers import Attention, RMSNorm, patchify, sincos_table, unpatchify
 from zoo.nets.text_encoder import Text, TextEncoder
 
-LOG_STD = 5.0  # no log-std is larger or smaller than this, softly (NVAE 2007.03898, appendix A)
+LOG_STD = 5.0  # no log-std is larger or smaller than this, softly (NVAE 2007.03898)
 
 
 def to_gaussian(raw: jax.Array) -> Gaussian:
@@ -23,7 +23,7 @@ def to_gaussian(raw: jax.Array) -> Gaussian:
 
 
 def share_of(depth: int):
-    """An initialiser for what `depth` layers add to one sum, which keeps the sum's variance (VDVAE, section 3.2)."""
+    """An initialiser for what `depth` layers add to one sum, which keeps the sum's variance (VDVAE)."""
     return nn.initializers.variance_scaling(1.0 / depth, "fan_in", "truncated_normal")
 
 
@@ -59,7 +59,7 @@ class Conv(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 3x3 and 1x1 convolutions (VDVAE, figure 3), where `condition` shifts what the first makes.
+    """1x1, 3x3, 3x3 and 1x1 convolutions (VDVAE), where `condition` shifts what the first makes.
 
     Attributes:
       width, hidden: channels that come out, and those between.
@@ -130,7 +130,7 @@ class BottomUp(nn.Module):
 
 
 class TopDownBlock(nn.Module):
-    """Attention to words where asked, a group of latents, and a residual block (VDVAE, figure 3)."""
+    """Attention to words where asked, a group of latents, and a residual block (VDVAE)."""
 
     hidden: int
     heads: int

@@ -26,7 +26,7 @@ class Optimizer:
       betas: of Adam.
       weight_decay: decoupled, on parameters whose path matches `weight_decay_on`.
       clip_norm: largest norm of the gradient; larger ones are scaled down to it.
-      skip_norm: an update whose gradient has a larger norm is not taken (VDVAE 2011.10650, section 3.2); 0 takes all.
+      skip_norm: an update whose gradient has a larger norm is not taken (VDVAE 2011.10650); 0 takes all.
       freeze: parameters whose path matches stay as they are and get no optimizer state; "" freezes none.
       ema_half_lives: averages of the parameters to keep, by the steps in which a weight halves.
       ema_rampup: no half-life exceeds this share of the steps so far, so that the start is forgotten (EDM2
