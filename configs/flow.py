@@ -10,9 +10,10 @@ Words combine, as in `configs/flow.py:jet,likelihood,demo`:
     autoregressive   the default network; `jet` is the other
     likelihood       trained on bits per dimension, without the Gaussian noise that makes better pictures
 
-Measured on two cores of an AMD EPYC, jax 0.10.2: `:demo` with `--config.loop.steps=700`, 3 min 19 s at about 290
-pictures a second, sampled with guidance 1: all is right for 62.5% of 128 captions (`python -m zoo.scoring --workdir
-runs/flow_demo --num 128`; ceiling 100%, floor 0.8%). On grey backgrounds noise is left in the first row of patches.
+Measured on two cores of an AMD EPYC, jax 0.10.2: `:demo` with `--config.loop.steps=700` and `--config.data.source=
+scenes/one`, whose captions leave things open, 3 min 19 s at about 290 pictures a second, guidance 1: all is
+right for 62.5% of 128 captions (`python -m zoo.scoring --workdir runs/flow_demo --num 128`; ceiling 100%, floor 0.8%).
+On grey backgrounds noise is left in the first row of patches.
 """
 
 from configs import common
