@@ -305,10 +305,10 @@ def _share_silent(texts):
     return np.mean([word is None for words in said for word in words])
 
 
-@pytest.mark.parametrize("omit", [-0.1, 1.0, float("nan")])
-def test_a_share_to_omit_that_is_none_is_bad_input(tmp_path, omit):
+@pytest.mark.parametrize(("name", "omit"), [("one", -0.1), ("one", 1.0), ("one", float("nan")), ("entropy", 0.3)])
+def test_a_share_to_omit_that_is_none_is_bad_input(tmp_path, name, omit):
     with pytest.raises(errors.BadInput, match="omit"):
-        scenes.open_source("one", "train", 16, omit=omit, cache=tmp_path)
+        scenes.open_source(name, "train", 16, omit=omit, cache=tmp_path)
 
 
 def test_sizes_of_one_example_show_one_scene():

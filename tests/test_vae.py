@@ -185,14 +185,18 @@ def test_a_bound_of_no_samples_is_refused():
 # ---- the loss
 
 
-def test_loss_is_distortion_and_rate_in_bits_per_dimension():
+@pytest.mark.parametrize("least", [-7.0, 3.0])
+def test_loss_is_distortion_and_rate_in_bits_per_dimension(least):
     """Reckoned anew from what the network says, for the noise that the loss drew."""
     rng_noise, _ = jax.random.split(jax.random.key(0))
     eps = simple().draw_noise(jax.random.split(rng_noise, 4), SHAPE)
     raw, [latent] = Stub().apply({"params": SIMPLE["model"]}, PIXELS, BATCH["tokens"], eps)
-    nats = np.asarray(mixture_log_prob(raw, PIXELS), np.float64).sum(axis=(1, 2, 3))
+    nats = np.asarray(mixture_log_prob(raw, PIXELS, least), np.float64).sum(axis=(1, 2, 3))
+    assert least == -7.0 or nats.mean() != pytest.approx(
+        float(sum_each(mixture_log_prob(raw, PIXELS)).mean()), rel=1e-2
+    )
     rates = kl_by_hand(latent)
-    loss, output = loss_of(caption_drop=0.0)
+    loss, output = loss_of(caption_drop=0.0, least_log_scale=least)
     metrics = output.metrics
     assert metrics["distortion"] == pytest.approx(-nats.mean() / DIMENSIONS / math.log(2), rel=1e-4)
     assert metrics["rate"] == pytest.approx(sum(rates) / DIMENSIONS / math.log(2), rel=1e-4)

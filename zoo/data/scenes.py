@@ -76,7 +76,7 @@ def make_example(
     if name == "entropy":
         scenes = entropy_scenes()
         scene = scenes[int(rng.integers(len(scenes)))]
-        text = describe(scene, rng, omit=omit or 0.0)
+        text = describe(scene, rng, omit=0.0)
         return noisy(worlds.render(scene, size, frames), rng), text, scene
     scene = worlds.draw_scene(rng, name, split)
     return worlds.render(scene, size, frames), describe(scene, rng, omit), scene
@@ -205,12 +205,13 @@ def open_source(
       size: height and width in pixels.
       frames: of a clip, which lasts one second whatever their number.
       examples: of split `train`; the test splits have a tenth as many, at most 2,000. None: as in `EXAMPLES`.
-      omit: how often a caption is silent about each attribute, in [0, 1); None: as in `grammar`.
+      omit: how often a caption is silent about each attribute, in [0, 1); None: as in `grammar`. Not of
+        `entropy`, whose captions say everything.
       cache: folder for data sets; None: `$ZOO_CACHE`, else `~/.cache/zoo`.
 
     Raises:
       BadInput: unknown name or split; too few pixels, frames or examples for the world; an `omit` out of
-        range; a cache folder that cannot be written to.
+        range or of `entropy`; a cache folder that cannot be written to.
     """
     split = "test_seen" if split == "test" else split  # the name that all sources know
     config = _config(name, split, size, frames, examples, omit)
@@ -236,9 +237,11 @@ def _config(name: str, split: str, size: int, frames: int, examples: int | None,
     examples = EXAMPLES[name] if examples is None else examples
     if examples < 1:
         raise errors.BadInput(f"scenes {name!r} need at least 1 example, got {examples}")
+    if omit is not None and name == "entropy":
+        raise errors.BadInput("captions of scenes 'entropy' say everything, so that its entropy is known: drop omit")
     if omit is not None and not 0 <= omit < 1:
         raise errors.BadInput(f"omit is a share of at least 0 and below 1, got {omit}")
-    label = f"{name}-{size}px-{frames}f-{examples}" + ("" if omit is None else f"-omit{omit:g}")
+    label = f"{name}-{size}px-{frames}f-{examples}" + ("" if omit is None else f"-omit{omit}")
     return ScenesConfig(name=label, world=name, size=size, frames=frames, examples=examples, omit=omit)
 
 
