@@ -43,8 +43,10 @@ def get_config(text=None):
                 mixtures=10,
             ),
             least_log_scale=-7.0,
+            first_log_scale=-1.5,
             kl_weight=1.0,
-            warmup=2000,
+            first_kl_weight=10.0,
+            warmup=(5000, 30_000),
             free_bits=0.0,
             caption_drop=0.1,
         ),
@@ -52,7 +54,7 @@ def get_config(text=None):
             model=common.player(
                 learning_rate=5e-4,
                 warmup_steps=500,
-                betas=(0.9, 0.9),
+                betas=(0.9, 0.99),
                 weight_decay=0.01,
                 ema_half_lives=(500.0, 5000.0),
             )
@@ -74,7 +76,7 @@ def get_config(text=None):
 
 def _for_latents(config):
     """An autoencoder of f4: the prior only keeps the latents from growing."""
-    config.method.update(dict(architecture="autoencoder", kl_weight=1e-3, warmup=0))
+    config.method.update(dict(architecture="autoencoder", kl_weight=1e-3, first_kl_weight=1e-3, warmup=(0, 0)))
     config.method.net = dict(widths=(128, 256), blocks=3, latent_dim=4, mixtures=5)
 
 
@@ -91,7 +93,7 @@ def _for_two_cores(config, autoencoder):
     if autoencoder:
         config.method.net.update(dict(widths=(32, 64), blocks=1, mixtures=3))
     else:
-        config.method.warmup = 500
+        config.method.warmup = (1500, 6000)
         config.method.net.update(
             dict(
                 patch_size=4,
@@ -107,11 +109,12 @@ def _for_two_cores(config, autoencoder):
 
 def _for_demo(config, autoencoder):
     config.data.update(dict(source="scenes/one?omit=0", size=16, batch_size=64, text_length=16))
-    config.loop.update(dict(steps=2000, log_every=50, checkpoint_every=500, grid_every=1000))
+    config.loop.update(dict(steps=1600, log_every=50, checkpoint_every=500, grid_every=1000))
     config.players.model.ema_half_lives = (10.0, 40.0)
     if not autoencoder:
-        config.method.warmup = 200
-        config.method.net.update(dict(patch_size=2, decoder_blocks=(2, 2, 1)))
+        config.method.warmup = (700, 1400)
+        net = dict(width=192, encoder_blocks=(1, 1), decoder_blocks=(3, 1), text_width=64, text_heads=1, mixtures=1)
+        config.method.net.update(net)
 
 
 def _for_tests(config, autoencoder):

@@ -70,15 +70,24 @@ def test_player_keys_are_the_fields_of_the_optimizer(recipe):
         assert set(player) == parameters(Optimizer)
 
 
+def sections_of_method(recipe):
+    """The section of the method, and of the one that it wraps, where there is one; each with what it builds."""
+    yield recipe.method, configs.build_method(recipe, VOCAB)
+    if "base" in recipe.method:
+        base = recipe.method.base
+        yield base, configs.build_family(base, "method.base", VOCAB, configs.get_dtype(recipe.dtype))
+
+
 def test_method_keys_are_the_fields_of_the_method(recipe):
-    method = configs.build_method(recipe, VOCAB)
-    assert set(recipe.method) - {"name"} == parameters(type(method), "vocab_size", "dtype")
+    for section, method in sections_of_method(recipe):
+        assert set(section) - {"name"} == parameters(type(method), "vocab_size", "dtype")
 
 
 def test_network_keys_are_the_fields_of_the_network(recipe):
-    if "net" in recipe.method:
-        network = configs.build_method(recipe, VOCAB).network
-        assert set(recipe.method.net) == parameters(type(network), "vocab_size", "end_id", "dtype", "parent", "name")
+    for section, method in sections_of_method(recipe):
+        keys = section.get("net", section.get("critic"))
+        known = parameters(type(method.network), "vocab_size", "end_id", "dtype", "parent", "name")
+        assert set(keys) == known
 
 
 def test_sample_keys_are_the_options_of_sampling(recipe):

@@ -8,7 +8,17 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up; a module stands on the floor of its longest prefix and imports none above.
 FLOORS = [
     ["zoo", "zoo.errors", "zoo.cache"],
-    ["zoo.method", "zoo.distributions", "zoo.config", "zoo.media", "zoo.nets", "zoo.diffusion", "zoo.data"],
+    [
+        "zoo.trees",
+        "zoo.augment",
+        "zoo.method",
+        "zoo.distributions",
+        "zoo.config",
+        "zoo.media",
+        "zoo.nets",
+        "zoo.diffusion",
+        "zoo.data",
+    ],
     ["zoo.methods", "zoo.pretrained"]
     + [f"zoo.training.{name}" for name in ("optim", "state", "parallel", "metrics", "cost", "stop", "__init__")],
     ["zoo.training.checkpoint"],

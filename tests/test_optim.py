@@ -5,7 +5,8 @@ import optax
 import pytest
 
 from zoo.errors import BadInput
-from zoo.training.optim import Optimizer, build_all, matches
+from zoo.training.optim import Optimizer, build_all
+from zoo.trees import matches
 
 PARAMS = {"first": {"kernel": jnp.array([1.0, 2.0]), "bias": jnp.array([3.0])}, "last": {"kernel": jnp.array([4.0])}}
 ZEROS = jax.tree.map(jnp.zeros_like, PARAMS)

@@ -13,7 +13,8 @@ from zoo.errors import BadInput
 from zoo.method import Axis, normal_each, to_float
 from zoo.methods.vae import Vae
 from zoo.nets.autoencoder import average_channels, channel_to_space, repeat_channels, space_to_channel
-from zoo.nets.hierarchy import LOG_STD, convolve_by_product, to_gaussian
+from zoo.nets.convolution import convolve_by_product
+from zoo.nets.hierarchy import LOG_STD, to_gaussian
 
 NET = dict(
     patch_size=2,
@@ -216,11 +217,19 @@ def kl_by_hand(latent):
 def test_the_rates_weight_rises_in_a_line_to_its_full_value():
     plain = loss_of()[1].metrics
     for step, weight in ((0, 0.25), (1, 0.5), (3, 1.0), (9, 1.0)):
-        loss, output = loss_of(step=step, warmup=4)
+        loss, output = loss_of(step=step, warmup=(0, 4))
         assert loss == pytest.approx(plain["distortion"] + weight * plain["rate"], rel=1e-5)
         assert output.metrics["bits_per_dim"] == plain["bits_per_dim"]  # which no weight changes
-    loss, _ = loss_of(step=1, warmup=4, kl_weight=0.1)
+    loss, _ = loss_of(step=1, warmup=(0, 4), kl_weight=0.1)
     assert loss == pytest.approx(plain["distortion"] + 0.05 * plain["rate"], rel=1e-5)
+
+
+def test_the_first_values_hold_until_the_warm_up_begins_and_then_move_in_a_line():
+    first = dict(first_kl_weight=9.0, first_log_scale=-1.0)
+    for step, kl_weight, least in ((0, 9.0, -1.0), (2, 9.0, -1.0), (4, 5.0, -4.0), (6, 1.0, -7.0), (9, 1.0, -7.0)):
+        loss, _ = loss_of(step=step, warmup=(3, 7), **first)
+        _, output = loss_of(least_log_scale=least)
+        assert loss == pytest.approx(output.metrics["distortion"] + kl_weight * output.metrics["rate"], rel=1e-5)
 
 
 def test_free_bits_are_the_least_that_each_group_costs():
@@ -466,7 +475,9 @@ def test_the_architectures_go_with_each_word(architecture, words):
     [
         (dict(architecture="flat", net=NET), "unknown architecture of a VAE 'flat'"),
         (dict(kl_weight=-1.0), "method.kl_weight must not be negative, got -1.0"),
-        (dict(warmup=-1), "method.warmup must not be negative"),
+        (dict(first_kl_weight=-1.0), "method.first_kl_weight must not be negative"),
+        (dict(warmup=(5, 2)), "method.warmup must be two steps, the first one earlier, got \\(5, 2\\)"),
+        (dict(warmup=(1,)), "method.warmup must be two steps"),
         (dict(free_bits=-0.5), "method.free_bits must not be negative"),
         (dict(net=NET | dict(widht=3)), "config key in method.net 'widht': did you mean 'width'"),
         (dict(net=NET | dict(encoder_blocks=(1,))), "have as many levels, of at least one"),

@@ -58,16 +58,24 @@ def build(target: Callable, section: Mapping[str, Any], where: str, **extra) -> 
 
 
 def build_method(config: Mapping[str, Any], vocab_size: int) -> Method:
-    """Builds the family that `config.method` describes.
+    """Builds the family that `config.method` describes, see `build_family`."""
+    return build_family(config["method"], "method", vocab_size, get_dtype(config["dtype"]))
 
-    `config.method.name` is a module below `zoo.methods`, whose class has the same name in CamelCase; the other keys
-    are the fields of that class.
+
+def build_family(section: Mapping[str, Any], where: str, vocab_size: int, dtype: Any) -> Method:
+    """Builds a family.
+
+    Args:
+      section: `name`, a module below `zoo.methods` whose class has the same name in CamelCase; the other keys are the
+        fields of that class.
+      where: the section's name, for errors.
+      vocab_size, dtype: of the text, and of the computation.
     """
-    section = dict(config["method"])
-    name = section.pop("name")
+    fields = dict(section)
+    name = fields.pop("name", None)
     if name not in families():
-        raise unknown("method", str(name), families())
-    return build(_family(name), section, "method", vocab_size=vocab_size, dtype=get_dtype(config["dtype"]))
+        raise unknown(where, str(name), families())
+    return build(_family(name), fields, where, vocab_size=vocab_size, dtype=dtype)
 
 
 def families() -> list[str]:
@@ -87,9 +95,14 @@ def ability(method: Method, name: str) -> Callable:
       BadInput: this family lacks it; names those that have it.
     """
     if not hasattr(method, name):
-        able = [family for family in families() if hasattr(_family(family), name)]
-        raise BadInput(f"{type(method).__name__} cannot {name}; a run of these can: {', '.join(able) or 'none'}")
+        able = ", ".join(families_with(name)) or "none"
+        raise BadInput(f"{type(method).__name__} cannot {name}; a run of these can: {able}")
     return getattr(method, name)
+
+
+def families_with(name: str) -> list[str]:
+    """The families that have this ability."""
+    return [family for family in families() if hasattr(_family(family), name)]
 
 
 def get_dtype(name: str):

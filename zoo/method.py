@@ -28,7 +28,7 @@ class Output:
     Attributes:
       metrics: scalars, means over this device's examples.
       fake: a differentiable picture that the method made in this step, (B, T, H, W, C) in [-1, 1], or None where
-        the family has none. Plug-ins attach here.
+        there is none. Plug-ins attach here. Who does not use it does not pay for it: compilers drop it.
     """
 
     metrics: dict[str, jax.Array]
@@ -83,6 +83,18 @@ class Method(Protocol):
         Returns:
           Pixels (B, T, H, W, C), float32. Those of data lie in [-1, 1]; `to_uint8` clips what lies outside.
         """
+
+
+class Showing(Protocol):
+    """A family whose loss shows a picture, `Output.fake`, that a plug-in can work on.
+
+    Attributes:
+      fake_of: "picture" where it is made of the batch's own picture, as by an autoencoder; "caption" where it is fresh.
+      caption_drop: share of captions that the family replaces by the empty one.
+    """
+
+    fake_of: str
+    caption_drop: float
 
 
 class Likely(Protocol):

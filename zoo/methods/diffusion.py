@@ -67,6 +67,7 @@ class Diffusion:
     caption_drop: float = 0.1
 
     players: ClassVar[tuple[str, ...]] = ("model",)
+    fake_of: ClassVar[str] = "picture"
     faithful: ClassVar[Mapping[str, Any]] = {"guidance": 0.0, "eta": 0.0}
 
     @functools.cached_property

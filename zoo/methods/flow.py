@@ -57,6 +57,7 @@ class Flow:
     caption_drop: float = 0.1
 
     players: ClassVar[tuple[str, ...]] = ("model",)
+    fake_of: ClassVar[str] = "caption"
     faithful: ClassVar[Mapping[str, Any]] = {"guidance": 0.0, "denoise": False}
 
     @functools.cached_property
@@ -81,10 +82,12 @@ class Flow:
     ) -> tuple[jax.Array, Output]:
         """-log p of the noisy pictures a dimension: in bits of a level for uniform noise, in nats for Gaussian noise.
 
+        `fake` is a sample for each caption, where the inverse is one pass.
+
         Metrics: `log_det`, its part in nats a dimension; `bits_per_dim` where the loss is that.
         """
         del player, axis, step
-        rng_noise, rng_drop = jax.random.split(rng)
+        rng_noise, rng_drop, rng_fake = jax.random.split(rng, 3)
         pixels = batch["pixels"]
         tokens = drop_captions(rng_drop, batch["tokens"], self.caption_drop)
         y = self._add_noise(jax.random.split(rng_noise, len(pixels)), pixels)
@@ -97,7 +100,11 @@ class Flow:
             metrics["bits_per_dim"] = loss
         else:
             loss = -log_prob.mean() / dimensions
-        return loss, Output(metrics | {"loss": loss})
+        fake = None
+        if self.architecture == "jet":
+            noise = self.draw_noise(jax.random.split(rng_fake, len(pixels)), pixels.shape[1:])
+            fake = self.generate(params, noise, tokens)
+        return loss, Output(metrics | {"loss": loss}, fake)
 
     def sample(
         self,

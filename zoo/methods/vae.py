@@ -44,10 +44,15 @@ class Vae:
       net: fields of the network.
       vocab_size, dtype: of the text, and of the computation.
       architecture: the network: "hierarchical" (`Hierarchy`) or "autoencoder" (`Autoencoder`).
-      least_log_scale: of the logistics, in pictures of [-1, 1]. Of flat pictures each level can be known, and a
-        wrong one costs the more the narrower the logistics: what the picture shows is then lost in the gradient.
+      least_log_scale: of the logistics, in pictures of [-1, 1].
+      first_log_scale: the least one of the first step. An error's gradient grows as the logistic narrows: where
+        narrow ones are allowed at once, backgrounds, which are easily known to the level, outweigh things, which are
+        then explained by wide logistics and never learned (the same for Gaussians: Seitzer et al. 2203.09168).
       kl_weight: of the rate in the loss, beta of beta-VAE (Higgins et al. 2017); 1 is the bound of the likelihood.
-      warmup: steps over which that weight rises from 0 in a line.
+      first_kl_weight: that of the first step. From 0 the latents carry all at first, and the priors, which alone are
+        there when pictures are made, must learn captions from them. From more than 1 the decoder learns captions by
+        itself first, and latents what captions leave open, which is quicker where that is little.
+      warmup: the two steps between which both go from their first value to their own, in a line.
       free_bits: of each group of latents: a mean rate below is not pushed down further (1606.04934, appendix C.8).
       caption_drop: share of captions replaced by the empty one.
     """
@@ -57,12 +62,15 @@ class Vae:
     dtype: Any
     architecture: str = "hierarchical"
     least_log_scale: float = LEAST_LOG_SCALE
+    first_log_scale: float = LEAST_LOG_SCALE
     kl_weight: float = 1.0
-    warmup: int = 0
+    first_kl_weight: float = 0.0
+    warmup: tuple[int, int] = (0, 0)
     free_bits: float = 0.0
     caption_drop: float = 0.1
 
     players: ClassVar[tuple[str, ...]] = ("model",)
+    fake_of: ClassVar[str] = "picture"
     faithful: ClassVar[Mapping[str, Any]] = {}
 
     @functools.cached_property
@@ -72,9 +80,11 @@ class Vae:
         return build(NETS[self.architecture], self.net, "method.net", vocab_size=self.vocab_size, dtype=self.dtype)
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
-        for name in ("kl_weight", "warmup", "free_bits"):
+        for name in ("kl_weight", "first_kl_weight", "free_bits"):
             if getattr(self, name) < 0:
                 raise BadInput(f"method.{name} must not be negative, got {getattr(self, name)}")
+        if len(self.warmup) != 2 or not 0 <= self.warmup[0] <= self.warmup[1]:
+            raise BadInput(f"method.warmup must be two steps, the first one earlier, got {tuple(self.warmup)}")
         x = _levels(batch)
         if x.shape[-1] != 3:
             raise BadInput(f"a VAE's likelihood is of red, green and blue, and the pixels have {x.shape[-1]} channels")
@@ -94,10 +104,14 @@ class Vae:
         dimensions = x[0].size
         tokens = drop_captions(rng_drop, batch["tokens"], self.caption_drop)
         raw, latents = self._apply(params, x, tokens, self.draw_noise(jax.random.split(rng_noise, len(x)), x.shape[1:]))
-        distortion = to_bits_per_dim(self._log_likelihood(raw, x), dimensions).mean()
+        begin, end = self.warmup
+        warm = jnp.clip((step + 1 - begin) / max(end - begin, 1), 0.0, 1.0)
+        between = lambda first, last: first + warm * (last - first)
+        least_log_scale = between(self.first_log_scale, self.least_log_scale)
+        distortion = to_bits_per_dim(self._log_likelihood(raw, x, least_log_scale), dimensions).mean()
         bits = jnp.concatenate([latent.kl().mean(axis=0) for latent in latents]) / math.log(2)  # (groups,)
         above = axis.pmean(jax.lax.stop_gradient(bits)) > self.free_bits
-        weight = self.kl_weight * jnp.minimum(1.0, (step + 1) / max(self.warmup, 1))
+        weight = between(self.first_kl_weight, self.kl_weight)
         loss = distortion + weight * jnp.where(above, bits, self.free_bits).sum() / dimensions
         rate = bits.sum() / dimensions
         metrics = {
@@ -162,7 +176,7 @@ class Vae:
 
         def log_weight(rng):
             raw, latents = self._apply(params, x, tokens, self.draw_noise(rng, x.shape[1:]))
-            return self._log_likelihood(raw, x) + sum(latent.log_ratio() for latent in latents)
+            return self._log_likelihood(raw, x, self.least_log_scale) + sum(latent.log_ratio() for latent in latents)
 
         return to_bits_per_dim(importance_bound(log_weight, rng, samples), x[0].size)
 
@@ -179,9 +193,9 @@ class Vae:
         del options
         return 1
 
-    def _log_likelihood(self, raw: jax.Array, x: jax.Array) -> jax.Array:
+    def _log_likelihood(self, raw: jax.Array, x: jax.Array, least_log_scale: float | jax.Array) -> jax.Array:
         """log P of pictures in nats, (B,)."""
-        return sum_each(mixture_log_prob(raw, x, self.least_log_scale))
+        return sum_each(mixture_log_prob(raw, x, least_log_scale))
 
     def _of_one_latent(self, name: str) -> str:
         if not hasattr(self.network, name):

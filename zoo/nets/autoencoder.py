@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from zoo.distributions import MIXTURE_PARTS, Gaussian, Latent
 from zoo.errors import BadInput
-from zoo.nets.hierarchy import Conv, fold, to_gaussian, unfold
+from zoo.nets.convolution import Conv, fold, unfold
+from zoo.nets.hierarchy import to_gaussian
 from zoo.nets.layers import RMSNorm
 
 

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from zoo.distributions import MIXTURE_PARTS, Gaussian, Latent
 from zoo.errors import BadInput
-from zoo.nets.layers import Attention, RMSNorm, patchify, sincos_table, unpatchify
-from zoo.nets.text_encoder import Text, TextEncoder
+from zoo.nets.convolution import Bottleneck, fold, unfold
+from zoo.nets.layers import RMSNorm, patchify, sincos_table, unpatchify
+from zoo.nets.text_encoder import Reading, Text, TextEncoder
 
 LOG_STD = 5.0  # no log-std is larger or smaller than this, softly (NVAE 2007.03898)
 
@@ -25,62 +26,6 @@ def to_gaussian(raw: jax.Array) -> Gaussian:
 def share_of(depth: int):
     """An initialiser for what `depth` layers add to one sum, which keeps the sum's variance (VDVAE)."""
     return nn.initializers.variance_scaling(1.0 / depth, "fan_in", "truncated_normal")
-
-
-def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x: (B, h, w, c), padded with zeros; kernel: (k, k, c, D), k odd -> (B, h, w, D)."""
-    if jax.default_backend() == "cpu":
-        return convolve_by_product(x, kernel)
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def convolve_by_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`convolve` as one product of matrices: XLA's CPU code for a convolution's gradient within a loop is slow."""
-    (rows, columns), size = x.shape[1:3], len(kernel)
-    margin = size // 2, size // 2
-    x = jnp.pad(x, ((0, 0), margin, margin, (0, 0)))
-    shifted = [x[:, i : i + rows, j : j + columns] for i in range(size) for j in range(size)]
-    return jnp.concatenate(shifted, axis=-1) @ einops.rearrange(kernel, "i j c d -> (i j c) d")
-
-
-class Conv(nn.Module):
-    """A convolution of side `size`: (B, h, w, c) -> (B, h, w, features)."""
-
-    features: int
-    size: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = self.size, self.size, x.shape[-1], self.features
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return convolve(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3, 3x3 and 1x1 convolutions (VDVAE), where `condition` shifts what the first makes.
-
-    Attributes:
-      width, hidden: channels that come out, and those between.
-      last: initialiser of the last convolution.
-    """
-
-    width: int
-    hidden: int
-    last: Any
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
-        """x: (B, h, w, D); condition: (B, D') -> (B, h, w, width)."""
-        size = 3 if min(x.shape[1:3]) > 2 else 1  # 3x3 would see little but padding
-        y = nn.Dense(self.hidden, dtype=self.dtype, name="down")(nn.gelu(x))
-        if condition is not None:
-            y = y + nn.Dense(self.hidden, dtype=self.dtype, name="condition")(condition)[:, None, None]
-        for i in range(2):
-            y = Conv(self.hidden, size, self.dtype, name=f"conv_{i}")(nn.gelu(y))
-        return nn.Dense(self.width, kernel_init=self.last, dtype=self.dtype, name="up")(nn.gelu(y))
 
 
 def repeat(block: type[nn.Module], count: int, in_axes=()) -> type[nn.Module]:
@@ -130,7 +75,7 @@ class BottomUp(nn.Module):
 
 
 class TopDownBlock(nn.Module):
-    """Attention to words where asked, a group of latents, and a residual block (VDVAE)."""
+    """A transformer layer where asked, a group of latents, and a residual block (VDVAE)."""
 
     hidden: int
     heads: int
@@ -148,7 +93,7 @@ class TopDownBlock(nn.Module):
         """
         width, dim, last = x.shape[-1], eps.shape[-1], share_of(self.depth)
         if self.heads:
-            x = x + self._attend(x, text)
+            x = Reading(self.heads, self.dtype, name="reading")(x, text)
         zeros = nn.initializers.zeros  # the first prior is N(0, 1)
         raw, more = jnp.split(self._bottleneck("prior", 2 * dim + width, zeros)(x, text.pooled), [2 * dim], axis=-1)
         prior, latent = to_gaussian(raw), None
@@ -165,13 +110,6 @@ class TopDownBlock(nn.Module):
 
     def _bottleneck(self, name: str, width: int, last) -> Bottleneck:
         return Bottleneck(width, self.hidden, last, self.dtype, name=name)
-
-    def _attend(self, x: jax.Array, text: Text) -> jax.Array:
-        rows = x.shape[1]
-        y = einops.rearrange(RMSNorm(self.dtype, name="attention_norm")(x), "b h w d -> b (h w) d")
-        attention = Attention(self.heads, self.dtype, name="attention")
-        y = attention(y, context=text.tokens, lengths=text.lengths, to_self=False)
-        return einops.rearrange(y, "b (h w) d -> b h w d", h=rows)
 
 
 class TopDown(nn.Module):
@@ -222,8 +160,9 @@ class Hierarchy(nn.Module):
       encoder_blocks, decoder_blocks: of each level, finest first; each level has half the side of the one before.
         Each block of the decoder has a group of latents.
       latent_dim: channels of each group.
-      attention_size: levels of at most this side attend to the words; all know the caption's mean.
-      heads: of that attention.
+      attention_size: levels of at most this side have transformer layers, which attend to the words and to each
+        other; all know the caption's mean.
+      heads: of their attention.
       text_width, text_depth, text_heads: of the text transformer.
       mixtures: components of the likelihood.
     """
@@ -303,13 +242,3 @@ class Hierarchy(nn.Module):
         noise = [einops.rearrange(eps, "b n t h w c -> n (b t) h w c") for eps in noise]
         x, latents = self.top_down(text, noise, levels)
         return unpatchify(unfold(self.head(self.norm(x)), frames), self.patch_size), latents
-
-
-def fold(x: jax.Array) -> jax.Array:
-    """(B, T, h, w, c) -> (B * T, h, w, c)."""
-    return einops.rearrange(x, "b t h w c -> (b t) h w c")
-
-
-def unfold(x: jax.Array, frames: int) -> jax.Array:
-    """The inverse of `fold`."""
-    return einops.rearrange(x, "(b t) h w c -> b t h w c", t=frames)

@@ -1,7 +1,8 @@
-"""A small text transformer: tokens to one vector each, and one for the whole caption."""
+"""A small text transformer, tokens to one vector each and one for the whole caption; and how pictures read them."""
 
 from typing import Any, NamedTuple
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -44,3 +45,24 @@ class TextEncoder(nn.Module):
         mask = present[..., None].astype(jnp.float32)
         pooled = (x * mask).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1.0)
         return Text(x, lengths, pooled.astype(self.dtype))
+
+
+class Reading(nn.Module):
+    """A transformer layer: places attend to words and to each other, then think.
+
+    Convolutions can hardly bind "at the top left" to a place or a colour to a thing: they are narrow inside.
+    """
+
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, text: Text) -> jax.Array:
+        """(B, h, w, D) -> (B, h, w, D)."""
+        rows, places = x.shape[1], x.shape[1] * x.shape[2]
+        x = einops.rearrange(x, "b h w d -> b (h w) d")
+        attention = Attention(self.heads, self.dtype, name="attention")
+        y = RMSNorm(self.dtype, name="attention_norm")(x)
+        x = x + attention(y, context=text.tokens, lengths=places + text.lengths)
+        x = x + SwiGLU(dtype=self.dtype, name="mlp")(RMSNorm(self.dtype, name="mlp_norm")(x))
+        return einops.rearrange(x, "b (h w) d -> b h w d", h=rows)

@@ -14,8 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from zoo.errors import BadInput
-from zoo.training.optim import path_name
 from zoo.training.state import State
+from zoo.trees import path_name
 
 STATE_FIELDS = tuple(State.__dataclass_fields__)
 TEXTS = ("config", "tokenizer", "latents")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from zoo.config import build
-from zoo.errors import BadInput, unknown
+from zoo.errors import unknown
+from zoo.trees import matches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,20 +86,6 @@ class Optimizer:
     def ema_decay(self, half_life: float, step: jax.Array) -> jax.Array:
         """Share of the old average that is kept at `step`."""
         return 0.5 ** (1.0 / jnp.clip(self.ema_rampup * step, 1e-3, half_life))
-
-
-def matches(params: Any, pattern: str) -> Any:
-    """Tree of bool: whether a parameter's path, e.g. "layers/mlp/up/kernel", matches somewhere."""
-    found = jax.tree_util.tree_map_with_path(lambda path, _: bool(re.search(pattern, path_name(path))), params)
-    if not any(jax.tree.leaves(found)):
-        paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        raise BadInput(f"pattern {pattern!r} matches no parameter; there are e.g. {', '.join(paths[:3])}")
-    return found
-
-
-def path_name(path: tuple, separator: str = "/") -> str:
-    """A jax key path as "a/b/c"."""
-    return jax.tree_util.keystr(path, simple=True, separator=separator)
 
 
 def build_all(sections: Mapping[str, Mapping[str, Any]], players: Sequence[str]) -> dict[str, Optimizer]:

@@ -1,0 +1,102 @@
+"""Text to image by a generator in one pass, taught by a critic (R3GAN 2501.05441).
+
+    python train.py --config configs/gan.py --workdir runs/gan                      an accelerator; not yet measured
+    python train.py --config configs/gan.py:demo --workdir runs/gan_demo            two CPU cores, minutes
+    python train.py --config configs/gan.py:test --workdir /tmp/test                seconds, for tests
+
+The base is a generator without a loss; see `zoo.methods.adversarial` for what a critic can be wrapped around.
+"""
+
+from configs import common
+from zoo.config import arguments
+
+
+def get_config(text=None):
+    words = arguments(text, ("demo", "test"))
+    config = common.get_config(
+        dtype="bfloat16",
+        data=dict(source="scenes/full", size=32, batch_size=256, text_length=40, vocab_size=512),
+        method=dict(
+            name="adversarial",
+            base=dict(
+                name="generator",
+                net=dict(
+                    patch_size=2,
+                    widths=(256, 384, 384),
+                    blocks=2,
+                    bottleneck=2,
+                    attention_size=8,
+                    heads=4,
+                    text_width=256,
+                    text_depth=4,
+                    text_heads=4,
+                ),
+                latent_dim=64,
+                caption_drop=0.0,
+            ),
+            critic=dict(
+                patch_size=2, widths=(256, 384, 384), blocks=2, bottleneck=2, text_width=256, text_depth=4, text_heads=4
+            ),
+            objective="relativistic",
+            weight=1.0,
+            base_weight=1.0,
+            adaptive_on="",
+            start=0,
+            critic_steps=1,
+            r1=1.0,
+            r2=1.0,
+            penalty="exact",
+            mismatch=1.0,
+            feature_matching=0.0,
+            noise=(),
+            augmentations=(),
+        ),
+        players=dict(
+            model=common.player(
+                learning_rate=2e-4, warmup_steps=0, betas=(0.0, 0.99), clip_norm=1e6, ema_half_lives=(500.0, 5000.0)
+            ),
+            critic=common.player(
+                learning_rate=2e-4, warmup_steps=0, betas=(0.0, 0.99), clip_norm=1e6, ema_half_lives=()
+            ),
+        ),
+        loop=dict(steps=60_000, steps_per_call=10, log_every=200, checkpoint_every=5000, grid_every=5000),
+        sample=dict(temperature=1.0),
+    )
+    if "demo" in words:
+        _for_demo(config)
+    if "test" in words:
+        _for_tests(config)
+    return config
+
+
+def _for_demo(config):
+    """The last level is of 8 x 8 patches, the first of 4 x 4."""
+    config.update(
+        dict(
+            dtype="float32",
+            data=dict(source="scenes/one?omit=0", size=16, batch_size=64, text_length=16),
+            loop=dict(steps=2000, log_every=50, checkpoint_every=500, grid_every=500),
+        )
+    )
+    small = dict(widths=(96, 192), blocks=1, text_width=64, text_depth=2, text_heads=1)
+    config.method.base.net.update(small | dict(attention_size=4, heads=3))
+    config.method.critic.update(small)
+    config.players.model.ema_half_lives = (10.0, 40.0)
+
+
+def _for_tests(config):
+    """Everything as small as it can be; the pictures are noise."""
+    config.update(
+        dict(
+            dtype="float32",
+            data=dict(source="scenes/one?examples=64", size=16, batch_size=8, text_length=16),
+            loop=dict(
+                steps=2, steps_per_call=1, log_every=1, checkpoint_every=1, grid_every=2, grid_prompts=("a star",)
+            ),
+        )
+    )
+    small = dict(patch_size=4, widths=(8, 16), blocks=1, text_width=16, text_depth=1, text_heads=2)
+    config.method.base.net.update(small | dict(heads=2))
+    config.method.base.latent_dim = 8
+    config.method.critic.update(small)
+    config.players.model.ema_half_lives = (1.0, 10.0)

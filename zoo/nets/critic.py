@@ -1,0 +1,93 @@
+"""The critic: like CLIP it looks at a picture and its text, and says how real the two are together."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.errors import BadInput
+from zoo.nets.convolution import Residual, fold, halve, unfold
+from zoo.nets.layers import TimeEmbedding, patchify
+from zoo.nets.text_encoder import TextEncoder
+
+
+class Judgement(NamedTuple):
+    """What a critic says of pictures.
+
+    Attributes:
+      score: (B,) float32, higher is better; it compares, and has no scale of its own.
+      features: what it saw at each level, finest first, (B, T, h, w, D).
+    """
+
+    score: jax.Array
+    features: list[jax.Array]
+
+
+class Critic(nn.Module):
+    """Residual convolutions without normalisation (R3GAN 2501.05441), projected on the caption (1802.05637, eq. 8).
+
+    Of a clip it sees each frame beside its difference from the one before, and says the mean over frames.
+
+    Attributes:
+      patch_size: pixels along the side of a patch, which is what the first level sees as one.
+      widths: channels of each level; each has half the side of the one before.
+      blocks: of each level.
+      bottleneck: how many times fewer channels there are inside a block.
+      text_width, text_depth, text_heads: of the text transformer.
+    """
+
+    vocab_size: int
+    patch_size: int = 2
+    widths: Sequence[int] = (128, 256)
+    blocks: int = 1
+    bottleneck: int = 2
+    text_width: int = 128
+    text_depth: int = 2
+    text_heads: int = 2
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, ids: jax.Array, t: jax.Array | None = None) -> Judgement:
+        """x: (B, T, H, W, C); ids: (B, L); t: (B,) how much noise is in x, where a critic is told."""
+        frames = x.shape[1]
+        text = TextEncoder(
+            self.vocab_size, self.text_width, self.text_depth, self.text_heads, self.dtype, "xla", name="text"
+        )(ids)
+        condition = None
+        if t is not None:
+            condition = jnp.repeat(TimeEmbedding(self.widths[0], self.dtype, name="time")(t), frames, axis=0)
+
+        y, features = fold(patchify(with_motion(x), self.patch_size)), []  # (B T, h, w, P)
+        for level, width in enumerate(self.widths):
+            if level:
+                self._check(y, x)
+                y = halve(y)
+            y = nn.Dense(width, dtype=self.dtype, name=f"embed_{level}")(y)
+            for i in range(self.blocks):
+                y = Residual(self.bottleneck, self.dtype, name=f"block_{level}_{i}")(y, condition)
+            features.append(unfold(y, frames))
+
+        weights = self.param("places", nn.initializers.normal((y.shape[1] * y.shape[2]) ** -0.5), y.shape[1:])
+        y = einops.reduce(nn.gelu(y).astype(jnp.float32) * weights, "(b t) h w d -> b d", "sum", t=frames) / frames
+        y = nn.gelu(nn.Dense(self.widths[-1], dtype=jnp.float32, name="whole")(y))
+        alone = nn.Dense(1, dtype=jnp.float32, name="alone")(y)[:, 0]
+        caption = nn.Dense(self.widths[-1], use_bias=False, dtype=jnp.float32, name="caption")(text.pooled)
+        return Judgement(alone + (caption * y).sum(axis=-1) * self.widths[-1] ** -0.5, features)
+
+    def _check(self, y: jax.Array, x: jax.Array) -> None:
+        if y.shape[1] % 2 or y.shape[2] % 2:
+            factor = self.patch_size * 2 ** (len(self.widths) - 1)
+            raise BadInput(
+                f"a critic of {len(self.widths)} widths on patches of {self.patch_size} needs sides divisible by "
+                f"{factor}, got {x.shape[2]} x {x.shape[3]}: change data.size, patch_size or the number of widths"
+            )
+
+
+def with_motion(x: jax.Array) -> jax.Array:
+    """(B, T, H, W, C) -> (B, T, H, W, 2 C), each frame beside its change; a picture as it is."""
+    if x.shape[1] == 1:
+        return x
+    return jnp.concatenate([x, jnp.diff(x, axis=1, prepend=x[:, :1])], axis=-1)

@@ -1,0 +1,22 @@
+"""Trees of parameters, by the paths of their leaves."""
+
+import re
+from typing import Any
+
+import jax
+
+from zoo.errors import BadInput
+
+
+def matches(params: Any, pattern: str) -> Any:
+    """Tree of bool: whether a parameter's path, e.g. "layers/mlp/up/kernel", matches somewhere."""
+    found = jax.tree_util.tree_map_with_path(lambda path, _: bool(re.search(pattern, path_name(path))), params)
+    if not any(jax.tree.leaves(found)):
+        paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        raise BadInput(f"pattern {pattern!r} matches no parameter; there are e.g. {', '.join(paths[:3])}")
+    return found
+
+
+def path_name(path: tuple, separator: str = "/") -> str:
+    """A jax key path as "a/b/c"."""
+    return jax.tree_util.keystr(path, simple=True, separator=separator)
