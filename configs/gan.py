@@ -70,7 +70,7 @@ def get_config(text=None):
 
 
 def _for_demo(config):
-    """The last level is of 8 x 8 patches, the first of 4 x 4."""
+    """Few patches, of 4 x 4 pixels, seen and made at two levels."""
     config.update(
         dict(
             dtype="float32",
@@ -78,8 +78,8 @@ def _for_demo(config):
             loop=dict(steps=2000, log_every=50, checkpoint_every=500, grid_every=500),
         )
     )
-    small = dict(widths=(96, 192), blocks=1, text_width=64, text_depth=2, text_heads=1)
-    config.method.base.net.update(small | dict(attention_size=4, heads=3))
+    small = dict(patch_size=4, widths=(192, 192), blocks=1, text_width=64, text_depth=2, text_heads=1)
+    config.method.base.net.update(small | dict(blocks=2, heads=3))
     config.method.critic.update(small)
     config.players.model.ema_half_lives = (10.0, 40.0)
 

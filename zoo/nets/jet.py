@@ -28,7 +28,7 @@ def half_kept(i: int, grid: tuple[int, int, int], channels: int) -> np.ndarray:
 
 
 class Coupling(nn.Module):
-    """What is kept, one half or nothing, decides an affine of the rest (2412.15129); its scale is 2 sigmoid."""
+    """One half decides an affine of the other (2412.15129); the scale is 2 sigmoid, below 2."""
 
     width: int
     depth: int
@@ -59,13 +59,10 @@ class Coupling(nn.Module):
 
 
 class Jet(nn.Module):
-    """An affine that knows the caption alone, and couplings over halves that are channels and patches in turn.
-
-    Half a picture tells a coupling more than its caption does, so that couplings hardly read it; what captions say of
-    whole pictures is therefore taken off before them. (Jet has classes and no such step.)
+    """Couplings over halves that are channels and patches in turn.
 
     Attributes:
-      couplings: how many, beside that affine; four change every value twice.
+      couplings: how many; four change every value twice.
       width, depth, heads: of the transformer of each coupling.
       patch_size: pixels along a patch's side; must divide the picture's. All patches of a clip are one sequence.
       text_width, text_depth: of the text transformer, whose words all couplings read.
@@ -83,8 +80,7 @@ class Jet(nn.Module):
 
     def setup(self):
         self.text = TextEncoder(self.vocab_size, self.text_width, self.text_depth, self.heads, self.dtype)
-        coupling = lambda: Coupling(self.width, self.depth, self.heads, self.dtype)
-        self.steps = [coupling() for _ in range(1 + self.couplings)]
+        self.steps = [Coupling(self.width, self.depth, self.heads, self.dtype) for _ in range(self.couplings)]
 
     def __call__(self, x: jax.Array, ids: jax.Array, guidance: float = 0.0) -> tuple[jax.Array, jax.Array]:
         """x: (B, T, H, W, C) -> z like x, and the log-determinant of dz/dx, (B,), both float32.
@@ -96,8 +92,8 @@ class Jet(nn.Module):
         text = self.text(ids)
         x, grid = to_sequence(x, self.patch_size)  # (B, N, P)
         total = jnp.zeros(len(x))
-        for step, kept in zip(self.steps, self._kept(grid, x.shape[-1]), strict=True):
-            x, log_det = step(x, text, guidance, kept)
+        for i, step in enumerate(self.steps):
+            x, log_det = step(x, text, guidance, half_kept(i, grid, x.shape[-1]))
             total = total + log_det
         return from_sequence(x, self.patch_size, grid), total
 
@@ -106,11 +102,6 @@ class Jet(nn.Module):
         del cache
         text = self.text(ids)
         z, grid = to_sequence(z, self.patch_size)  # (B, N, P)
-        for step, kept in reversed(list(zip(self.steps, self._kept(grid, z.shape[-1]), strict=True))):
-            z = step.reverse(z, text, guidance, kept)
+        for i, step in reversed(list(enumerate(self.steps))):
+            z = step.reverse(z, text, guidance, half_kept(i, grid, z.shape[-1]))
         return from_sequence(z, self.patch_size, grid)
-
-    def _kept(self, grid: tuple[int, int, int], channels: int) -> list[np.ndarray]:
-        """What each step reads and keeps: nothing, then halves."""
-        nothing = np.zeros((math.prod(grid), channels), bool)
-        return [nothing, *(half_kept(i, grid, channels) for i in range(self.couplings))]
