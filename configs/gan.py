@@ -81,6 +81,9 @@ def _for_demo(config):
     small = dict(patch_size=4, widths=(192, 192), blocks=1, text_width=64, text_depth=2, text_heads=1)
     config.method.base.net.update(small | dict(blocks=2, heads=3))
     config.method.critic.update(small)
+    config.method.update(dict(r1=0.1, r2=0.1))
+    for player in config.players.values():
+        player.learning_rate = 5e-4
     config.players.model.ema_half_lives = (10.0, 40.0)
 
 

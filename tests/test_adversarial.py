@@ -234,6 +234,11 @@ def test_a_critic_that_knows_noise_is_shown_and_told_of_it():
     assert np.abs(told[0] - told[1]).max() > 1e-4
 
 
+def test_a_critic_is_shown_what_augmentations_make_of_pictures():
+    plain, changed = (metrics_of(method(augmentations=names), "critic", fresh())["loss"] for names in ((), ("colour",)))
+    assert abs(plain - changed) > 1e-6
+
+
 def test_base_and_critic_hear_the_same_captions():
     plugin = method(dict(GENERATOR, caption_drop=1.0))
     assert plugin.wrapped.caption_drop == 0
