@@ -1,10 +1,15 @@
 """Text to image by a generator in one pass, taught by a critic (R3GAN 2501.05441).
 
     python train.py --config configs/gan.py --workdir runs/gan                      an accelerator; not yet measured
-    python train.py --config configs/gan.py:demo --workdir runs/gan_demo            two CPU cores, minutes
+    python train.py --config configs/gan.py:demo --workdir runs/gan_demo            two CPU cores, 12 minutes
     python train.py --config configs/gan.py:test --workdir /tmp/test                seconds, for tests
 
 The base is a generator without a loss; see `zoo.methods.adversarial` for what a critic can be wrapped around.
+
+Measured on two cores of an AMD EPYC, jax 0.10.2: `:demo` 11 min 57 s with tests beside it for most of the time, all is
+right for 77.7% of 256 test captions (`python -m zoo.scoring --workdir runs/gan_demo`; ceiling 100%, floor 0.4%). Looked
+at: colours, places and most shapes are right, with noise around things, and it was still getting better. Its learning
+rates and R1 are guesses.
 """
 
 from configs import common
