@@ -1,5 +1,6 @@
 """Convolutions of pictures, and clips as pictures."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import einops
@@ -7,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from zoo.errors import BadInput
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -87,6 +90,22 @@ def fold(x: jax.Array) -> jax.Array:
 def unfold(x: jax.Array, frames: int) -> jax.Array:
     """The inverse of `fold`."""
     return einops.rearrange(x, "(b t) h w c -> b t h w c", t=frames)
+
+
+def coarsest(what: str, shape: Sequence[int], patch_size: int, widths: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of the last of these levels, each of half the side of the one before, of (T, H, W, C) pixels.
+
+    Raises:
+      BadInput: the levels do not divide the size; says so of `what`.
+    """
+    height, width = shape[1:3]
+    factor = patch_size * 2 ** (len(widths) - 1)
+    if height % factor or width % factor:
+        raise BadInput(
+            f"a {what} of {len(widths)} widths on patches of {patch_size} needs sides divisible by {factor}, got "
+            f"{height} x {width}: change data.size, patch_size or the number of widths"
+        )
+    return height // factor, width // factor
 
 
 def halve(x: jax.Array) -> jax.Array:

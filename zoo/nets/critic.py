@@ -8,8 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.errors import BadInput
-from zoo.nets.convolution import Residual, fold, halve, unfold
+from zoo.nets.convolution import Residual, coarsest, fold, halve, unfold
 from zoo.nets.layers import TimeEmbedding, patchify
 from zoo.nets.text_encoder import TextEncoder
 
@@ -52,6 +51,7 @@ class Critic(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, ids: jax.Array, t: jax.Array | None = None) -> Judgement:
         """x: (B, T, H, W, C); ids: (B, L); t: (B,) how much noise is in x, where a critic is told."""
+        coarsest("critic", x.shape[1:], self.patch_size, self.widths)
         frames = x.shape[1]
         text = TextEncoder(
             self.vocab_size, self.text_width, self.text_depth, self.text_heads, self.dtype, "xla", name="text"
@@ -63,7 +63,6 @@ class Critic(nn.Module):
         y, features = fold(patchify(with_motion(x), self.patch_size)), []  # (B T, h, w, P)
         for level, width in enumerate(self.widths):
             if level:
-                self._check(y, x)
                 y = halve(y)
             y = nn.Dense(width, dtype=self.dtype, name=f"embed_{level}")(y)
             for i in range(self.blocks):
@@ -76,14 +75,6 @@ class Critic(nn.Module):
         alone = nn.Dense(1, dtype=jnp.float32, name="alone")(y)[:, 0]
         caption = nn.Dense(self.widths[-1], use_bias=False, dtype=jnp.float32, name="caption")(text.pooled)
         return Judgement(alone + (caption * y).sum(axis=-1) * self.widths[-1] ** -0.5, features)
-
-    def _check(self, y: jax.Array, x: jax.Array) -> None:
-        if y.shape[1] % 2 or y.shape[2] % 2:
-            factor = self.patch_size * 2 ** (len(self.widths) - 1)
-            raise BadInput(
-                f"a critic of {len(self.widths)} widths on patches of {self.patch_size} needs sides divisible by "
-                f"{factor}, got {x.shape[2]} x {x.shape[3]}: change data.size, patch_size or the number of widths"
-            )
 
 
 def with_motion(x: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo.errors import BadInput
-from zoo.nets.convolution import Residual, double
+from zoo.nets.convolution import Residual, coarsest, double
 from zoo.nets.layers import RMSNorm, unpatchify
 from zoo.nets.text_encoder import Reading, TextEncoder
 
@@ -42,7 +42,9 @@ class Synthesis(nn.Module):
     @nn.compact
     def __call__(self, noise: jax.Array, ids: jax.Array, shape: Sequence[int]) -> jax.Array:
         """noise: (B, d); ids: (B, L); shape: of a picture, (1, H, W, C) -> (B, 1, H, W, C) float32."""
-        rows, columns = self._coarsest(shape)
+        if shape[0] > 1:
+            raise BadInput(f"this generator makes pictures, not clips of {shape[0]} frames: set data.frames=1")
+        rows, columns = coarsest("generator", shape, self.patch_size, self.widths)
         text = TextEncoder(self.vocab_size, self.text_width, self.text_depth, self.text_heads, self.dtype, name="text")
         text = text(ids)
         style = jnp.concatenate([noise.astype(self.dtype), text.pooled], axis=-1)
@@ -62,15 +64,3 @@ class Synthesis(nn.Module):
         x = RMSNorm(self.dtype, name="norm")(x)
         x = nn.Dense(self.patch_size**2 * shape[-1], dtype=jnp.float32, name="out")(x)
         return unpatchify(einops.rearrange(x, "b h w p -> b 1 h w p"), self.patch_size)
-
-    def _coarsest(self, shape: Sequence[int]) -> tuple[int, int]:
-        frames, height, width, _ = shape
-        factor = self.patch_size * 2 ** (len(self.widths) - 1)
-        if frames > 1:
-            raise BadInput(f"this generator makes pictures, not clips of {frames} frames: set data.frames=1")
-        if height % factor or width % factor:
-            raise BadInput(
-                f"a generator of {len(self.widths)} widths on patches of {self.patch_size} needs sides divisible by "
-                f"{factor}, got {height} x {width}: change data.size, patch_size or the number of widths"
-            )
-        return height // factor, width // factor
