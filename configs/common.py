@@ -9,6 +9,7 @@ def get_config(**sections) -> ml_collections.ConfigDict:
         dict(
             seed=0,
             dtype="float32",
+            init="",
             data=dict(
                 source="scenes/one",
                 size=16,

@@ -57,6 +57,13 @@ def in_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Lets go of a file's compiled programs: each holds dozens of memory maps, and a process may have only 65,530."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """tiny({"a.b": value}) -> the test recipe with these keys changed, ready to train in a second."""

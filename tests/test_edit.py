@@ -225,6 +225,14 @@ def test_the_caption_is_the_one_that_was_given(editor):
     assert np.abs(flat(editor.invert(told, ["", "a star"])) - flat(noise)).max() < SIZE**0.5 / 255 / CONTRAST
 
 
+def test_a_round_trip_tells_the_largest_error_of_each_picture(editor):
+    pixels = editor.generate(editor.draw_noise(3), [""] * 3)
+    found = editor.round_trip(pixels, ["", "a star", ""])
+    assert found.shape == (3,) and found.max() < 1e-5
+    guided = edit.Editor(make_run(Rotation()), 2, guidance=0.2)  # inverted without it, since `invert` has none
+    np.testing.assert_allclose(guided.round_trip(pixels, [""] * 3), 0.2, atol=1e-5)
+
+
 def test_guidance_is_off_unless_given_and_options_reach_both_ways(editor):
     assert editor.options["guidance"] == 0.0
     noise = noise_of(3)

@@ -184,12 +184,17 @@ class Editor:
             pixels = codec.encode(decoder, rows["pixels"]) if codec else to_float(rows["pixels"])
             return invert(params, rows["rng"], pixels, rows["tokens"], **_known(invert, self.options | traced))
 
+        def errors(shared, rows):
+            made = make(shared, inverted(shared, rows), rows["tokens"])
+            return jnp.abs(made - to_float(rows["pixels"])).max(axis=(1, 2, 3, 4))
+
         def make(shared, noise, tokens):
             params, decoder, traced = shared
             made = generate(params, noise, tokens, **self.options, **traced)
             return codec.decode(decoder, made) if codec else made
 
         self._make, self._invert = make, parallel.in_parts(inverted, per_device)
+        self._errors = parallel.in_parts(errors, per_device)
         self._generate = parallel.in_parts(
             lambda shared, rows: to_uint8(make(shared, rows["noise"], rows["tokens"])), per_device
         )
@@ -197,12 +202,15 @@ class Editor:
 
     def invert(self, pixels: np.ndarray, captions: Sequence[str]) -> Noise:
         """The noise of pictures, uint8 (N, T, H, W, C) with N captions: a tree of arrays (N, ...)."""
-        rng = self._keys("invert", len(pixels))
-        return self._invert(self.shared, {"pixels": pixels, "tokens": self._tokens(captions), "rng": rng})
+        return self._invert(self.shared, self._rows(pixels, captions))
 
     def generate(self, noise: Noise, captions: Sequence[str]) -> np.ndarray:
         """Pictures of noise (N, ...) and N captions: uint8 (N, T, H, W, C)."""
         return self._generate(self.shared, {"noise": noise, "tokens": self._tokens(captions)})
+
+    def round_trip(self, pixels: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+        """The largest error of a value when the noise of each picture is made a picture again: (N,), of [-1, 1]."""
+        return self._errors(self.shared, self._rows(pixels, captions))
 
     def draw_noise(self, count: int) -> Noise:
         """Noise for so many pictures: a tree of arrays (count, ...)."""
@@ -272,6 +280,11 @@ class Editor:
         errors = np.square(np.where(mask[..., None], 0, wrong)).reshape(len(pixels), DRAWS, -1).sum(-1)
         best = errors.argmin(axis=1) + DRAWS * np.arange(len(pixels))
         return jax.tree.map(lambda x: np.asarray(x)[best], drawn)
+
+    def _rows(self, pixels: np.ndarray, captions: Sequence[str]) -> dict[str, Any]:
+        """What inversion takes of each picture."""
+        rng = self._keys("invert", len(pixels))
+        return {"pixels": pixels, "tokens": self._tokens(captions), "rng": rng}
 
     def _keys(self, name: str, count: int) -> jax.Array:
         """A key for each picture, of its own for each use."""

@@ -21,6 +21,7 @@ from zoo.latents import Codec
 from zoo.method import Batch, Method, to_uint8
 from zoo.training import optim, state
 from zoo.training.checkpoint import Checkpoints
+from zoo.trees import first_difference
 
 CAPTIONS_FOR_TOKENIZER = 100_000
 
@@ -73,7 +74,7 @@ class Recipe:
       BadInput: the config has a key that nobody reads, or a value that cannot be.
     """
 
-    SECTIONS = ("seed", "dtype", "data", "method", "players", "loop", "sample")
+    SECTIONS = ("seed", "dtype", "init", "data", "method", "players", "loop", "sample")
 
     def __init__(self, config: ml_collections.ConfigDict, tokenizer: Tokenizer, codec: Codec | None = None):
         check_sections(config)
@@ -127,9 +128,26 @@ class Recipe:
         }
 
     def create_state(self) -> state.State:
-        """The state before the first step."""
+        """The state before the first step, drawn by the seed."""
         key, _ = state.split_seed(self.config.seed)
         return jax.jit(functools.partial(state.create, self.method, self.optimizers))(key, self.blank_batch(1))
+
+    def first_state(self) -> state.State:
+        """The state before the first step: what `config.init` learned, where it names a run, in place of what is drawn.
+
+        Raises:
+          BadInput: no such run, or a player that both have has parameters of other shapes.
+        """
+        drawn = self.create_state()
+        if not self.config.init:
+            return drawn
+        run = open_named("init", self.config.init)
+        shared = {player: params for player, params in run.params.items() if player in drawn.params}
+        for player, params in shared.items():
+            difference = first_difference(params, drawn.params[player])
+            if difference:
+                raise BadInput(f"init: {self.config.init} has another {player}, {difference}; use its settings")
+        return drawn.start_from(shared)
 
     def state_shapes(self) -> state.State:
         """The state with shapes in place of arrays."""
@@ -153,7 +171,7 @@ def prepare(
     check_sections(config)
     data = configs.build(Data, config.data, "data")
     source = data.open("train")
-    tokenizer = Tokenizer.from_json(saved["tokenizer"]) if saved else data.train_tokenizer(source)
+    tokenizer = Tokenizer.from_json(saved["tokenizer"]) if saved else first_tokenizer(config, data, source)
     codec = None
     if data.latents:
         codec = saved_codec(data, json.loads(saved["latents"])) if saved else open_codec(data).measured(source)
@@ -169,10 +187,7 @@ def open_codec(data: Data, checkpoint: int | None = None) -> Codec:
     Raises:
       BadInput: it is missing, is no autoencoder, or was trained on pictures of another size.
     """
-    try:
-        run = Run.open(data.latents, checkpoint)
-    except BadInput as error:
-        raise BadInput(f"data.latents: {error}") from None
+    run = open_named("data.latents", data.latents, checkpoint)
     for name in ("encode", "decode"):
         configs.ability(run.recipe.method, name)
     if run.recipe.data.size != data.size:
@@ -181,6 +196,27 @@ def open_codec(data: Data, checkpoint: int | None = None) -> Codec:
             f"{data.size}; change one of them"
         )
     return Codec(run.recipe.method, run.params, run.step)
+
+
+def open_named(key: str, workdir: str, checkpoint: int | None = None) -> "Run":
+    """The run that a key of the config names, which errors tell."""
+    try:
+        return Run.open(workdir, checkpoint)
+    except BadInput as error:
+        raise BadInput(f"{key}: {error}") from None
+
+
+def first_tokenizer(config: ml_collections.ConfigDict, data: Data, source: pipeline.Source) -> Tokenizer:
+    """That of the run that `config.init` names, whose parameters know its words by their numbers; else a new one."""
+    if not config.init:
+        return data.train_tokenizer(source)
+    tokenizer = open_named("init", config.init).recipe.tokenizer
+    if tokenizer.length != data.text_length:
+        raise BadInput(
+            f"init: {config.init} reads captions of {tokenizer.length} tokens, and data.text_length is "
+            f"{data.text_length}; change the latter"
+        )
+    return tokenizer
 
 
 def saved_codec(data: Data, saved: Mapping[str, Any]) -> Codec | None:

@@ -20,3 +20,16 @@ def matches(params: Any, pattern: str) -> Any:
 def path_name(path: tuple, separator: str = "/") -> str:
     """A jax key path as "a/b/c"."""
     return jax.tree_util.keystr(path, simple=True, separator=separator)
+
+
+def first_difference(a: Any, b: Any) -> str:
+    """What first tells two trees of arrays apart, e.g. "mlp/up/kernel of shape (8, 8) and not (8, 16)"; or ""."""
+    a, b = (
+        {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)} for tree in (a, b)
+    )
+    for name in sorted(a | b):
+        if name not in b or name not in a:
+            return f"{'with' if name in a else 'without'} {name}"
+        if a[name] != b[name]:
+            return f"{name} of shape {a[name]} and not {b[name]}"
+    return ""

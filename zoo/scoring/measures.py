@@ -9,6 +9,7 @@ import numpy as np
 
 from zoo.data.grammar import parse
 from zoo.data.scenes import NOISE_LEVELS, entropy_bits_per_dim
+from zoo.edit import Editor
 from zoo.errors import BadInput, unknown
 from zoo.run import Data, Run
 from zoo.scoring import ask, distances, oracle
@@ -78,14 +79,20 @@ class Task:
     seed: int = 0
     run: Run | None = None
 
-    @functools.cached_property
-    def asked(self) -> Sample:
-        """The real pictures that a run is asked about."""
+    @property
+    def real_with_captions(self) -> Sample:
+        """The held-out pictures, to ask the run about them."""
         if self.run is None:
             raise BadInput("needs a run to be asked about real pictures: give it by --workdir")
         if self.held_out is None or self.held_out.captions is None:
             raise BadInput("needs captioned real pictures that were not trained on: give data with a test split")
-        return Sample(self.held_out.pictures[:ASKED], self.held_out.captions[:ASKED])
+        return self.held_out
+
+    @functools.cached_property
+    def asked(self) -> Sample:
+        """The first ones of them, for what takes long."""
+        real = self.real_with_captions
+        return Sample(real.pictures[:ASKED], real.captions[:ASKED])
 
     @functools.cached_property
     def reconstructed(self) -> np.ndarray:
@@ -173,6 +180,14 @@ def by_reconstruction(measure: Callable, name: str, sample: Sample, task: Task) 
     """How near held-out pictures are to what the run makes of them."""
     del sample
     return {name: mean_score(measure(task.asked.pictures, task.reconstructed), of_asked(task.asked))}
+
+
+def by_round_trip(sample: Sample, task: Task) -> dict[str, Score]:
+    """The largest error of any value, in [-1, 1], when the noise of each held-out picture is made a picture again."""
+    del sample
+    real = task.real_with_captions
+    errors = Editor(task.run, seed=task.seed).round_trip(real.pictures, real.captions)
+    return {"round_trip": Score(float(errors.max()), note=of_asked(real))}
 
 
 def of_asked(real: Sample) -> str:
@@ -287,9 +302,10 @@ MEASURES: dict[str, Callable[[Sample, Task], dict[str, Score]]] = {
     "bits_per_dim": by_likelihood,
     "psnr": functools.partial(by_reconstruction, psnr, "psnr"),
     "ssim": functools.partial(by_reconstruction, ssim, "ssim"),
+    "round_trip": by_round_trip,
 }
 OF_CAPTIONS = ("oracle", "clip_score", "ref_clip_score", "r_precision")
-OF_RUNS = ("bits_per_dim", "psnr", "ssim")  # not of the pictures it made: real pictures have none
+OF_RUNS = ("bits_per_dim", "psnr", "ssim", "round_trip")  # not of the pictures it made: real pictures have none
 
 
 def chosen(names: Sequence[str]) -> list[str]:

@@ -158,15 +158,15 @@ class Training:
 
     def start(self) -> tuple[State, int]:
         """The replicated state to go on from, and its step."""
-        state = self.recipe.create_state()
-        found = self.checkpoints.restore({name: getattr(state, name) for name in State.__dataclass_fields__})
-        if found:
-            step, fields = found
-            state = State(**fields)
-            if self.first:
-                self.checkpoints.set_aside(newer_than=step)
-            say(f"resuming from step {step}")
-        return parallel.replicate(state), int(state.step)
+        shapes = self.recipe.state_shapes()
+        found = self.checkpoints.restore({name: getattr(shapes, name) for name in State.__dataclass_fields__})
+        if not found:
+            return parallel.replicate(self.recipe.first_state()), 0
+        step, fields = found
+        if self.first:
+            self.checkpoints.set_aside(newer_than=step)
+        say(f"resuming from step {step}")
+        return parallel.replicate(State(**fields)), step
 
     def batches(self, start: int) -> Iterator[dict[str, jax.Array]]:
         """Sharded batches, `steps_per_call` at a time, from step `start` on."""

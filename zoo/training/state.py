@@ -33,6 +33,11 @@ class State:
     skipped: jax.Array
     bad_in_a_row: jax.Array
 
+    def start_from(self, params: Mapping[str, Any]) -> "State":
+        """This state, where no step was taken, with the parameters of some players, and with averages of those."""
+        ema = {p: {name: jax.tree.map(jnp.copy, own) for name in self.ema[p]} for p, own in params.items()}
+        return self.replace(params=self.params | params, ema=self.ema | ema)
+
 
 def create(method: Method, optimizers: Mapping[str, Optimizer], rng: jax.Array, batch: Batch) -> State:
     """Returns the state before the first step."""

@@ -1,0 +1,74 @@
+"""A run that starts from another one's parameters."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from zoo.errors import BadInput
+from zoo.run import Run, prepare
+from zoo.training import loop
+
+
+@pytest.fixture
+def first_step_of(tiny, tmp_path):
+    """first_step_of(changes, spec) -> the state after one step without a learning rate, and its workdir."""
+
+    def first_step_of(changes, **keywords):
+        still = {"players.model.learning_rate": 0.0, "loop.steps": 1, "loop.grid_every": 0}
+        return loop.train(tiny(still | changes, **keywords), tmp_path / "run"), tmp_path / "run"
+
+    return first_step_of
+
+
+def test_a_run_starts_as_another_one_ended(trained, first_step_of, same):
+    run = Run.open(trained)
+    state, workdir = first_step_of({"init": str(trained), "seed": 5})
+    expected = jax.tree.map(np.asarray, run.params["model"])
+    assert same(state.params["model"], expected)
+    assert state.ema["model"] and all(same(average, expected) for average in state.ema["model"].values())
+    fresh = Run.open(workdir).recipe.create_state()
+    assert not same(jax.tree.map(np.asarray, fresh.params["model"]), expected)
+
+
+def test_it_reads_captions_as_that_one_does(trained, tiny):
+    data = {"data.source": "scenes/one?examples=8&omit=0"}
+    alone = prepare(tiny(data))[1].tokenizer
+    started = prepare(tiny(data | {"init": str(trained)}))[1].tokenizer
+    assert started.to_json() == Run.open(trained).recipe.tokenizer.to_json() != alone.to_json()
+
+
+def test_a_player_that_the_other_run_lacks_is_drawn(trained, tiny, same):
+    config, plain = tiny({"init": str(trained)}, "configs/gan.py:test"), tiny()
+    config.method.base, config.sample = plain.method, plain.sample
+    _, recipe = prepare(config)
+    state = recipe.first_state()
+    assert same(
+        jax.tree.map(np.asarray, state.params["model"]), jax.tree.map(np.asarray, Run.open(trained).params["model"])
+    )
+    assert same(state.params["critic"], recipe.create_state().params["critic"])
+
+
+def test_resuming_needs_the_other_run_no_more(copied, tiny, tmp_path):
+    config = tiny({"init": str(copied), "loop.steps": 1})
+    loop.train(config, tmp_path / "run")
+    shutil.rmtree(copied)
+    config.loop.steps = 2
+    assert loop.train(config, tmp_path / "run").step == 2
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"init": "no/such/run"}, ["init", "no/such/run"]),
+        ({"method.net.text_width": 32}, ["another model", "16", "32"]),
+        ({"method.net.text": "cross"}, ["another model", "with"]),
+        ({"method.net.depth": 2}, ["another model", "(1, 16, 2, 16) and not (2, 16, 2, 16)"]),
+        ({"data.text_length": 8}, ["data.text_length is 8", "16"]),
+    ],
+)
+def test_what_a_run_cannot_start_from_is_said(trained, tiny, tmp_path, changes, words):
+    with pytest.raises(BadInput) as error:
+        loop.train(tiny({"init": str(trained)} | changes), tmp_path / "run")
+    assert all(word in str(error.value) for word in words), error.value
