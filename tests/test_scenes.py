@@ -305,7 +305,9 @@ def _share_silent(texts):
     return np.mean([word is None for words in said for word in words])
 
 
-@pytest.mark.parametrize(("name", "omit"), [("one", -0.1), ("one", 1.0), ("one", float("nan")), ("entropy", 0.3)])
+@pytest.mark.parametrize(
+    ("name", "omit"), [("one", -0.1), ("one", 1.0), ("one", float("nan")), ("entropy", 0.3), ("modes", 0.3)]
+)
 def test_a_share_to_omit_that_is_none_is_bad_input(tmp_path, name, omit):
     with pytest.raises(errors.BadInput, match="omit"):
         scenes.open_source(name, "train", 16, omit=omit, cache=tmp_path)
@@ -379,9 +381,9 @@ def test_cache_that_is_a_file_is_bad_input(tmp_path):
 
 def test_entropy_scenes_stay_apart_without_their_low_bits():
     levels = scenes.NOISE_LEVELS
-    clean = [world.render(scene, 16) for scene in scenes.entropy_scenes()]
+    clean = [world.render(scene, 16) for scene in scenes.equal_scenes("entropy")]
     seen = {(picture // levels).tobytes() for picture in clean}
-    assert len(seen) == len(scenes.entropy_scenes()) == 2 * 4 * 3 * 6 * 8
+    assert len(seen) == len(scenes.equal_scenes("entropy")) == 2 * 4 * 3 * 6 * 8
     noisy = scenes.noisy(clean[0], np.random.default_rng(0))
     assert np.array_equal(noisy // levels, clean[0] // levels)
 
@@ -396,7 +398,7 @@ def test_entropy_noise_is_uniform():
 
 def test_entropy_figure_by_brute_force():
     # -sum p log2 p over every picture there is, for one dimension's noise at a time: the noise is independent.
-    scene_bits = -sum(1 / 1152 * np.log2(1 / 1152) for _ in scenes.entropy_scenes())
+    scene_bits = -sum(1 / 1152 * np.log2(1 / 1152) for _ in scenes.equal_scenes("entropy"))
     noise_bits = -sum(1 / 16 * np.log2(1 / 16) for _ in range(16)) * 16 * 16 * 3
     assert scenes.entropy_bits_per_dim(16) == pytest.approx((scene_bits + noise_bits) / 768, abs=1e-12)
     assert scenes.entropy_bits_per_dim(32) == pytest.approx(4 + np.log2(1152) / 3072, abs=1e-12)

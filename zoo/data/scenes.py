@@ -3,7 +3,8 @@
     source = open_source("one", "train", size=16)
     source[0]  # {"pixels": uint8 (1, 16, 16, 3), "text": "a large red star ...", "attributes": "{...}"}
 
-Names: `one`, `full` and `clips` (see `zoo.data.world`), and `entropy`: pictures whose entropy is known.
+Names: `one`, `full` and `clips` (see `zoo.data.world`); `modes`: 1,152 scenes, all equally likely; and `entropy`:
+the same with noise in their low bits, so that their entropy is known.
 Example i of a split is a function of (split, i) alone: at every size and number of frames it shows the same
 scene under the same caption, and more examples only add to fewer.
 """
@@ -33,19 +34,18 @@ from zoo.data.world import Scene
 
 # To be raised with any change of what is drawn or written: a cached data set of another version is not used.
 VERSION = "1.1.0"
-EXAMPLES = {"one": 20_000, "full": 100_000, "clips": 20_000, "entropy": 20_000}
+EXAMPLES = {"one": 20_000, "full": 100_000, "clips": 20_000, "modes": 20_000, "entropy": 20_000}
 MOST_TEST_EXAMPLES = 2_000
 
-# ---- the world `entropy`
+# ---- the data sets `modes` and `entropy`
 
-ENTROPY_WORLD = "one"
 NOISE_LEVELS = 16
 
 
 @functools.cache
-def entropy_scenes() -> tuple[Scene, ...]:
-    """Returns the equiprobable scenes of world `entropy`; no two of them look the same, at any size >= 16."""
-    return tuple(worlds.all_still_scenes(ENTROPY_WORLD))
+def equal_scenes(name: str) -> tuple[Scene, ...]:
+    """Returns the equiprobable scenes of `modes` or `entropy`; no two of them look the same, at any size >= 16."""
+    return tuple(worlds.all_still_scenes(worlds.UNIFORM[name]))
 
 
 def noisy(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -62,7 +62,7 @@ def entropy_bits_per_dim(size: int) -> float:
     model can have a lower mean of -log2 p(x) / D than this, given no caption.
     """
     dimensions = 3 * size**2
-    return (np.log2(len(entropy_scenes())) + dimensions * np.log2(NOISE_LEVELS)) / dimensions
+    return (np.log2(len(equal_scenes("entropy"))) + dimensions * np.log2(NOISE_LEVELS)) / dimensions
 
 
 # ---- examples
@@ -73,11 +73,11 @@ def make_example(
 ) -> tuple[np.ndarray, str, Scene]:
     """Returns example `index`: pixels uint8 (frames, size, size, 3), its caption, and the scene behind it."""
     rng = np.random.default_rng([worlds.SPLITS.index(split), index])
-    if name == "entropy":
-        scenes = entropy_scenes()
+    if name in worlds.UNIFORM:
+        scenes = equal_scenes(name)
         scene = scenes[int(rng.integers(len(scenes)))]
-        text = describe(scene, rng, omit=0.0)
-        return noisy(worlds.render(scene, size, frames), rng), text, scene
+        text, pixels = describe(scene, rng, omit=0.0), worlds.render(scene, size, frames)
+        return noisy(pixels, rng) if name == "entropy" else pixels, text, scene
     scene = worlds.draw_scene(rng, name, split)
     return worlds.render(scene, size, frames), describe(scene, rng, omit), scene
 
@@ -133,8 +133,8 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
 
 
 def splits_of(name: str) -> tuple[str, ...]:
-    """Returns the splits of a data set. `entropy` holds nothing out: its distribution must be uniform."""
-    return worlds.SPLITS[:2] if name == "entropy" else worlds.SPLITS
+    """Returns the splits of a data set. Of those that must be uniform nothing is held out."""
+    return worlds.SPLITS[:2] if name in worlds.UNIFORM else worlds.SPLITS
 
 
 def _to_png(pixels: np.ndarray) -> io.BytesIO:
@@ -199,19 +199,19 @@ def open_source(
     set at once, one builds it and the other waits.
 
     Args:
-      name: `one`, `full`, `clips` or `entropy`.
+      name: of `EXAMPLES`.
       split: `train`, `test_seen` (nothing held out; also called `test`), or `test_unseen` (only scenes with
         something held out).
       size: height and width in pixels.
       frames: of a clip, which lasts one second whatever their number.
       examples: of split `train`; the test splits have a tenth as many, at most 2,000. None: as in `EXAMPLES`.
       omit: how often a caption is silent about each attribute, in [0, 1); None: as in `grammar`. Not of
-        `entropy`, whose captions say everything.
+        `modes` and `entropy`, whose captions say everything.
       cache: folder for data sets; None: `$ZOO_CACHE`, else `~/.cache/zoo`.
 
     Raises:
       BadInput: unknown name or split; too few pixels, frames or examples for the world; an `omit` out of
-        range or of `entropy`; a cache folder that cannot be written to.
+        range or of those two; a cache folder that cannot be written to.
     """
     split = "test_seen" if split == "test" else split  # the name that all sources know
     config = _config(name, split, size, frames, examples, omit)
@@ -225,7 +225,7 @@ def _config(name: str, split: str, size: int, frames: int, examples: int | None,
         raise errors.unknown("scenes", name, EXAMPLES)
     if split not in splits_of(name):
         raise errors.unknown("split", split, splits_of(name))
-    world = worlds.world_named(ENTROPY_WORLD if name == "entropy" else name)
+    world = worlds.world_named(worlds.UNIFORM.get(name, name))
     if size < world.smallest_picture:
         raise errors.BadInput(
             f"scenes {name!r} of {size} px cannot be told apart: use at least {world.smallest_picture} px"
@@ -237,8 +237,8 @@ def _config(name: str, split: str, size: int, frames: int, examples: int | None,
     examples = EXAMPLES[name] if examples is None else examples
     if examples < 1:
         raise errors.BadInput(f"scenes {name!r} need at least 1 example, got {examples}")
-    if omit is not None and name == "entropy":
-        raise errors.BadInput("captions of scenes 'entropy' say everything, so that its entropy is known: drop omit")
+    if omit is not None and name in worlds.UNIFORM:
+        raise errors.BadInput(f"captions of scenes {name!r} say everything: drop omit")
     if omit is not None and not 0 <= omit < 1:
         raise errors.BadInput(f"omit is a share of at least 0 and below 1, got {omit}")
     label = f"{name}-{size}px-{frames}f-{examples}" + ("" if omit is None else f"-omit{omit}")

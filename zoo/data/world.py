@@ -68,6 +68,10 @@ WORLDS = {
 }
 
 
+# Data sets of all still scenes of a world, equally likely: nothing is held out.
+UNIFORM = {"entropy": "one", "modes": "one"}
+
+
 def world_named(name: str) -> World:
     """Returns the world of that name. Raises `BadInput` if there is none."""
     if name not in WORLDS:

@@ -10,6 +10,11 @@ import jax.numpy as jnp
 from zoo.distributions import sum_each
 from zoo.nets.layers import RMSNorm, patchify, unpatchify
 
+# Largest |log_scale| of a step, approached by tanh: a scale may be e^-3 = 1/20 and no float32 runs over. The noise in
+# the pictures asks for less: what a flat patch needs is log_scale = log(noise_std). A bound of 2 = 2 sigmoid(inf), as
+# in Jet's paper, leaves a short stack busy with making flat patches wide (see configs/flow.py).
+LOG_SCALE_LIMIT = 3.0
+
 
 class Affine(NamedTuple):
     """The map x -> (x - shift) exp(-log_scale), elementwise in float32 (RealNVP 1605.08803, section 3.2)."""
@@ -48,15 +53,16 @@ def guide(affine: Affine, guidance: float) -> Affine:
 
 
 class Head(nn.Module):
-    """What a transformer says of each patch, (B, N, D): shift and raw scale, (B, N, channels). Both start at zero."""
+    """A transformer's output, (B, N, D) -> the affine of each patch, (B, N, channels), which starts as the identity."""
 
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, channels: int) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, channels: int) -> Affine:
         x = RMSNorm(self.dtype, name="norm")(x)
         both = nn.Dense(2 * channels, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="out")(x)
-        return tuple(jnp.split(both, 2, axis=-1))
+        shift, raw = jnp.split(both, 2, axis=-1)
+        return Affine(shift, LOG_SCALE_LIMIT * jnp.tanh(raw / LOG_SCALE_LIMIT))
 
 
 class Positions(nn.Module):

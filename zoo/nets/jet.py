@@ -28,7 +28,7 @@ def half_kept(i: int, grid: tuple[int, int, int], channels: int) -> np.ndarray:
 
 
 class Coupling(nn.Module):
-    """One half decides an affine of the other (2412.15129); the scale is 2 sigmoid, below 2."""
+    """One half decides an affine of the other (2412.15129, where the scale is below 2)."""
 
     width: int
     depth: int
@@ -45,8 +45,7 @@ class Coupling(nn.Module):
         for i in range(self.depth):
             block = Block(self.heads, "joint", self.dtype, "auto", name=f"layer_{i}")
             y, _ = block(y, condition, text.tokens, text.lengths, None)
-        shift, raw = Head(self.dtype, name="head")(y, x.shape[-1])  # (B, N, P)
-        affine = guide(Affine(shift, jax.nn.softplus(-raw) - math.log(2)), guidance)  # exp(-log_scale) = 2 sigmoid(raw)
+        affine = guide(Head(self.dtype, name="head")(y, x.shape[-1]), guidance)
         return Affine(*(jnp.where(kept, 0, part) for part in affine))
 
     def __call__(self, x: jax.Array, text: Text, guidance: float, kept: np.ndarray) -> tuple[jax.Array, jax.Array]:

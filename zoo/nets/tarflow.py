@@ -10,10 +10,6 @@ from zoo.nets.flow_layers import Affine, Head, Positions, from_sequence, guide, 
 from zoo.nets.layers import RMSNorm, SwiGLU, head_channels
 from zoo.nets.text_encoder import Text, TextEncoder
 
-# Largest |log_scale| of a block, approached by tanh: a scale may be e^-3 = 1/20 and no float32 runs over. The noise in
-# the pictures asks for less: what a flat patch needs is log_scale = log(noise_std).
-LOG_SCALE_LIMIT = 3.0
-
 
 class Memory(NamedTuple):
     """What a layer attends to: M words, then N patches, of which some may not be written yet. (B, M + N, heads, d)."""
@@ -116,8 +112,7 @@ class Block(nn.Module):
         for layer, memory in zip(self.layers, memories, strict=True):
             y, memory = layer(y, memory, visible, slot)
             written.append(memory)
-        shift, raw = self.head(y, before.shape[-1])  # (B, n, P)
-        return Affine(shift, LOG_SCALE_LIMIT * jnp.tanh(raw / LOG_SCALE_LIMIT)), written
+        return self.head(y, before.shape[-1]), written
 
     def _reverse_cached(self, z: jax.Array, text: Text, guidance: float) -> jax.Array:
         count = z.shape[1]

@@ -447,6 +447,7 @@ def share_right(judged: dict[str, bool | None]) -> float | None:
 def world_of(source: str) -> str | None:
     """Returns the world that a data source shows ("scenes/one?examples=100" -> "one"), None if it shows none."""
     name = source.partition("?")[0].removeprefix("scenes").lstrip("/:")
+    name = worlds.UNIFORM.get(name, name)
     return name if source.startswith("scenes") and name in worlds.WORLDS else None
 
 
