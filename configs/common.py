@@ -67,3 +67,46 @@ def player(**changes) -> dict:
         )
         | changes
     )
+
+
+def plug_in_critic(config: ml_collections.ConfigDict, words: set[str], **changes) -> None:
+    """Puts the config's method under a critic, see `zoo.methods.adversarial`: small for `demo` and least for `test`.
+
+    Args:
+      config: of a family that shows pictures; its `method` becomes `method.base`.
+      words: the recipe's arguments.
+      **changes: of the plug-in's own settings.
+    """
+    own = dict(
+        name="adversarial",
+        base=config.method.to_dict(),
+        critic=dict(
+            patch_size=2, widths=(256, 384, 384), blocks=2, bottleneck=2, text_width=256, text_depth=4, text_heads=4
+        ),
+        objective="relativistic",
+        weight=1.0,
+        base_weight=1.0,
+        adaptive_on="",
+        start=0,
+        critic_steps=1,
+        r1=1.0,
+        r2=1.0,
+        penalty="exact",
+        mismatch=1.0,
+        feature_matching=0.0,
+        noise=(),
+        augmentations=(),
+    )
+    config.method = ml_collections.ConfigDict(own | changes)
+    config.players.critic = player(
+        learning_rate=2e-4, warmup_steps=0, betas=(0.0, 0.99), clip_norm=1e6, ema_half_lives=()
+    )
+    if "demo" in words:
+        small = dict(patch_size=4, widths=(192, 192), blocks=1, text_width=64, text_depth=2, text_heads=1)
+        config.method.critic.update(small)
+        config.method.update(dict(r1=0.1, r2=0.1))
+        config.players.critic.learning_rate = 5e-4
+    if "test" in words:
+        config.method.critic.update(
+            dict(patch_size=4, widths=(8, 16), blocks=1, text_width=16, text_depth=1, text_heads=2)
+        )

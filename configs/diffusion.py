@@ -5,6 +5,11 @@
     python train.py --config configs/diffusion.py:demo --workdir runs/demo          two CPU cores, what `make demo` runs
     python train.py --config configs/diffusion.py:test --workdir /tmp/test          seconds, for tests
 
+Words combine with these. `mean_flow` learns average velocities and makes a picture in one step; `critic` adds a critic;
+`few_steps` lets a critic turn a trained run into one that needs one to four:
+
+    python train.py --config configs/diffusion.py:few_steps,demo --config.init=runs/demo --workdir runs/few_steps
+
 Measured on two cores of an AMD EPYC (AVX-512), jax 0.10.2, float32. Shares of captions of which the oracle finds all
 right, `python -m zoo.scoring --workdir RUN --num 256 --split SPLIT`:
 
@@ -29,12 +34,16 @@ On 3,224 captioned emoji (`:cpu --config.data.source=folder:emoji --config.data.
 pictures that could be recognised, with some noise left in the patches.
 """
 
+import ml_collections
+
 from configs import common
 from zoo.config import arguments
 
+WORDS = ("mean_flow", "critic", "few_steps", "cpu", "demo", "test")
+
 
 def get_config(text=None):
-    words = arguments(text, ("cpu", "demo", "test"))
+    words = arguments(text, WORDS)
     config = common.get_config(
         dtype="bfloat16",
         data=dict(source="scenes/full", size=32, batch_size=256, text_length=40, vocab_size=512),
@@ -49,6 +58,7 @@ def get_config(text=None):
                 text_depth=4,
                 text="joint",
                 positions="rotary",
+                time_frequency=1000.0,
                 remat=False,
                 attention="auto",
             ),
@@ -58,6 +68,7 @@ def get_config(text=None):
             times="logit_normal",
             time_mean=0.0,
             time_std=1.0,
+            time_steps=4,
             time_shift=3.0,  # where most pixels are alike, what a picture shows is decided in much noise
             time_min=0.0,
             caption_drop=0.1,
@@ -80,7 +91,42 @@ def get_config(text=None):
         config.players.model.ema_half_lives = (10.0, 40.0)
     if "test" in words:
         _for_tests(config)
+    if "mean_flow" in words:
+        _as_mean_flow(config)
+    if "few_steps" in words:
+        _for_few_steps(config)
+    if {"critic", "few_steps"} & words:
+        common.plug_in_critic(config, words, adaptive_on="^out/kernel", weight=0.5)
     return config
+
+
+def _as_mean_flow(config):
+    """The same network learns average velocities (MeanFlow 2505.13447), and makes a picture in one step."""
+    net = dict(config.method.net) | dict(time_frequency=8.0)  # its derivative by time is taken
+    del net["attention"]
+    config.method = ml_collections.ConfigDict(
+        dict(
+            name="mean_flow",
+            net=net,
+            time_mean=-0.4,
+            time_std=1.0,
+            time_shift=config.method.time_shift,
+            equal=0.75,
+            power=1.0,
+            caption_drop=0.1,
+        )
+    )
+    config.sample = ml_collections.ConfigDict(dict(steps=1, guidance=0.0, shift=1.0))
+
+
+def _for_few_steps(config):
+    """What a critic makes of a trained run, given by --config.init=RUN: pictures in one to four steps (ADD 2311.17042).
+
+    The network is only asked at four times, and each step ends at a whole picture, which is noised again.
+    """
+    config.method.update(dict(times="steps", time_steps=4, time_shift=1.0))
+    config.sample.update(dict(sampler="ddim", eta=1.0, steps=4, guidance=0.0, shift=1.0))
+    config.players.model.update(dict(warmup_steps=0, betas=(0.0, 0.99)))
 
 
 def _for_two_cores(config):

@@ -22,46 +22,24 @@ def get_config(text=None):
         dtype="bfloat16",
         data=dict(source="scenes/full", size=32, batch_size=256, text_length=40, vocab_size=512),
         method=dict(
-            name="adversarial",
-            base=dict(
-                name="generator",
-                net=dict(
-                    patch_size=2,
-                    widths=(256, 384, 384),
-                    blocks=2,
-                    bottleneck=2,
-                    attention_size=8,
-                    heads=4,
-                    text_width=256,
-                    text_depth=4,
-                    text_heads=4,
-                ),
-                latent_dim=64,
-                caption_drop=0.0,
+            name="generator",
+            net=dict(
+                patch_size=2,
+                widths=(256, 384, 384),
+                blocks=2,
+                bottleneck=2,
+                attention_size=8,
+                heads=4,
+                text_width=256,
+                text_depth=4,
+                text_heads=4,
             ),
-            critic=dict(
-                patch_size=2, widths=(256, 384, 384), blocks=2, bottleneck=2, text_width=256, text_depth=4, text_heads=4
-            ),
-            objective="relativistic",
-            weight=1.0,
-            base_weight=1.0,
-            adaptive_on="",
-            start=0,
-            critic_steps=1,
-            r1=1.0,
-            r2=1.0,
-            penalty="exact",
-            mismatch=1.0,
-            feature_matching=0.0,
-            noise=(),
-            augmentations=(),
+            latent_dim=64,
+            caption_drop=0.0,
         ),
         players=dict(
             model=common.player(
                 learning_rate=2e-4, warmup_steps=0, betas=(0.0, 0.99), clip_norm=1e6, ema_half_lives=(500.0, 5000.0)
-            ),
-            critic=common.player(
-                learning_rate=2e-4, warmup_steps=0, betas=(0.0, 0.99), clip_norm=1e6, ema_half_lives=()
             ),
         ),
         loop=dict(steps=60_000, steps_per_call=10, log_every=200, checkpoint_every=5000, grid_every=5000),
@@ -71,6 +49,7 @@ def get_config(text=None):
         _for_demo(config)
     if "test" in words:
         _for_tests(config)
+    common.plug_in_critic(config, words)
     return config
 
 
@@ -80,16 +59,11 @@ def _for_demo(config):
         dict(
             dtype="float32",
             data=dict(source="scenes/one?omit=0", size=16, batch_size=64, text_length=16),
+            players=dict(model=dict(learning_rate=5e-4, ema_half_lives=(10.0, 40.0))),
             loop=dict(steps=2000, log_every=50, checkpoint_every=500, grid_every=500),
         )
     )
-    small = dict(patch_size=4, widths=(192, 192), blocks=1, text_width=64, text_depth=2, text_heads=1)
-    config.method.base.net.update(small | dict(blocks=2, heads=3))
-    config.method.critic.update(small)
-    config.method.update(dict(r1=0.1, r2=0.1))
-    for player in config.players.values():
-        player.learning_rate = 5e-4
-    config.players.model.ema_half_lives = (10.0, 40.0)
+    config.method.net.update(dict(patch_size=4, widths=(192, 192), heads=3, text_width=64, text_depth=2, text_heads=1))
 
 
 def _for_tests(config):
@@ -98,13 +72,13 @@ def _for_tests(config):
         dict(
             dtype="float32",
             data=dict(source="scenes/one?examples=64", size=16, batch_size=8, text_length=16),
+            method=dict(latent_dim=8),
+            players=dict(model=dict(ema_half_lives=(1.0, 10.0))),
             loop=dict(
                 steps=2, steps_per_call=1, log_every=1, checkpoint_every=1, grid_every=2, grid_prompts=("a star",)
             ),
         )
     )
-    small = dict(patch_size=4, widths=(8, 16), blocks=1, text_width=16, text_depth=1, text_heads=2)
-    config.method.base.net.update(small | dict(heads=2))
-    config.method.base.latent_dim = 8
-    config.method.critic.update(small)
-    config.players.model.ema_half_lives = (1.0, 10.0)
+    config.method.net.update(
+        dict(patch_size=4, widths=(8, 16), blocks=1, heads=2, text_width=16, text_depth=1, text_heads=2)
+    )

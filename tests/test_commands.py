@@ -9,16 +9,21 @@ import pytest
 from PIL import Image
 
 from zoo import media
+from zoo.data.scenes import open_source
 from zoo.errors import BadInput
 from zoo.method import to_float
 from zoo.run import Run
+from zoo.scoring import ask
 from zoo.scoring.ask import settled
 from zoo.scoring.judge import get_judge
 from zoo.scoring.measures import OF_RUNS
+from zoo.scoring.trust import auc, falsified
 from zoo.training.checkpoint import Checkpoints
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = [f"configs/{file.name}:test" for file in sorted(FOLDER.glob("*.py")) if file.name != "common.py"]
+RECIPES += [f"configs/{kind},test" for kind in ("vae.py:critic", "flow.py:jet,critic", "diffusion.py:mean_flow")]
+RECIPES += ["configs/diffusion.py:few_steps,test"]
 PROMPTS = ["--prompt=a red circle", "--prompt=a blue star"]
 
 
@@ -240,11 +245,20 @@ def test_a_clip_is_trained_exported_and_tried(command, finish, tmp_path):
     assert done.code == 0, done.err
     out = tmp_path / "trust.json"
     tried = (f"--clip={tmp_path / 'clip'}", "--source=scenes/one?examples=64", "--size=16", "--num=6", f"--out={out}")
+    tried += (words[0],)
     done = finish("-m", "zoo.scoring.trust", *tried, devices=1)
     assert done.code == 0, done.err
     report = json.loads(out.read_text())
     assert report == json.loads(done.out)
     assert {"picture_to_text_r1", "text_to_picture_r1", "told_apart", "auc", "correlation_with_oracle"} < report.keys()
+    run, source, rng = Run.open(tmp_path / "run"), open_source("one", "test", 16, examples=64), np.random.default_rng(0)
+    pairs = [(source[i], text) for i in range(6) if (text := falsified(source[i], 1, rng))]
+    shown = np.stack([item["pixels"] for item, _ in pairs])
+    right, wrong = (
+        ask.rate(run, shown, [item["text"] for item, _ in pairs]),
+        ask.rate(run, shown, [w for _, w in pairs]),
+    )
+    assert report["run"]["told_apart"] == np.mean(right > wrong) and report["run"]["auc"] == auc(right, wrong)
     again = finish("-m", "zoo.scoring.export_clip", *words, devices=1)
     assert again.code == 2 and "exists" in again.err
 

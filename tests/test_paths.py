@@ -11,6 +11,7 @@ from zoo.diffusion.paths import (
     shift_time,
     squared_error,
 )
+from zoo.diffusion.samplers import time_grid
 from zoo.errors import BadInput
 
 BOTH = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
@@ -141,6 +142,14 @@ def test_shift_fixes_the_ends_and_is_known_between(x64):
 def test_shift_divides_the_linear_paths_signal_to_noise_by_its_square(x64):
     linear, t = PATHS["linear"], np.linspace(0.1, 0.9, 9)
     np.testing.assert_allclose(linear.snr(shift_time(t, 2.5)), linear.snr(t) / 2.5**2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("steps, shift", [(1, 1.0), (4, 1.0), (3, 2.0)])
+def test_times_of_a_samplers_steps_are_the_samplers(steps, shift):
+    t = draw_times(jax.random.key(0), 6000, "steps", steps=steps, shift=shift)
+    found, counts = np.unique(np.asarray(t).round(5), return_counts=True)
+    np.testing.assert_allclose(found, np.sort(time_grid(steps, shift=shift)[:-1]), atol=1e-5)
+    assert counts.min() > 0.9 * len(t) / steps
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "logit_normal"])

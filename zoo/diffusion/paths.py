@@ -105,21 +105,31 @@ def shift_time(t: jax.Array, shift: float) -> jax.Array:
 
 
 def draw_times(
-    rng: jax.Array, count: int, distribution: str, *, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
+    rng: jax.Array,
+    count: int,
+    distribution: str,
+    *,
+    mean: float = 0.0,
+    std: float = 1.0,
+    steps: int = 4,
+    shift: float = 1.0,
 ) -> jax.Array:
     """Draws training times, (count,) float32 in [0, 1].
 
     Args:
       distribution: "uniform" (stratified over the batch, which lowers the variance of the loss: VDM 2107.00630,
-        appendix I.1) or "logit_normal" (2403.03206, eq. 19: sigmoid of a Gaussian with this mean and std).
+        appendix I.1), "logit_normal" (2403.03206, eq. 19: sigmoid of a Gaussian with this mean and std), or "steps":
+        the times at which a sampler of so many `steps` asks the network, 1 among them (ADD 2311.17042, section 3.1).
       shift: applied to the drawn times, see `shift_time`.
     """
     if distribution == "uniform":
         t = (jax.random.uniform(rng) + jnp.arange(count) / count) % 1.0
     elif distribution == "logit_normal":
         t = jax.nn.sigmoid(mean + std * jax.random.normal(rng, (count,)))
+    elif distribution == "steps":
+        t = jax.random.randint(rng, (count,), 1, steps + 1) / steps
     else:
-        raise unknown("time distribution", distribution, ("uniform", "logit_normal"))
+        raise unknown("time distribution", distribution, ("uniform", "logit_normal", "steps"))
     return shift_time(t, shift)
 
 

@@ -48,7 +48,8 @@ class Diffusion:
       path: "linear" or "cosine", see `diffusion.paths`.
       prediction: what the network's output means: "x", "eps" or "v".
       error: the space of the squared error: "x", "eps", "v", or "min_snr".
-      times: "logit_normal" (of `time_mean`, `time_std`) or "uniform", moved towards noise by `time_shift`.
+      times: "logit_normal" (of `time_mean`, `time_std`), "uniform", or "steps" (of a sampler of `time_steps`), moved
+        towards noise by `time_shift`.
       time_min: earliest training time; keeps v = (z - x) / t bounded where x is predicted (JiT uses 0.05).
       caption_drop: share of captions replaced by the empty one, which classifier-free guidance needs.
     """
@@ -62,6 +63,7 @@ class Diffusion:
     times: str = "logit_normal"
     time_mean: float = 0.0
     time_std: float = 1.0
+    time_steps: int = 4
     time_shift: float = 1.0
     time_min: float = 0.0
     caption_drop: float = 0.1
@@ -94,8 +96,7 @@ class Diffusion:
         path = get_path(self.path)
         rng_time, rng_noise, rng_drop = jax.random.split(rng, 3)
         x = to_float(batch["pixels"])
-        t = draw_times(rng_time, len(x), self.times, mean=self.time_mean, std=self.time_std, shift=self.time_shift)
-        t = jnp.maximum(t, self.time_min)
+        t = jnp.clip(self._draw_times(rng_time, len(x)), self.time_min, self._last_time)
         eps = jax.random.normal(rng_noise, x.shape)
         z = path.mix(x, eps, t)
         tokens = drop_captions(rng_drop, batch["tokens"], self.caption_drop)
@@ -179,6 +180,10 @@ class Diffusion:
             return path.convert(self.prediction, network(z, times, cond), z, times)
 
         return predict
+
+    def _draw_times(self, rng: jax.Array, count: int) -> jax.Array:
+        options = dict(mean=self.time_mean, std=self.time_std, steps=self.time_steps, shift=self.time_shift)
+        return draw_times(rng, count, self.times, **options)
 
     @property
     def _last_time(self) -> float:

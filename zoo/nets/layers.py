@@ -130,14 +130,19 @@ class SwiGLU(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """A time in [0, 1] as sines and cosines, then an MLP. t: (B,) -> (B, width)."""
+    """A time in [0, 1] as sines and cosines, then an MLP. t: (B,) -> (B, width).
+
+    Attributes:
+      highest: frequency, in radians over all of time.
+    """
 
     width: int
     dtype: Any = jnp.float32
+    highest: float = 1000.0
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
-        frequencies = 1000.0 * 1e-4 ** (np.arange(128) / 128)
+        frequencies = self.highest * 1e-4 ** (np.arange(128) / 128)
         angles = t.astype(jnp.float32)[:, None] * frequencies
         y = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)  # (B, 256)
         y = nn.Dense(self.width, dtype=self.dtype)(y)

@@ -68,6 +68,7 @@ class Transformer(nn.Module):
       text_width, text_depth: of the text transformer; captions are simple beside pictures, and can be read narrowly.
       text: "joint" (one softmax over patches and words) or "cross" (a sub-layer of its own).
       positions: "rotary" (axial, plus fixed sines and cosines, since words name absolute places) or "learned".
+      time_frequency: the highest, see `TimeEmbedding`; where derivatives by time are taken, it must be low.
       remat: recompute each layer in the backward pass; saves memory, costs about a third more time.
       attention: see `layers.attend`.
     """
@@ -81,13 +82,18 @@ class Transformer(nn.Module):
     text_depth: int = 2
     text: str = "joint"
     positions: str = "rotary"
+    time_frequency: float = 1000.0
     remat: bool = False
     attention: str = "auto"
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, z: jax.Array, t: jax.Array, ids: jax.Array) -> jax.Array:
-        """z: (B, T, H, W, C); t: (B,) in [0, 1]; ids: (B, L) int32 -> (B, T, H, W, C) float32."""
+    def __call__(self, z: jax.Array, t: jax.Array, ids: jax.Array, span: jax.Array | None = None) -> jax.Array:
+        """z: (B, T, H, W, C); t: (B,) in [0, 1]; ids: (B, L) int32 -> (B, T, H, W, C) float32.
+
+        Args:
+          span: (B,) in [0, 1], the length of time that the answer is of, where one was given to `init` too.
+        """
         if self.text not in ("joint", "cross"):
             raise unknown("text attention", self.text, ("joint", "cross"))
         head = head_channels(self.width, self.heads)  # of words as of patches
@@ -102,7 +108,9 @@ class Transformer(nn.Module):
             self.attention,
             name="text",
         )(ids)
-        condition = TimeEmbedding(self.width, self.dtype, name="time")(t)
+        condition = TimeEmbedding(self.width, self.dtype, self.time_frequency, name="time")(t)
+        if span is not None:
+            condition = condition + TimeEmbedding(self.width, self.dtype, self.time_frequency, name="span")(span)
         condition = condition + nn.Dense(self.width, dtype=self.dtype, name="caption")(text.pooled)  # (B, D)
 
         patches = patchify(z, self.patch_size)  # (B, T, h, w, p*p*C)

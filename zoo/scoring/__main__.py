@@ -176,7 +176,7 @@ def read_references(count: int) -> list[list[str]] | None:
 def compared(subject: Subject) -> Task:
     """What the sample is measured against."""
     networks = {}
-    if set(chosen(FLAGS.measures)) - {"oracle", *OF_RUNS}:
+    if set(chosen(FLAGS.measures)) - {"oracle", "sharpness", *OF_RUNS}:
         networks["clip"] = clip_features(FLAGS.clip or SHIPPED, FLAGS.clip_prefix)
     if FLAGS.inception:
         networks["inception"] = inception_features(FLAGS.inception, FLAGS.inception_resize)

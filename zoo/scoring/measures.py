@@ -18,6 +18,7 @@ from zoo.scoring.bootstrap import interval, interval_of
 from zoo.scoring.clip_score import clip_score, r_precision, ref_clip_score
 from zoo.scoring.features import Features, of_source
 from zoo.scoring.reconstruction import psnr, ssim
+from zoo.scoring.sharpness import sharpness
 
 KID_SUBSETS, KID_SIZE = 20, 1000  # KID_SIZE or as many as there are
 RESAMPLES = 20  # halves that the intervals of distances are taken from
@@ -168,6 +169,11 @@ def by_ref_clip_score(sample: Sample, task: Task) -> dict[str, Score]:
     return {"ref_clip_score": mean_score(ref_clip_score(sample.features(network), network.texts(captions), references))}
 
 
+def by_sharpness(sample: Sample, task: Task) -> dict[str, Score]:
+    del task
+    return {"sharpness": mean_score(sharpness(sample.pictures))}
+
+
 def by_likelihood(sample: Sample, task: Task) -> dict[str, Score]:
     """Bits per dimension of held-out pictures under the run, with the options that its family takes by itself."""
     del sample
@@ -284,6 +290,7 @@ def labels_of(captions: Sequence[str], world: str | None) -> list[str | None]:
 
 MEASURES: dict[str, Callable[[Sample, Task], dict[str, Score]]] = {
     "oracle": by_oracle,
+    "sharpness": by_sharpness,
     "clip_score": by_clip_score,
     "ref_clip_score": by_ref_clip_score,
     "r_precision": by_r_precision,

@@ -2,6 +2,8 @@
 
 Real pictures have captions that are right. One that is wrong by a word is made with `data.negatives.swap_word`; of
 scenes the truth is known, so that it is wrong for certain.
+
+With --workdir RUN, a run that rates pictures, such as one with a critic, is asked the same of the same pictures.
 """
 
 import json
@@ -15,7 +17,8 @@ from zoo.data.grammar import holds, parse
 from zoo.data.negatives import swap_word
 from zoo.data.world import Scene
 from zoo.errors import BadInput, exit_on_bad_input
-from zoo.scoring import oracle
+from zoo.run import Run
+from zoo.scoring import ask, oracle
 from zoo.scoring.clip_score import clip_score
 from zoo.scoring.distances import unit_vectors
 from zoo.scoring.features import SHIPPED, clip_features
@@ -32,6 +35,7 @@ def define_flags() -> None:
         "clip", str(SHIPPED), "Folder of a CLIP, as Hugging Face's; by default the one that knows scenes."
     )
     flags.DEFINE_string("clip_prefix", "", "Stands before each caption that CLIP reads.")
+    flags.DEFINE_string("workdir", None, "A run that rates pictures, beside CLIP.")
     flags.DEFINE_string("source", "scenes/full", "Captioned pictures, as data.source.")
     flags.DEFINE_integer("size", 32, "Of the pictures, in pixels.", lower_bound=1)
     flags.DEFINE_string("split", "test_seen", "Of the source.")
@@ -55,6 +59,10 @@ def main(argv):
     rows = [i for i, _ in wrong]
     right, false = clip_score(seen, read)[rows], clip_score(seen[rows], clip.texts([text for _, text in wrong]))
     report |= {"told_apart": float((right > false).mean()), "auc": auc(right, false), "wrong_captions": len(wrong)}
+    if FLAGS.workdir:
+        run, own = Run.open(FLAGS.workdir), [texts[i] for i in rows]
+        right, false = (ask.rate(run, pictures[rows], part) for part in (own, [text for _, text in wrong]))
+        report["run"] = {"told_apart": float((right > false).mean()), "auc": auc(right, false)}
     world = oracle.world_of(FLAGS.source)
     if world is not None:
         report["correlation_with_oracle"] = with_oracle(clip, seen, items, world, rng)
