@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from zoo.config import build
 from zoo.data.text import drop_captions, empty_caption
+from zoo.diffusion import guidance as guides
 from zoo.diffusion.paths import LINEAR, draw_times, expand
 from zoo.diffusion.samplers import time_grid
 from zoo.distributions import sum_each
@@ -107,8 +108,11 @@ class MeanFlow:
         z, times = normal_each(rng, shape), time_grid(steps, shift=shift)
 
         def step(z, times):
-            t, r = (jnp.full(len(z), time) for time in times)
-            return z - expand(t - r, z) * self._guided(params, z, r, t, cond, guidance), None
+            t, r = times
+            network = lambda z, t, tokens: self.apply(params, z, jnp.full_like(t, r), t, tokens)
+            if guidance:
+                network = guides.classifier_free(network, empty_caption(cond.shape[-1]), guidance)
+            return z - (t - r) * network(z, jnp.full(len(z), t), cond), None
 
         return jax.lax.scan(step, z, (times[:-1], times[1:]))[0]
 
@@ -116,13 +120,6 @@ class MeanFlow:
         """How often a picture is put through the network by `sample` with these options."""
         del rest
         return steps * (2 if guidance else 1)
-
-    def _guided(self, params, z, r, t, cond, guidance: float) -> jax.Array:
-        good = self.apply(params, z, r, t, cond)
-        if not guidance:
-            return good
-        empty = jnp.broadcast_to(empty_caption(cond.shape[-1]), cond.shape)
-        return good + guidance * (good - self.apply(params, z, r, t, empty))
 
     def _draw_two_times(self, rng: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
         """r <= t, each (count,); equal for a share of `equal`."""

@@ -44,10 +44,10 @@ def main(argv):
     name = run.recipe.data.source.partition("?")[0].removeprefix("scenes/")
     if name not in UNIFORM:
         raise BadInput(f"modes are counted of runs on scenes/{' and scenes/'.join(UNIFORM)}, not on {name}")
+    real = first_of(run.recipe.data, "train", FLAGS.num).pictures
     sampler = run.sampler(FLAGS.per_device, **sampling_flags.options())
     tokens = run.recipe.tokenizer.encode([""] * FLAGS.num)
     made = sampler(run.params, tokens, FLAGS.seed, **sampling_flags.traced_options(run))
-    real = first_of(run.recipe.data, "train", FLAGS.num).pictures
     scores = {"model": coverage(made, UNIFORM[name]), "ceiling": coverage(real, UNIFORM[name])}
     print(report.to_table(scores))
     out = Path(FLAGS.out or f"{FLAGS.workdir}/modes.json")

@@ -47,6 +47,7 @@ def main(argv):
     if argv[1:]:
         raise BadInput(f"no such argument: {argv[1]!r}; flags begin with --")
     parallel.use_compilation_cache()
+    run = Run.open(FLAGS.workdir) if FLAGS.workdir else None
     source = pipeline.open_source(FLAGS.source, FLAGS.split, FLAGS.size, 1)
     if FLAGS.num > len(source):
         raise BadInput(f"--num {FLAGS.num} is more than the {len(source)} pictures of split {FLAGS.split!r}")
@@ -58,11 +59,11 @@ def main(argv):
     wrong = [(i, text) for i, item in enumerate(items) if (text := falsified(item, 1, rng))]
     rows = [i for i, _ in wrong]
     right, false = clip_score(seen, read)[rows], clip_score(seen[rows], clip.texts([text for _, text in wrong]))
-    report |= {"told_apart": float((right > false).mean()), "auc": auc(right, false), "wrong_captions": len(wrong)}
-    if FLAGS.workdir:
-        run, own = Run.open(FLAGS.workdir), [texts[i] for i in rows]
+    report |= told_apart(right, false) | {"wrong_captions": len(wrong)}
+    if run:
+        own = [texts[i] for i in rows]
         right, false = (ask.rate(run, pictures[rows], part) for part in (own, [text for _, text in wrong]))
-        report["run"] = {"told_apart": float((right > false).mean()), "auc": auc(right, false)}
+        report["run"] = told_apart(right, false)
     world = oracle.world_of(FLAGS.source)
     if world is not None:
         report["correlation_with_oracle"] = with_oracle(clip, seen, items, world, rng)
@@ -92,6 +93,11 @@ def falsified(item: dict, swaps: int, rng: np.random.Generator) -> str | None:
     if "attributes" in item and False not in holds(parse(text), Scene.from_json(item["attributes"])).values():
         return None
     return text
+
+
+def told_apart(right: np.ndarray, wrong: np.ndarray) -> dict[str, float]:
+    """How well scores of right captions (N,) stand above those of wrong ones of the same pictures, and of any."""
+    return {"told_apart": float((right > wrong).mean()), "auc": auc(right, wrong)}
 
 
 def auc(right: np.ndarray, wrong: np.ndarray) -> float:
