@@ -110,3 +110,27 @@ def plug_in_critic(config: ml_collections.ConfigDict, words: set[str], **changes
         config.method.critic.update(
             dict(patch_size=4, widths=(8, 16), blocks=1, text_width=16, text_depth=1, text_heads=2)
         )
+
+
+def plug_in_reward(config: ml_collections.ConfigDict, **changes) -> None:
+    """Puts the config's method under a reward, see `zoo.methods.rewarded`; the run to change is `--config.init=RUN`.
+
+    Args:
+      config: of a family that makes pictures of noise; its `method` becomes `method.base`.
+      **changes: of the plug-in's own settings.
+    """
+    own = dict(
+        name="rewarded",
+        base=config.method.to_dict(),
+        reward="clip",
+        gradient="direct",
+        sampling=dict(),
+        adapt="^model/.*kernel$",
+        rank=8,
+        scale=8.0,
+        leash=0.0,
+        group=8,
+    )
+    config.method = ml_collections.ConfigDict(own | changes)
+    adapters = player(learning_rate=1e-3, warmup_steps=0, decay_start=1.0, ema_half_lives=())
+    config.players = ml_collections.ConfigDict(dict(adapters=adapters))

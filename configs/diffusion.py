@@ -10,6 +10,11 @@ Words combine with these. `mean_flow` learns average velocities and makes a pict
 
     python train.py --config configs/diffusion.py:few_steps,demo --config.init=runs/demo --workdir runs/few_steps
 
+`reward` lets a judge change a trained run through its derivative, `policy` one that is only asked:
+
+    python train.py --config configs/diffusion.py:reward,demo --config.init=runs/demo --workdir runs/reward
+    python train.py --config configs/diffusion.py:policy,demo --config.init=runs/demo --workdir runs/policy
+
 Measured on two cores of an AMD EPYC (AVX-512), jax 0.10.2, float32. Shares of captions of which the oracle finds all
 right, `python -m zoo.scoring --workdir RUN --num 256 --split SPLIT`:
 
@@ -39,7 +44,7 @@ import ml_collections
 from configs import common
 from zoo.config import arguments
 
-WORDS = ("mean_flow", "critic", "few_steps", "cpu", "demo", "test")
+WORDS = ("mean_flow", "critic", "few_steps", "reward", "policy", "cpu", "demo", "test")
 
 
 def get_config(text=None):
@@ -97,7 +102,22 @@ def get_config(text=None):
         _for_few_steps(config)
     if {"critic", "few_steps"} & words:
         common.plug_in_critic(config, words, adaptive_on="^out/kernel", weight=0.5)
+    if {"reward", "policy"} & words:
+        _for_rewards(config, "policy" in words)
+        if "test" not in words:
+            config.loop.update(dict(steps=300, log_every=10, checkpoint_every=50, grid_every=100))
     return config
+
+
+def _for_rewards(config, policy):
+    """Low-rank changes of a trained run, given by --config.init=RUN. Few steps, and no guidance, while training."""
+    shift = config.sample.shift
+    if policy:
+        sampling = dict(steps=10, guidance=0.0, eta=1.0, shift=shift)
+        common.plug_in_reward(config, gradient="policy", reward="oracle", sampling=sampling)
+    else:
+        sampling = dict(steps=10, sampler="ddim", guidance=0.0, shift=shift, last=1)
+        common.plug_in_reward(config, sampling=sampling)
 
 
 def _as_mean_flow(config):

@@ -238,6 +238,25 @@ def test_runs_are_compared(finish, command, copied, tmp_path):
     assert {"parameters", "seconds of training", "samples/s", "all"} <= rows.keys()
 
 
+def test_quality_is_drawn_over_evaluations(finish, trained, tmp_path):
+    words = ("-m", "zoo.scoring.steps", trained)
+    done = finish(*words, "--steps=1,3", "--num=4", "--show=all", "--show=colour", f"--out={tmp_path / 's.png'}")
+    assert done.code == 0, done.err
+    rows = json.loads((tmp_path / "s.json").read_text())[str(trained)]
+    assert [(row["steps"], row["evaluations"]) for row in rows] == [(1, 2), (3, 10)] and (tmp_path / "s.png").exists()
+    assert all(0 <= row["scores"]["all"] <= 1 for row in rows)
+    done = finish(*words, "--steps=1,two", devices=1)
+    assert done.code == 2 and "--steps: 'two'" in done.err
+
+
+def test_metrics_of_runs_are_drawn(finish, trained, tmp_path):
+    words = ("-m", "zoo.scoring.curves", trained, f"--out={tmp_path / 'c.png'}")
+    done = finish(*words, "--show=model/loss", "--show=model/grad_norm", devices=1)
+    assert done.code == 0 and (tmp_path / "c.png").exists(), done.err
+    done = finish(*words, "--show=model/los", devices=1)
+    assert done.code == 2 and "did you mean 'model/loss'" in done.err
+
+
 def test_a_clip_is_trained_exported_and_tried(command, finish, tmp_path):
     assert command("train.py", "--config=configs/clip.py:test", f"--workdir={tmp_path / 'run'}").code == 0
     words = (f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'clip'}")

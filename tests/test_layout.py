@@ -11,6 +11,7 @@ FLOORS = [
     [
         "zoo.trees",
         "zoo.augment",
+        "zoo.lora",
         "zoo.method",
         "zoo.distributions",
         "zoo.config",

@@ -12,6 +12,7 @@ from zoo.run import Data
 from zoo.scoring import distances, trust
 from zoo.scoring.clip_score import ref_clip_score
 from zoo.scoring.compare import trained_seconds
+from zoo.scoring.curves import read_metrics
 from zoo.scoring.features import clip_features, of_source
 from zoo.scoring.judge import best_of, get_judge
 from zoo.scoring.measures import (
@@ -272,3 +273,9 @@ def test_falsified_captions_are_false_of_their_scene():
             assert False in holds(parse(wrong), scene).values()
             made += 1
     assert made > 80
+
+
+def test_the_last_row_of_a_step_counts(tmp_path):
+    lines = [{"step": 2, "a": 1.0, "b": 5.0}, {"step": 4, "a": 2.0}, {"step": 2, "a": 3.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_metrics(tmp_path) == [{"step": 2, "a": 3.0, "b": 5.0}, {"step": 4, "a": 2.0}]

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from zoo.errors import BadInput
-from zoo.scoring.resize import resize, shortest_side_and_crop, weights
+from zoo.scoring.resize import differentiable_crop, resize, shortest_side_and_crop, weights
 
 PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -97,3 +97,17 @@ def test_bad_input():
         shortest_side_and_crop(pixels, 0)
     with pytest.raises(BadInput, match="uint8.*float32"):
         resize(pixels.astype(np.float32), 4, 4)
+
+
+@pytest.mark.parametrize("sides", [(16, 16), (40, 60), (33, 20)])
+def test_what_can_be_derived_differs_by_roundings_alone(sides):
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(64, 192, size=(2, *sides, 3), dtype=np.uint8)  # the filter overshoots, and is not clipped
+    exact = np.asarray(shortest_side_and_crop(pixels, 24), np.float32)
+    found = differentiable_crop(pixels.astype(np.float32), 24)
+    inside = (found > 0) & (found < 255)
+    assert inside.mean() > 0.95
+    np.testing.assert_allclose(found[inside], exact[inside], atol=1.5)
+    direction = rng.normal(size=pixels.shape).astype(np.float32)
+    slope = jax.jvp(lambda x: differentiable_crop(x, 24), (pixels.astype(np.float32),), (direction,))[1]
+    np.testing.assert_allclose(slope, differentiable_crop(direction, 24), rtol=1e-4, atol=1e-4)

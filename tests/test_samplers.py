@@ -229,3 +229,13 @@ def test_eta_is_refused_by_deterministic_samplers(sampler):
 def test_no_steps_are_refused(steps):
     with pytest.raises(BadInput, match=f"at least 1 step, got steps={steps}"):
         time_grid(steps)
+
+
+@BOTH
+def test_the_way_is_kept(path):
+    z, times = jnp.array([0.3, -1.2]), time_grid(4)
+    run = functools.partial(integrate, "ddim", functools.partial(curved, path), path, eta=0.5, draw_noise=noise_like(z))
+    way = run(z, times, keep=True)
+    assert way.shape == (5, 2) and (way[0] == z).all()
+    np.testing.assert_allclose(way[-1], run(z, times), rtol=1e-6)
+    np.testing.assert_allclose(way[2], run(z, times[:3]), rtol=1e-6)

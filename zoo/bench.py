@@ -19,6 +19,7 @@ from absl import app, flags
 from zoo import config as configs
 from zoo.errors import BadInput, exit_on_bad_input
 from zoo.run import Recipe, prepare
+from zoo.scoring.rewards import teach
 from zoo.training import cost, parallel
 from zoo.training.loop import Loop, step_flops, step_function
 
@@ -35,6 +36,7 @@ class Bench:
     def __init__(self, config):
         self.loop = configs.build(Loop, config.loop, "loop")
         self.source, self.recipe = prepare(config)
+        teach(self.recipe)
         self.data = self.recipe.data
         parallel.per_device(self.data.batch_size, self.loop.accumulate)
 

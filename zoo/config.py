@@ -122,6 +122,29 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(json.loads(text))
 
 
+def check_options(function: Callable | None, options: Mapping[str, Any], what: str) -> None:
+    """Raises BadInput where a function has no such keyword-only argument, or one of another type than its default.
+
+    Args:
+      function: None has no arguments.
+      options: name -> value.
+      what: the options are called in the error.
+    """
+    parameters = inspect.signature(function).parameters.values() if function else ()
+    known = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    for name, value in options.items():
+        if name not in known:
+            raise unknown(what, name, known)
+        like = {float: (int, float), tuple: (tuple, list), type(None): object}
+        if not isinstance(value, like.get(type(known[name]), type(known[name]))):
+            raise BadInput(f"{what} {name} must be like {known[name]!r}, got {value!r}")
+
+
+def check_sampling(method: Method, options: Mapping[str, Any]) -> None:
+    """`check_options` of `method.sample`."""
+    check_options(getattr(method, "sample", None), options, f"sampling option of {type(method).__name__}")
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested mapping as {"a.b.c": leaf}."""
     flat = {}

@@ -40,7 +40,7 @@ from zoo.data.pipeline import Source
 from zoo.data.world import Scene
 from zoo.errors import BadInput, exit_on_bad_input, unknown
 from zoo.method import Noise, normal_each, to_float, to_uint8
-from zoo.run import Run, check_options
+from zoo.run import Run
 from zoo.scoring.reconstruction import psnr
 from zoo.training import parallel
 
@@ -174,7 +174,7 @@ class Editor:
         self.recipe, method, codec = run.recipe, run.recipe.method, run.recipe.codec
         draw, generate, invert = (configs.ability(method, name) for name in ("draw_noise", "generate", "invert"))
         self.options = dict(self.recipe.config.sample) | dict(method.faithful) | options
-        check_options(method, self.options)
+        configs.check_sampling(method, self.options)
         self.seed, self.per_device = seed, per_device
         self.shared = (run.params, codec.params if codec else (), traced or {})
         shape = self.recipe.shape

@@ -9,7 +9,7 @@ is that of all players.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import flax.struct
@@ -134,6 +134,36 @@ class Editable(Protocol):
 
     def invert(self, params: dict[str, Params], rng: jax.Array, pixels: jax.Array, cond: jax.Array, **options) -> Noise:
         """Noise that `generate` makes these pixels of, float32 (B, T, H, W, C) in [-1, 1], as well as it can."""
+
+
+class Stepwise(Protocol):
+    """A family that makes a picture in steps, each a draw whose probability is known."""
+
+    def walk(
+        self, params: dict[str, Params], rng: jax.Array, cond: jax.Array, shape: tuple[int, ...], **options
+    ) -> jax.Array:
+        """Samples, and returns all states on the way, the last of them the pixels: (states, B, T, H, W, C)."""
+
+    def log_prob_of_walk(self, params: dict[str, Params], states: jax.Array, cond: jax.Array, **options) -> jax.Array:
+        """log of the density of each step that draws, given the state before it: (steps, B), in nats.
+
+        Options are those of `walk`.
+        """
+
+
+class Taught(Protocol):
+    """A family that learns from a reward, which the loop hands to it before training.
+
+    Attributes:
+      reward: what rewards, by name, see `scoring.rewards`.
+      needs_gradient: whether the reward must have a derivative.
+    """
+
+    reward: str
+    needs_gradient: bool
+
+    def taught_by(self, judge: Callable[[jax.Array, jax.Array], jax.Array]) -> "Taught":
+        """The family with its reward: pixels float32 (B, T, H, W, C) in [-1, 1] and tokens (B, L) -> (B,)."""
 
 
 class Rating(Protocol):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -83,7 +82,7 @@ class Recipe:
         self.method = configs.build_method(config, tokenizer.vocab_size)
         self.optimizers = optim.build_all(config.players, self.method.players)
         self.shape = codec.shape(self.data.shape) if codec else self.data.shape
-        check_options(self.method, config.sample)
+        configs.check_sampling(self.method, config.sample)
         if codec and self.data.flip:
             raise BadInput("data.flip mirrors pixels, and data.latents takes their place: drop one of them")
 
@@ -140,6 +139,8 @@ class Recipe:
         """
         drawn = self.create_state()
         if not self.config.init:
+            if getattr(self.method, "needs_init", False):
+                raise BadInput(f"{type(self.method).__name__} changes a trained run: name it by --config.init=RUN")
             return drawn
         run = open_named("init", self.config.init)
         shared = {player: params for player, params in run.params.items() if player in drawn.params}
@@ -239,18 +240,6 @@ def check_sections(config: Mapping[str, Any]) -> None:
         raise BadInput(f"the config lacks {', '.join(missing)}")
 
 
-def check_options(method: Method, options: Mapping[str, Any]) -> None:
-    """Raises BadInput where `method.sample` has no such option, or one of another type; names those it has."""
-    parameters = inspect.signature(method.sample).parameters.values() if hasattr(method, "sample") else ()
-    known = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    for name, value in options.items():
-        if name not in known:
-            raise unknown(f"sampling option of {type(method).__name__}", name, known)
-        like = {float: (int, float), tuple: (tuple, list), type(None): object}
-        if not isinstance(value, like.get(type(known[name]), type(known[name]))):
-            raise BadInput(f"sampling option {name} must be like {known[name]!r}, got {value!r}")
-
-
 class Sampler:
     """A method's sampling, compiled for all local devices.
 
@@ -269,7 +258,7 @@ class Sampler:
         self, method: Method, shape: tuple[int, ...], per_device: int = 16, codec: Codec | None = None, **options
     ):
         sample = configs.ability(method, "sample")
-        check_options(method, options)
+        configs.check_sampling(method, options)
         self.devices, self.per_device = jax.local_devices(), per_device
         self._decoder = codec.params if codec else ()
         decode = codec.decode if codec else lambda _, pixels: pixels
@@ -327,7 +316,7 @@ def pick_params(fields: Mapping[str, Any], ema: str | None) -> dict[str, Any]:
     """
 
     def pick(player):
-        averages = fields["ema"][player]
+        averages = fields["ema"].get(player)
         if ema == "none" or not averages:
             return fields["params"][player]
         name = max(averages, key=float) if ema is None else ema

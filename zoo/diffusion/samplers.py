@@ -63,16 +63,23 @@ def dpmpp_2m(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Ca
 def ddim(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry:
     """DDIM (Song et al. 2010.02502, eq. 12) for any path; eta = 0 is deterministic, eta = 1 ancestral sampling.
 
-    The noise that is put back has eta^2 times the variance of the posterior q(z_s | z_t, x) (VDM 2107.00630, eq. 30).
     On the linear path eta = 0 is exactly Euler's step.
+    """
+    mean, std = ddim_transition(predict, path, carry.z, t, s, eta)
+    return carry._replace(z=mean + std * noise)
+
+
+def ddim_transition(predict: Predict, path: Path, z: jax.Array, t, s, eta) -> tuple[jax.Array, jax.Array]:
+    """Mean, like z, and standard deviation, a scalar, of the Gaussian that DDIM draws z_s from.
+
+    Its variance is eta^2 times that of the posterior q(z_s | z_t, x) (VDM 2107.00630, eq. 30).
     """
     alpha_t, sigma_t, alpha_s, sigma_s = path.alpha(t), path.sigma(t), path.alpha(s), path.sigma(s)
     forward_variance = jnp.square(sigma_t) - jnp.square(alpha_t / alpha_s * sigma_s)  # of z_t given z_s
     variance = jnp.square(eta * sigma_s / sigma_t) * jnp.maximum(forward_variance, 0.0)
-    estimate = predict(carry.z, t)
+    estimate = predict(z, t)
     kept = jnp.sqrt(jnp.maximum(jnp.square(sigma_s) - variance, 0.0))
-    z = alpha_s * estimate.x + kept * estimate.eps + jnp.sqrt(variance) * noise
-    return carry._replace(z=z)
+    return alpha_s * estimate.x + kept * estimate.eps, jnp.sqrt(variance)
 
 
 SAMPLERS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "ddim": ddim}
@@ -94,6 +101,7 @@ def integrate(
     *,
     eta: float = 0.0,
     draw_noise: Callable[[jax.Array], jax.Array] | None = None,
+    keep: bool = False,
 ) -> jax.Array:
     """Runs a sampler over a grid of times, compiled as one loop.
 
@@ -104,9 +112,10 @@ def integrate(
       times: (steps + 1,), decreasing.
       eta: noise that DDIM puts back; the other samplers are deterministic and refuse any but 0.
       draw_noise: step index -> noise of the shape of z; needed when eta > 0.
+      keep: return the whole way.
 
     Returns:
-      z at times[-1].
+      z at times[-1]; or where it is kept, z at all times, (steps + 1, B, ...).
     """
     if sampler not in SAMPLERS:
         raise unknown("sampler", sampler, SAMPLERS)
@@ -119,8 +128,8 @@ def integrate(
     def body(carry: Carry, inputs):
         index, t, s = inputs
         noise = draw_noise(index) if eta else jnp.zeros_like(carry.z)
-        return step(predict, path, noise, carry, t, s, eta), None
+        return step(predict, path, noise, carry, t, s, eta), carry.z if keep else None
 
     start = Carry(z, jnp.zeros_like(z), jnp.zeros((), z.dtype))
-    carry, _ = jax.lax.scan(body, start, (jnp.arange(len(times) - 1), times[:-1], times[1:]))
-    return carry.z
+    carry, states = jax.lax.scan(body, start, (jnp.arange(len(times) - 1), times[:-1], times[1:]))
+    return jnp.concatenate([states, carry.z[None]]) if keep else carry.z

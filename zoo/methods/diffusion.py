@@ -6,7 +6,7 @@ error stays in v is JiT's form (2511.13720, table 1): large patches need it.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import flax.struct
@@ -18,7 +18,7 @@ from zoo.data.text import drop_captions, empty_caption
 from zoo.diffusion import guidance as guides
 from zoo.diffusion import ode
 from zoo.diffusion.paths import Estimate, Path, draw_times, expand, get_path, squared_error
-from zoo.diffusion.samplers import integrate, time_grid
+from zoo.diffusion.samplers import ddim_transition, integrate, time_grid
 from zoo.distributions import LEVELS, normal_log_prob, sum_each, to_bits_per_dim
 from zoo.errors import BadInput
 from zoo.method import Axis, Batch, Output, normal_each, to_float
@@ -119,6 +119,7 @@ class Diffusion:
         interval: tuple[float, float] = (0.0, 1.0),
         eta: float = 0.0,
         shift: float = 1.0,
+        last: int = 0,
         guide: Guide | None = None,
     ) -> jax.Array:
         """See `Method.sample`.
@@ -127,25 +128,12 @@ class Diffusion:
           steps, sampler, eta, shift: see `diffusion.samplers`.
           guidance: good + guidance (good - bad); 0 is none. Bad is the empty caption, or `guide` where given.
           interval: the times between which guidance acts.
+          last: derivatives with respect to the parameters see so many of the last steps alone (DRaFT-K 2309.17400);
+            0 for all. Without derivatives it changes nothing, but that "dpmpp_2m" begins there anew.
         """
-        _, rng_steps = _split_each(rng)
-
-        def draw_step(index):
-            return normal_each(jax.vmap(jax.random.fold_in, in_axes=(0, None))(rng_steps, index), shape)
-
-        return self._denoise(
-            params,
-            self.draw_noise(rng, shape),
-            cond,
-            draw_step,
-            steps=steps,
-            sampler=sampler,
-            guidance=guidance,
-            interval=interval,
-            eta=eta,
-            shift=shift,
-            guide=guide,
-        )
+        options = dict(steps=steps, sampler=sampler, guidance=guidance, interval=interval, eta=eta, shift=shift)
+        draw_step = _step_noise(rng, shape)
+        return self._denoise(params, self.draw_noise(rng, shape), cond, draw_step, **options, last=last, guide=guide)
 
     def draw_noise(self, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """See `Editable.draw_noise`."""
@@ -159,11 +147,59 @@ class Diffusion:
             raise BadInput(f"eta={options['eta']} draws noise in every step; pictures of given noise need eta=0")
         return self._denoise(params, noise, cond, None, **options)
 
-    def _denoise(self, params, z, cond, draw_step, *, steps, sampler, guidance, interval, eta, shift, guide):
+    def _denoise(self, params, z, cond, draw_step, *, steps, sampler, guidance, interval, eta, shift, last, guide):
         """From noise z to pixels; the options are those of `sample`."""
-        predict = self._predictor(params, cond, guidance, interval, guide)
-        times = time_grid(steps, shift=shift, start=self._last_time)
-        return integrate(sampler, predict, get_path(self.path), z, times, eta=eta, draw_noise=draw_step)
+        if not 0 <= last <= steps:
+            raise BadInput(f"last must lie between 0 and the {steps} steps, got {last}")
+        path, times = get_path(self.path), time_grid(steps, shift=shift, start=self._last_time)
+        predict = lambda params: self._predictor(params, cond, guidance, interval, guide)
+        done = steps - last if last else 0
+        if done:
+            still = predict(jax.lax.stop_gradient(params))
+            z = integrate(sampler, still, path, z, times[: done + 1], eta=eta, draw_noise=draw_step)
+        rest = lambda index: draw_step(done + index)
+        return integrate(sampler, predict(params), path, z, times[done:], eta=eta, draw_noise=rest)
+
+    def walk(
+        self,
+        params,
+        rng: jax.Array,
+        cond: jax.Array,
+        shape: tuple[int, ...],
+        *,
+        steps: int = 20,
+        guidance: float = 0.0,
+        eta: float = 1.0,
+        shift: float = 1.0,
+    ) -> jax.Array:
+        """See `Stepwise.walk`: what `sample` does with DDIM and these options, (steps + 1, B, T, H, W, C)."""
+        predict, times = self._predictor(params, cond, guidance), time_grid(steps, shift=shift, start=self._last_time)
+        z, noise = self.draw_noise(rng, shape), _step_noise(rng, shape)
+        return integrate("ddim", predict, get_path(self.path), z, times, eta=eta, draw_noise=noise, keep=True)
+
+    def log_prob_of_walk(
+        self,
+        params,
+        states: jax.Array,
+        cond: jax.Array,
+        *,
+        steps: int = 20,
+        guidance: float = 0.0,
+        eta: float = 1.0,
+        shift: float = 1.0,
+    ) -> jax.Array:
+        """See `Stepwise.log_prob_of_walk`. The last step draws nothing and is left out: (steps - 1, B)."""
+        if steps < 2 or eta <= 0:
+            raise BadInput(f"steps that draw need steps of at least 2 and a positive eta, got {steps} and {eta}")
+        predict, times = self._predictor(params, cond, guidance), time_grid(steps, shift=shift, start=self._last_time)
+
+        @jax.checkpoint
+        def one(z, to, t, s):
+            mean, std = ddim_transition(predict, get_path(self.path), z, t, s, eta)
+            return sum_each(normal_log_prob((to - mean) / std) - jnp.log(std))
+
+        inputs = states[:-2], states[1:-1], times[:-2], times[1:-1]
+        return jax.lax.scan(lambda _, inputs: (None, one(*inputs)), None, inputs)[1]
 
     def _predictor(self, params, cond, guidance=0.0, interval=(0.0, 1.0), guide=None):
         """The guided network as a function of z and a scalar time."""
@@ -293,6 +329,12 @@ def log_density_of_levels(path: Path, z: jax.Array, t: jax.Array) -> jax.Array:
 
     total, _ = jax.lax.scan(add, jnp.full_like(z, -jnp.inf), to_float(jnp.arange(LEVELS, dtype=jnp.uint8)))
     return total - jnp.log(sigma)
+
+
+def _step_noise(rng: jax.Array, shape: tuple[int, ...]) -> Callable[[jax.Array], jax.Array]:
+    """Step index -> noise of each picture, (B, *shape); rng: (B,)."""
+    _, rng_steps = _split_each(rng)
+    return lambda index: normal_each(jax.vmap(jax.random.fold_in, in_axes=(0, None))(rng_steps, index), shape)
 
 
 def _split_each(rng: jax.Array) -> jax.Array:

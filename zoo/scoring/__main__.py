@@ -28,6 +28,7 @@ from zoo.scoring.measures import (
     known_entropy,
     make_task,
     measure,
+    needs_clip,
 )
 from zoo.training import parallel
 
@@ -176,7 +177,7 @@ def read_references(count: int) -> list[list[str]] | None:
 def compared(subject: Subject) -> Task:
     """What the sample is measured against."""
     networks = {}
-    if set(chosen(FLAGS.measures)) - {"oracle", "sharpness", *OF_RUNS}:
+    if needs_clip(FLAGS.measures):
         networks["clip"] = clip_features(FLAGS.clip or SHIPPED, FLAGS.clip_prefix)
     if FLAGS.inception:
         networks["inception"] = inception_features(FLAGS.inception, FLAGS.inception_resize)

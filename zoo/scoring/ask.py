@@ -1,14 +1,13 @@
 """What a run says of pictures that it did not make. A picture's answer depends on (seed, its number) alone."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.config import ability
-from zoo.errors import BadInput, unknown
+from zoo.config import ability, check_options
+from zoo.errors import BadInput
 from zoo.method import to_float, to_uint8
 from zoo.run import Run
 from zoo.training import parallel
@@ -32,7 +31,7 @@ def bits_per_dim(
       BadInput: the run's family lacks the ability or the option, or the run was trained on latents.
     """
     function = ability(run.recipe.method, "bits_per_dim")
-    check_options(function, options)
+    check_options(function, options, "option of bits_per_dim")
     if run.recipe.codec:
         raise BadInput("bits per dimension are of pixels, and this run was trained on latents (data.latents)")
 
@@ -105,13 +104,3 @@ def _each(run: Run, function: Callable, pictures: np.ndarray, captions: Sequence
     rows = {"pixels": pictures, "tokens": run.recipe.tokenizer.encode(list(captions)), "rng": rng}
     codec = run.recipe.codec
     return parallel.in_parts(function, per_device)({"params": run.params, "codec": codec.params if codec else ()}, rows)
-
-
-def check_options(function: Callable, options: Mapping[str, Any]) -> None:
-    """Raises BadInput where a function has no such option, or one of another type."""
-    known = function.__kwdefaults__ or {}
-    for name, value in options.items():
-        if name not in known:
-            raise unknown(f"option of {function.__name__}", name, known)
-        if isinstance(value, str) != isinstance(known[name], str):
-            raise BadInput(f"option {name} of {function.__name__} must be like {known[name]!r}, got {value!r}")

@@ -5,7 +5,7 @@ from typing import Any
 
 from zoo.run import Recipe, Sampler
 from zoo.scoring.features import clip_features
-from zoo.scoring.measures import Sample, chosen, first_of, make_task, measure
+from zoo.scoring.measures import Sample, first_of, make_task, measure, needs_clip
 
 NUM_REFERENCE = 1000
 
@@ -25,7 +25,7 @@ class Scorer:
 
     def __init__(self, recipe: Recipe, sampler: Sampler, num: int, measures: Sequence[str]):
         self._recipe, self._sampler, self._measures = recipe, sampler, measures
-        networks = {"clip": clip_features()} if set(chosen(measures)) - {"oracle"} else {}
+        networks = {"clip": clip_features()} if needs_clip(measures) else {}
         self._real = first_of(recipe.data, "test", num)
         self._task = make_task(networks, recipe.data, self._real, NUM_REFERENCE)
 

@@ -323,6 +323,11 @@ def chosen(names: Sequence[str]) -> list[str]:
     return list(MEASURES) if "all" in names else list(names)
 
 
+def needs_clip(names: Sequence[str]) -> bool:
+    """Whether any of the measures looks through a CLIP."""
+    return bool(set(chosen(names)) - {"oracle", "sharpness", *OF_RUNS})
+
+
 def measure(sample: Sample, task: Task, names: Sequence[str]) -> tuple[dict[str, Score], dict[str, str]]:
     """Scores a sample.
 

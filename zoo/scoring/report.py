@@ -45,13 +45,29 @@ def to_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
 
 
+def to_curves(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], x_label: str, path: Path, log: bool = False
+) -> None:
+    """A panel for each name and in it a curve for each row, of points (x, y); x in powers of two where `log`."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False)
+    for axis, (name, rows) in zip(axes.flat, panels.items(), strict=True):
+        for row, points in rows.items():
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=row)
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel(x_label, fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(color="0.9")
+        if log:
+            axis.set_xscale("log", base=2)
+    axes.flat[0].legend(fontsize=7)
+    _write(figure, path)
+
+
 def to_chart(scores: Scores, path: Path, title: str = "") -> None:
     """A bar chart, a panel for each name and a bar for each row, with intervals of 95%."""
-    import matplotlib  # takes a second, which only who draws should wait
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     names, columns = names_of(scores), 4
     lines = math.ceil(len(names) / columns)
     figure, axes = pyplot.subplots(lines, columns, figsize=(3 * columns, 1 + 0.45 * len(scores) * lines + 0.8 * lines))
@@ -68,7 +84,20 @@ def to_chart(scores: Scores, path: Path, title: str = "") -> None:
         axis.set_title(name, fontsize=9)
         axis.tick_params(labelsize=7)
     figure.suptitle(title, fontsize=9)
+    _write(figure, path)
+
+
+def _pyplot():
+    import matplotlib  # takes a second, which only who draws should wait
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _write(figure, path: Path) -> None:
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    _pyplot().close(figure)

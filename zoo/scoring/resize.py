@@ -85,13 +85,23 @@ def shortest_side_and_crop(pixels: jax.Array, size: int) -> jax.Array:
     Raises:
       BadInput: as `resize`.
     """
-    short = min(pixels.shape[1:3])
+    return _apply(pixels, *_squares(pixels.shape[1:3], size, _integers))
+
+
+def differentiable_crop(pixels: jax.Array, size: int) -> jax.Array:
+    """`shortest_side_and_crop` without its roundings and clips: float32 (N, H, W, C) -> float32 (N, size, size, C)."""
+    vertical, horizontal = (jnp.asarray(w, jnp.float32) for w in _squares(pixels.shape[1:3], size, weights))
+    return jnp.einsum("n h w c, v h, u w -> n v u c", pixels, vertical, horizontal)
+
+
+def _squares(sides: tuple[int, int], size: int, matrix: Callable) -> list[np.ndarray]:
+    """For each side the matrix that resizes it and keeps the middle: (size, side). What is cropped is never made."""
     squares = []
-    for side in pixels.shape[1:3]:
-        new = int(size * side / short)
+    for side in sides:
+        new = int(size * side / min(sides))
         corner = (new - size) // 2
-        squares.append(_integers(side, new, "bicubic")[corner : corner + size])  # what is cropped is never made
-    return _apply(pixels, *squares)
+        squares.append(matrix(side, new, "bicubic")[corner : corner + size])
+    return squares
 
 
 @functools.lru_cache(maxsize=64)

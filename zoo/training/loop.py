@@ -21,6 +21,7 @@ from zoo.errors import BadInput
 from zoo.method import Axis
 from zoo.run import Recipe, Sampler, pick_params, prepare
 from zoo.scoring.hooks import Scorer
+from zoo.scoring.rewards import teach
 from zoo.training import cost, parallel
 from zoo.training.checkpoint import Checkpoints
 from zoo.training.metrics import Window, Writer
@@ -125,6 +126,7 @@ class Training:
         saved = self.checkpoints.texts()
         check_unclaimed(workdir, config, saved and saved[1]["config"])
         self.source, self.recipe = prepare(config, saved and saved[1])
+        teach(self.recipe)
         parallel.per_device(self.recipe.data.batch_size, self.loop.accumulate)
         self.first = jax.process_index() == 0
 

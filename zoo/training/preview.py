@@ -5,6 +5,7 @@ import ml_collections
 
 from zoo import config as configs
 from zoo.run import Recipe, prepare
+from zoo.scoring.rewards import teach
 from zoo.training import cost, parallel
 from zoo.training.loop import Loop, step_flops, step_function
 
@@ -16,6 +17,7 @@ def preview(config: ml_collections.ConfigDict) -> str:
     """
     loop = configs.build(Loop, config.loop, "loop")
     source, recipe = prepare(config)
+    teach(recipe)
     shapes = recipe.state_shapes()
     flops = step_flops(recipe, loop)
     memory, there = step_memory(recipe, loop), cost.device_memory()

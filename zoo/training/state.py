@@ -19,7 +19,7 @@ class State:
 
     Attributes:
       step: int32, steps taken, skipped ones counted in.
-      params: a tree for each player.
+      params: a tree for each player, and those that the method keeps as they are.
       optimizer: optax's state for each player.
       ema: for each player a dict {half-life as text: averaged tree}.
       skipped: int32, updates not taken: those of a step that was not finite, and a player's above its `skip_norm`.
@@ -35,7 +35,9 @@ class State:
 
     def start_from(self, params: Mapping[str, Any]) -> "State":
         """This state, where no step was taken, with the parameters of some players, and with averages of those."""
-        ema = {p: {name: jax.tree.map(jnp.copy, own) for name in self.ema[p]} for p, own in params.items()}
+        ema = {
+            p: {name: jax.tree.map(jnp.copy, own) for name in self.ema[p]} for p, own in params.items() if p in self.ema
+        }
         return self.replace(params=self.params | params, ema=self.ema | ema)
 
 
