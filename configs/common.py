@@ -74,15 +74,14 @@ def plug_in_critic(config: ml_collections.ConfigDict, words: set[str], **changes
 
     Args:
       config: of a family that shows pictures; its `method` becomes `method.base`.
-      words: the recipe's arguments.
+      words: the recipe's arguments; with `projected` the critic looks through the run `--config.method.trunk=RUN`.
       **changes: of the plug-in's own settings.
     """
     own = dict(
         name="adversarial",
         base=config.method.to_dict(),
-        critic=dict(
-            patch_size=2, widths=(256, 384, 384), blocks=2, bottleneck=2, text_width=256, text_depth=4, text_heads=4
-        ),
+        critic=_critic(words),
+        trunk="",
         objective="relativistic",
         weight=1.0,
         base_weight=1.0,
@@ -102,14 +101,21 @@ def plug_in_critic(config: ml_collections.ConfigDict, words: set[str], **changes
         learning_rate=2e-4, warmup_steps=0, betas=(0.0, 0.99), clip_norm=1e6, ema_half_lives=()
     )
     if "demo" in words:
-        small = dict(patch_size=4, widths=(192, 192), blocks=1, text_width=64, text_depth=2, text_heads=1)
-        config.method.critic.update(small)
         config.method.update(dict(r1=0.1, r2=0.1))
         config.players.critic.learning_rate = 5e-4
+
+
+def _critic(words: set[str]) -> dict:
+    """The critic's network; of one with a trunk only the heads are its own."""
+    own, text = dict(patch_size=2, widths=(256, 384, 384)), dict(text_width=256, text_depth=4, text_heads=4)
+    heads, blocks = dict(width=256), 2
+    if "demo" in words:
+        own, text = dict(patch_size=4, widths=(192, 192)), dict(text_width=64, text_depth=2, text_heads=1)
+        heads, blocks = dict(width=192), 1
     if "test" in words:
-        config.method.critic.update(
-            dict(patch_size=4, widths=(8, 16), blocks=1, text_width=16, text_depth=1, text_heads=2)
-        )
+        own, text = dict(patch_size=4, widths=(8, 16)), dict(text_width=16, text_depth=1, text_heads=2)
+        heads, blocks = dict(width=8), 1
+    return (heads if "projected" in words else own) | dict(blocks=blocks, bottleneck=2) | text
 
 
 def plug_in_reward(config: ml_collections.ConfigDict, **changes) -> None:

@@ -110,14 +110,13 @@ def get_config(text=None):
 
 
 def _for_rewards(config, policy):
-    """Low-rank changes of a trained run, given by --config.init=RUN. Few steps, and no guidance, while training."""
-    shift = config.sample.shift
+    """Low-rank changes of a trained run, given by --config.init=RUN, for a sampler of few steps without guidance."""
+    config.sample.update(dict(sampler="ddim", steps=10, guidance=0.0, eta=float(policy)))
+    sampling = dict(steps=10, guidance=0.0, shift=config.sample.shift)
     if policy:
-        sampling = dict(steps=10, guidance=0.0, eta=1.0, shift=shift)
-        common.plug_in_reward(config, gradient="policy", reward="oracle", sampling=sampling)
+        common.plug_in_reward(config, gradient="policy", reward="oracle", sampling=sampling | dict(eta=1.0))
     else:
-        sampling = dict(steps=10, sampler="ddim", guidance=0.0, shift=shift, last=1)
-        common.plug_in_reward(config, sampling=sampling)
+        common.plug_in_reward(config, sampling=sampling | dict(sampler="ddim", last=1))
 
 
 def _as_mean_flow(config):

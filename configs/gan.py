@@ -4,6 +4,10 @@
     python train.py --config configs/gan.py:demo --workdir runs/gan_demo            two CPU cores, 12 minutes
     python train.py --config configs/gan.py:test --workdir /tmp/test                seconds, for tests
 
+`projected` lets the critic look through a finished run on the same data (Projected GANs 2111.01007):
+
+    python train.py --config configs/gan.py:projected,demo --config.method.trunk=runs/demo --workdir runs/projected
+
 The base is a generator without a loss; see `zoo.methods.adversarial` for what a critic can be wrapped around.
 
 Measured on two cores of an AMD EPYC, jax 0.10.2: `:demo` 11 min 57 s with tests beside it for most of the time, all is
@@ -17,7 +21,7 @@ from zoo.config import arguments
 
 
 def get_config(text=None):
-    words = arguments(text, ("demo", "test"))
+    words = arguments(text, ("projected", "demo", "test"))
     config = common.get_config(
         dtype="bfloat16",
         data=dict(source="scenes/full", size=32, batch_size=256, text_length=40, vocab_size=512),

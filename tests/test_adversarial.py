@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from zoo.augment import AUGMENTATIONS, augment
+from zoo.config import build_family
 from zoo.data.text import empty_caption
 from zoo.errors import BadInput
-from zoo.method import Axis
+from zoo.method import Axis, to_float
 from zoo.methods import generator
 from zoo.methods.adversarial import OBJECTIVES, Adversarial
 from zoo.nets.convolution import double, halve
-from zoo.nets.critic import Critic, with_motion
-from zoo.training import parallel, state
+from zoo.nets.critic import Critic, ProjectedCritic, with_motion
+from zoo.run import Run, prepare
+from zoo.training import loop, parallel, state
 from zoo.training.optim import Optimizer
 from zoo.trees import matches
 
@@ -71,7 +73,7 @@ OPTIMIZER = Optimizer(learning_rate=0.01, warmup_steps=0, decay="constant", ema_
 
 
 @functools.cache
-def trained(devices):
+def two_steps(devices):
     """Two steps of both players in one compiled call: (state before, state after, metrics)."""
     plugin = method(mismatch=0.5)
     optimizers = dict.fromkeys(("model", "critic"), OPTIMIZER)
@@ -87,7 +89,7 @@ def trained(devices):
 
 
 def test_both_players_move_inside_one_pmapped_call():
-    begin, after, metrics = trained(devices=True)
+    begin, after, metrics = two_steps(devices=True)
     for player in ("model", "critic"):
         moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, begin.params[player], after.params[player])
         assert np.mean(jax.tree.leaves(moved)) > 0.5
@@ -282,6 +284,102 @@ def test_noise_and_captions_matter_to_the_generator():
         gan.generate(params, 0 * noise, BATCH["tokens"][:2]),
         atol=1e-6,
     )
+
+
+# ---- a critic that looks through a frozen network
+
+DIFFUSION = dict(name="diffusion", net=dict(width=16, depth=2, heads=2, patch_size=4, text_width=8, text_depth=1))
+HEADS = dict(width=8, blocks=1, bottleneck=2) | TEXT
+
+
+@functools.cache
+def trunk():
+    """A diffusion network that says something: (method, parameters)."""
+    base = build_family(DIFFUSION, "method", 20, jnp.float32)
+    return base, jax.tree.map(lambda leaf: leaf + 0.05, jax.jit(base.init)(jax.random.key(4), BATCH))
+
+
+def projected(**changes):
+    return method(critic=HEADS, trunk="runs/trunk", **changes).given({"method.trunk": trunk()})
+
+
+@functools.cache
+def projected_params():
+    return jax.tree.map(lambda leaf: leaf + 0.05, jax.jit(projected().init)(jax.random.key(0), BATCH))
+
+
+def test_a_projected_critic_judges_what_the_trunk_sees():
+    plugin, params = projected(), projected_params()
+    assert plugin.needs_runs == {"method.trunk": "runs/trunk"} and set(params) == {"critic", "model"}
+    pixels = to_float(BATCH["pixels"])
+    base, frozen = trunk()
+    seen = base.see(frozen, pixels, BATCH["tokens"], None)
+    expected = ProjectedCritic(vocab_size=20, **HEADS).apply({"params": params["critic"]}, seen, BATCH["tokens"])
+    np.testing.assert_allclose(plugin.rate(params, pixels, BATCH["tokens"]), expected.score, rtol=1e-5)
+    assert all(np.array_equal(a, b) for a, b in zip(expected.features, seen, strict=True))
+    assert np.abs(expected.score - plugin.rate(params, pixels, BATCH["tokens"][::-1])).max() > 1e-4
+
+
+def test_a_projected_critic_teaches_through_its_trunk():
+    plugin, params = projected(r1=0.0, r2=0.0), projected_params()
+    before = metrics_of(plugin, "model", params)["fooling"]
+    grads = gradient_of(plugin, "model", params)
+    better = jax.tree.map(lambda leaf, grad: leaf - 1e-3 * grad, params["model"], grads)
+    assert metrics_of(plugin, "model", params | {"model": better})["fooling"] < before
+
+
+def test_a_trunk_is_told_the_noise_that_the_critic_is_shown():
+    """At one level of noise the score is that of what the trunk sees at it."""
+    plugin, params = projected(noise=(0.4, 0.4)), projected_params()
+    base, frozen = trunk()
+    x, t = to_float(BATCH["pixels"]), jnp.full(8, 0.4)
+    found = plugin.see(params, x, BATCH["tokens"], t)
+    np.testing.assert_allclose(found[-1], base.see(frozen, x, BATCH["tokens"], t)[-1], rtol=1e-5)
+    assert "fooling" in metrics_of(plugin, "model", params)
+
+
+def test_a_critic_can_be_the_trunk_of_another():
+    seen = method().see(fresh(), to_float(BATCH["pixels"]), BATCH["tokens"], None)
+    assert [x.shape for x in seen] == [(8, 1, 4, 4, 8), (8, 1, 2, 2, 12)]
+    leaning = method(critic=HEADS, trunk="x").given({"method.trunk": (method(), fresh())})
+    params = jax.jit(leaning.init)(jax.random.key(0), BATCH)
+    assert leaning.rate(params, to_float(BATCH["pixels"]), BATCH["tokens"]).shape == (8,)
+
+
+def test_a_run_with_a_trunk_opens_it_again(tiny, trained, tmp_path):
+    config = tiny({"method.trunk": str(trained), "loop.steps": 1}, "configs/gan.py:projected,test")
+    loop.train(config, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    pixels = np.zeros((2, 1, 16, 16, 3), np.float32)
+    score = run.recipe.method.rate(run.params, pixels, run.recipe.tokenizer.encode(["a star", "a red ring"]))
+    assert np.isfinite(score).all()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"method.trunk": "no/such/run"}, "method.trunk: no such run: 'no/such/run'"),
+        ({"data.size": 32}, "method.trunk: .* sees examples of \\(1, 16, 16, 3\\), not \\(1, 32, 32, 3\\)"),
+        ({"data.source": "scenes/one?examples=8&omit=0"}, "method.trunk: .* by another tokenizer"),
+        ({"method.critic.patch_size": 4}, "config key in method.critic 'patch_size'"),
+    ],
+)
+def test_a_trunk_that_cannot_be_is_told(tiny, trained, changes, message):
+    config = tiny({"method.trunk": str(trained)}, "configs/gan.py:projected,test")
+    with config.unlocked():
+        for key, value in changes.items():
+            section, _, name = key.rpartition(".")
+            functools.reduce(lambda part, name: part[name], section.split("."), config)[name] = value
+    with pytest.raises(BadInput, match=message):
+        prepare(config)[1].create_state()
+
+
+def test_a_trunk_that_sees_nothing_is_told():
+    leaning = method(critic=HEADS, trunk="x").given(
+        {"method.trunk": (build_family(TARFLOW, "method", 20, jnp.float32), {})}
+    )
+    with pytest.raises(BadInput, match="Flow cannot see; a run of these can: adversarial, diffusion"):
+        jax.eval_shape(leaning.init, jax.random.key(0), BATCH)
 
 
 # ---- networks and augmentations

@@ -297,8 +297,22 @@ def test_every_sampling_option_changes_the_picture(option, simple):
 
 
 def test_every_sampling_option_is_among_those_tested():
-    options = Diffusion.sample.__kwdefaults__
-    assert set(options) == set(SAMPLE_CHANGES)
+    options = set(Diffusion.sample.__kwdefaults__) - {"last"}  # which changes derivatives, see test_rewarded
+    assert options == set(SAMPLE_CHANGES)
+
+
+def test_what_the_network_sees_is_the_patches_after_each_layer():
+    """The first layer of two sees what a network of that layer alone does."""
+    two, one = (method(net=NET | dict(depth=depth)) for depth in (2, 1))
+    params = jax.tree.map(lambda leaf: leaf + 0.05, two.init(jax.random.key(0), BATCH))
+    model = params["model"]
+    first = {"model": model | {"layers": jax.tree.map(lambda leaf: leaf[:1], model["layers"])}}
+    pixels, tokens = to_float(BATCH["pixels"]), BATCH["tokens"]
+    seen = two.see(params, pixels, tokens, jnp.full(len(pixels), 0.3))
+    side = pixels.shape[2] // NET["patch_size"]
+    assert [x.shape for x in seen] == 2 * [(len(pixels), pixels.shape[1], side, side, NET["width"])]
+    np.testing.assert_allclose(seen[0], one.see(first, pixels, tokens, jnp.full(len(pixels), 0.3))[0], rtol=1e-5)
+    assert not np.allclose(seen[0], two.see(params, pixels, tokens, None)[0]) and not np.allclose(*seen)
 
 
 LOSS_CHANGES = dict(

@@ -151,6 +151,19 @@ class Stepwise(Protocol):
         """
 
 
+class Leaning(Protocol):
+    """A family that looks through the networks of finished runs, which must stay where they are.
+
+    Attributes:
+      needs_runs: the workdirs by the keys of the config that name them.
+    """
+
+    needs_runs: Mapping[str, str]
+
+    def given(self, frozen: Mapping[str, tuple["Method", Params]]) -> "Leaning":
+        """The family with those runs: for each key the method and its parameters."""
+
+
 class Taught(Protocol):
     """A family that learns from a reward, which the loop hands to it before training.
 
@@ -164,6 +177,21 @@ class Taught(Protocol):
 
     def taught_by(self, judge: Callable[[jax.Array, jax.Array], jax.Array]) -> "Taught":
         """The family with its reward: pixels float32 (B, T, H, W, C) in [-1, 1] and tokens (B, L) -> (B,)."""
+
+
+class Seeing(Protocol):
+    """A family whose network a critic can look through, see `methods.adversarial`."""
+
+    def see(
+        self, params: dict[str, Params], pixels: jax.Array, tokens: jax.Array, t: jax.Array | None
+    ) -> list[jax.Array]:
+        """What the network sees at each of its levels, (B, T, h, w, D) each, differentiable by the pixels.
+
+        Args:
+          pixels: float32 (B, T, H, W, C), with noise where t tells of it.
+          tokens: (B, L).
+          t: (B,) level of noise as in `diffusion.paths`, linear; None for pictures without.
+        """
 
 
 class Rating(Protocol):

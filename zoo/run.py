@@ -79,12 +79,27 @@ class Recipe:
         check_sections(config)
         self.config, self.tokenizer, self.codec = config, tokenizer, codec
         self.data = configs.build(Data, config.data, "data")
-        self.method = configs.build_method(config, tokenizer.vocab_size)
+        self.method = self._with_runs(configs.build_method(config, tokenizer.vocab_size))
         self.optimizers = optim.build_all(config.players, self.method.players)
         self.shape = codec.shape(self.data.shape) if codec else self.data.shape
         configs.check_sampling(self.method, config.sample)
         if codec and self.data.flip:
             raise BadInput("data.flip mirrors pixels, and data.latents takes their place: drop one of them")
+
+    def _with_runs(self, method: Method) -> Method:
+        """The method with the finished runs that it looks through, see `method.Leaning`."""
+        frozen = {}
+        for key, workdir in getattr(method, "needs_runs", {}).items():
+            run = open_named(key, workdir)
+            if run.recipe.tokenizer.to_json() != self.tokenizer.to_json():
+                raise BadInput(
+                    f"{key}: {workdir} reads captions by another tokenizer; train it on the same data, or "
+                    f"start from it by --config.init={workdir}"
+                )
+            if run.recipe.data.shape != self.data.shape:
+                raise BadInput(f"{key}: {workdir} sees examples of {run.recipe.data.shape}, not {self.data.shape}")
+            frozen[key] = run.recipe.method, run.params
+        return method.given(frozen) if frozen else method
 
     @classmethod
     def from_texts(cls, texts: Mapping[str, str]) -> "Recipe":

@@ -6,6 +6,7 @@
 The wrapped family keeps all its abilities: sampling, likelihood and editing go past the critic.
 """
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -15,13 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from zoo.augment import augment, check_augmentations
-from zoo.config import build, build_family, families_with
+from zoo.config import ability, build, build_family, families_with
 from zoo.data.text import drop_captions
 from zoo.diffusion.paths import get_path
 from zoo.distributions import sum_each
 from zoo.errors import BadInput, unknown
 from zoo.method import Axis, Batch, Method, Output, to_float
-from zoo.nets.critic import Critic, Judgement
+from zoo.nets.critic import Critic, Judgement, ProjectedCritic
 from zoo.trees import matches
 
 DIFFERENCE = 0.01  # of the finite difference, in pictures of [-1, 1] (APT 2501.08316, section 3.4)
@@ -53,8 +54,9 @@ class Adversarial:
 
     Attributes:
       base: `config.method` of the family: its `name` and its fields.
-      critic: fields of `Critic`.
+      critic: fields of `Critic`; of `ProjectedCritic` where there is a trunk.
       vocab_size, dtype: of the text, and of the computation.
+      trunk: workdir of a run, which stays as it is, through whose network the critic looks; "" for none.
       objective: "relativistic", "hinge" or "non_saturating".
       weight: of the critic in the base's loss.
       base_weight: of the base's own loss.
@@ -77,6 +79,7 @@ class Adversarial:
     critic: Mapping[str, Any]
     vocab_size: int
     dtype: Any
+    trunk: str = ""
     objective: str = "relativistic"
     weight: float = 1.0
     base_weight: float = 1.0
@@ -90,6 +93,19 @@ class Adversarial:
     feature_matching: float = 0.0
     noise: tuple[float, ...] = ()
     augmentations: tuple[str, ...] = ()
+
+    frozen: Mapping[str, tuple[Method, Any]] = dataclasses.field(default_factory=dict, init=False)
+
+    @property
+    def needs_runs(self) -> dict[str, str]:
+        """See `Leaning`."""
+        return {"method.trunk": self.trunk} if self.trunk else {}
+
+    def given(self, frozen: Mapping[str, tuple[Method, Any]]) -> "Adversarial":
+        """See `Leaning`."""
+        leaning = copy.copy(self)
+        leaning.__dict__["frozen"] = frozen
+        return leaning
 
     @functools.cached_property
     def wrapped(self) -> Method:
@@ -105,8 +121,9 @@ class Adversarial:
         return base
 
     @functools.cached_property
-    def network(self) -> Critic:
-        return build(Critic, self.critic, "method.critic", vocab_size=self.vocab_size, dtype=self.dtype)
+    def network(self) -> Critic | ProjectedCritic:
+        kind = ProjectedCritic if self.trunk else Critic
+        return build(kind, self.critic, "method.critic", vocab_size=self.vocab_size, dtype=self.dtype)
 
     @property
     def players(self) -> tuple[str, ...]:
@@ -133,7 +150,7 @@ class Adversarial:
             matches(params[player], self.adaptive_on)
         x = jnp.zeros(output.fake.shape)
         t = jnp.zeros(len(x)) if self.noise else None
-        return params | {"critic": self.network.init(rng_critic, x, batch["tokens"], t)["params"]}
+        return params | {"critic": self.network.init(rng_critic, *self._looks(x, batch["tokens"], t))["params"]}
 
     def loss(
         self, player: str, params, batch: Batch, rng: jax.Array, axis: Axis, step: jax.Array
@@ -153,7 +170,13 @@ class Adversarial:
 
     def rate(self, params, pixels: jax.Array, tokens: jax.Array) -> jax.Array:
         """See `Rating.rate`: the critic's score; of pictures without noise where it knows noise."""
-        return self._judge(params, pixels, tokens, jnp.zeros(len(pixels)) if self.noise else None).score
+        return self._judge(params, pixels, tokens, self._told(None, len(pixels))).score
+
+    def _told(self, t: jax.Array | None, count: int) -> jax.Array | None:
+        """t as the critic is told it: not at all where it was never, and 0 where there is no noise."""
+        if not self.noise:
+            return None
+        return jnp.zeros(count) if t is None else t
 
     def _critic_loss(self, params, batch, rng_base, rng, axis, step):
         """Real pictures against fakes and wrong captions."""
@@ -237,7 +260,18 @@ class Adversarial:
         return score, sum_each(jnp.square(gradient))
 
     def _judge(self, params, x: jax.Array, tokens: jax.Array, t: jax.Array | None) -> Judgement:
-        return self.network.apply({"params": params["critic"]}, x, tokens, t)
+        return self.network.apply({"params": params["critic"]}, *self._looks(x, tokens, t))
+
+    def _looks(self, x: jax.Array, tokens: jax.Array, t: jax.Array | None) -> tuple:
+        """What the critic's network is told of pictures."""
+        if not self.trunk:
+            return x, tokens, t
+        trunk, params = self.frozen["method.trunk"]
+        return ability(trunk, "see")(params, x, tokens, t), tokens
+
+    def see(self, params, pixels: jax.Array, tokens: jax.Array, t: jax.Array | None) -> list[jax.Array]:
+        """See `Seeing.see`: the critic's features."""
+        return self._judge(params, pixels, tokens, self._told(t, len(pixels))).features
 
     @property
     def _objective(self) -> Objective:

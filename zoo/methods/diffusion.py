@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import einops
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -79,6 +80,15 @@ class Diffusion:
     def apply(self, params, z: jax.Array, t: jax.Array, tokens: jax.Array) -> jax.Array:
         """The raw prediction. z: (B, T, H, W, C); t: (B,); tokens: (B, L) -> like z."""
         return self.network.apply({"params": params["model"]}, z, t, tokens)
+
+    def see(self, params, pixels: jax.Array, tokens: jax.Array, t: jax.Array | None) -> list[jax.Array]:
+        """See `Seeing.see`: the patches after each layer."""
+        t = jnp.zeros(len(pixels)) if t is None else t
+        network = self.network
+        _, kept = network.apply({"params": params["model"]}, pixels, t, tokens, mutable=["intermediates"])
+        (layers,) = kept["intermediates"]["layers"]["tokens"]  # (layers, B T, h w, D)
+        sides = dict(t=pixels.shape[1], h=pixels.shape[2] // network.patch_size)
+        return list(einops.rearrange(layers, "l (b t) (h w) d -> l b t h w d", **sides))
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
         if self.prediction == "x" and self.error in ("v", "eps") and self.time_min <= 0:

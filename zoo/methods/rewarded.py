@@ -8,6 +8,7 @@ The base is given by `config.init` and stays as it is; a leash can hold the chan
 The family keeps all its abilities, with the changes in place.
 """
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -70,9 +71,15 @@ class Rewarded:
 
     def taught_by(self, judge: Callable[[jax.Array, jax.Array], jax.Array]) -> "Rewarded":
         """See `Taught`."""
-        taught = dataclasses.replace(self)
-        object.__setattr__(taught, "judge", judge)
+        taught = copy.copy(self)
+        taught.__dict__["judge"] = judge
         return taught
+
+    def given(self, frozen: Mapping[str, tuple[Method, Any]]) -> "Rewarded":
+        """See `Leaning`: for the base, where that leans on runs."""
+        leaning = copy.copy(self)
+        leaning.__dict__["wrapped"] = self.wrapped.given(frozen)
+        return leaning
 
     def __getattr__(self, name: str):
         """The base's abilities, with the changes in place."""

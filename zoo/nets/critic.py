@@ -69,12 +69,59 @@ class Critic(nn.Module):
                 y = Residual(self.bottleneck, self.dtype, name=f"block_{level}_{i}")(y, condition)
             features.append(unfold(y, frames))
 
+        return Judgement(Verdict(name="verdict")(y, text.pooled, frames), features)
+
+
+class ProjectedCritic(nn.Module):
+    """Judges by what a frozen network sees in pictures, at each of its levels (Projected GANs 2111.01007, LADD
+    2403.12015).
+
+    Attributes:
+      width: channels of each head.
+      blocks: residual ones of each head.
+      bottleneck: how many times fewer channels there are inside a block.
+      text_width, text_depth, text_heads: of the text transformer.
+    """
+
+    vocab_size: int
+    width: int = 128
+    blocks: int = 1
+    bottleneck: int = 2
+    text_width: int = 128
+    text_depth: int = 2
+    text_heads: int = 2
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, seen: Sequence[jax.Array], ids: jax.Array) -> Judgement:
+        """seen: what the network saw, each (B, T, h, w, D); ids: (B, L). The score is the mean of the heads'."""
+        text = TextEncoder(
+            self.vocab_size, self.text_width, self.text_depth, self.text_heads, self.dtype, "xla", name="text"
+        )(ids)
+        scores = []
+        for level, y in enumerate(seen):
+            frames = y.shape[1]
+            y = nn.LayerNorm(use_scale=False, use_bias=False, dtype=self.dtype)(fold(y))  # levels differ in size
+            y = nn.Dense(self.width, dtype=self.dtype, name=f"embed_{level}")(y)
+            for i in range(self.blocks):
+                y = Residual(self.bottleneck, self.dtype, name=f"block_{level}_{i}")(y)
+            scores.append(Verdict(name=f"verdict_{level}")(y, text.pooled, frames))
+        return Judgement(sum(scores) / len(scores), list(seen))
+
+
+class Verdict(nn.Module):
+    """Features of places and the caption's -> a score: the projection of one on the other, and how real they are."""
+
+    @nn.compact
+    def __call__(self, y: jax.Array, caption: jax.Array, frames: int) -> jax.Array:
+        """y: (B * T, h, w, D); caption: (B, D') -> (B,) float32, the mean over frames."""
+        width = y.shape[-1]
         weights = self.param("places", nn.initializers.normal((y.shape[1] * y.shape[2]) ** -0.5), y.shape[1:])
         y = einops.reduce(nn.gelu(y).astype(jnp.float32) * weights, "(b t) h w d -> b d", "sum", t=frames) / frames
-        y = nn.gelu(nn.Dense(self.widths[-1], dtype=jnp.float32, name="whole")(y))
+        y = nn.gelu(nn.Dense(width, dtype=jnp.float32, name="whole")(y))
         alone = nn.Dense(1, dtype=jnp.float32, name="alone")(y)[:, 0]
-        caption = nn.Dense(self.widths[-1], use_bias=False, dtype=jnp.float32, name="caption")(text.pooled)
-        return Judgement(alone + (caption * y).sum(axis=-1) * self.widths[-1] ** -0.5, features)
+        caption = nn.Dense(width, use_bias=False, dtype=jnp.float32, name="caption")(caption)
+        return alone + (caption * y).sum(axis=-1) * width**-0.5
 
 
 def with_motion(x: jax.Array) -> jax.Array:

@@ -56,7 +56,9 @@ class Block(nn.Module):
             y = cross(RMSNorm(self.dtype, name="cross_norm")(x), context=text, lengths=lengths, to_self=False)
             x = x + gate_c[0] * y
         y = modulate(RMSNorm(self.dtype, scale=False)(x), shift_m, scale_m)
-        return x + gate_m * SwiGLU(dtype=self.dtype, name="mlp")(y), None
+        x = x + gate_m * SwiGLU(dtype=self.dtype, name="mlp")(y)
+        self.sow("intermediates", "tokens", x)  # for who asks: apply(..., mutable=["intermediates"])
+        return x, None
 
 
 class Transformer(nn.Module):
@@ -124,7 +126,7 @@ class Transformer(nn.Module):
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         layers = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             length=self.depth,
             unroll=self.depth if jax.default_backend() == "cpu" else 1,  # loops cost XLA's CPU code a fifth more time
