@@ -34,13 +34,13 @@ The `:cpu` run was on a Zen 5 with a matmul peak of 480 GFLOP/s. It is far from 
 backgrounds, places and colours come first (83.3%, 58.7%, 51.2% of the captions that name them), shapes late (30.9%).
 Things look right; which thing gets which colour, shape and place often does not.
 
-`:mean_flow,demo` (6 min 30 s with other work beside it) gets 100% of 256 with one step, `:few_steps,demo` with 500 steps
-(5 min 18 s) 99.2% with one and 100% with two, where `:demo` itself gets 34.0% and 89.8% (`python -m zoo.scoring.steps`).
-More steps than it was trained for make `few_steps` worse: 97.7% with 20.
+`:mean_flow,demo` (6 min 30 s with other work beside it) gets 100% of 256 with one step, `:few_steps,demo` with 500
+steps (5 min 18 s) 99.2% with one and 100% with two, where `:demo` itself gets 34.0% and 89.8%, with guidance
+(`python -m zoo.scoring.steps`). More steps than it was trained for make `few_steps` worse: 97.7% with 20.
 
 `:reward,demo` on a `:demo` run of 450 steps: CLIP's cosine rises from 0.65 to 0.81 in 240 steps (3 min 16 s) while the
-oracle's share falls from 36.7% to 0; with `method.leash=400` to 0.75 and 18.0%. `:policy,demo` by the oracle, 200 steps of
-64 pictures, lr 1e-3: 57.0% before, 49.2% after; its gradient is right (tests) but drowned in noise.
+oracle's share falls from 36.7% to 0; with `method.leash=400` to 0.75 and 18.0%. `:policy,demo` by the oracle, 200
+steps of 64 pictures: 57.0% before, 49.2% after; its gradient is right (tests) but drowned in noise.
 
 On 3,224 captioned emoji (`:cpu --config.data.source=folder:emoji --config.data.vocab_size=2048
 --config.data.text_length=24 --config.loop.steps=7000`), 11 min 6 s: twelve captions seen in training gave twelve
