@@ -12,6 +12,9 @@ Measured on two cores of an AMD EPYC, jax 0.10.2: `:demo` 6 min 30 s, all is rig
 (`python -m zoo.scoring --workdir runs/vae_demo`; ceiling 100%, floor 0.4%). Its captions say everything, and its
 latents are idle accordingly (0.0004 bits per dimension). The other recipes have not been trained to their end.
 
+`:autoencoder,demo`, 3 min 17 s with tests beside it: reconstructions of 28.9 dB, SSIM 0.928 (`--measures psnr,ssim`, 64
+pictures); 18.4 dB where the logistics' log-scale may fall to -7 as in the hierarchy: backgrounds then get all the gradient.
+
 Three things made it learn, seen in shorter runs of this net and of those before it: logistics that begin wide
 (`first_log_scale`), else things are never drawn (0% of 128 after 900 steps); a rate that begins dear
 (`first_kl_weight`), else latents tell the decoder what is where and the priors do not learn it from captions; and one
@@ -80,8 +83,10 @@ def get_config(text=None):
 
 
 def _for_latents(config):
-    """An autoencoder of f4: the prior only keeps the latents from growing."""
+    """An autoencoder of f4: the prior only keeps the latents from growing, and logistics stay so wide that things weigh
+    as much as flat backgrounds, which a likelihood can be sure of."""
     config.method.update(dict(architecture="autoencoder", kl_weight=1e-3, first_kl_weight=1e-3, warmup=(0, 20_000)))
+    config.method.least_log_scale = -3.0
     config.method.net = dict(widths=(128, 256), blocks=3, latent_dim=4, mixtures=5)
 
 
