@@ -81,7 +81,7 @@ def plug_in_critic(config: ml_collections.ConfigDict, words: set[str], **changes
         name="adversarial",
         base=config.method.to_dict(),
         critic=_critic(words),
-        trunk="",
+        trunk="runs/demo" if "projected" in words else "",
         objective="relativistic",
         weight=1.0,
         base_weight=1.0,

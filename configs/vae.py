@@ -13,7 +13,8 @@ Measured on two cores of an AMD EPYC, jax 0.10.2: `:demo` 6 min 30 s, all is rig
 latents are idle accordingly (0.0004 bits per dimension). The other recipes have not been trained to their end.
 
 `:autoencoder,demo`, 3 min 17 s with tests beside it: reconstructions of 28.9 dB, SSIM 0.928 (`--measures psnr,ssim`, 64
-pictures); 18.4 dB where the logistics' log-scale may fall to -7 as in the hierarchy: backgrounds then get all the gradient.
+pictures); 18.4 dB where the logistics' log-scale may fall to -7 as in the hierarchy: backgrounds then get all of the
+gradient.
 
 Three things made it learn, seen in shorter runs of this net and of those before it: logistics that begin wide
 (`first_log_scale`), else things are never drawn (0% of 128 after 900 steps); a rate that begins dear

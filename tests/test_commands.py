@@ -381,7 +381,7 @@ def test_steps_are_doubled_until_no_picture_changes():
     [
         (["--workdir=RUN", "--option=samples=4"], "unknown option of bits_per_dim 'samples'"),
         (["--workdir=RUN", "--option=trace=exakt"], "did you mean 'exact'"),
-        (["--workdir=RUN", "--option=steps=many"], "option steps of bits_per_dim must be like 32"),
+        (["--workdir=RUN", "--option=steps=many"], "option of bits_per_dim steps must be like 32"),
         (["--workdir=RUN", "--guide_checkpoint=2"], "drop the --guide_ flags"),
         (["--workdir=RUN", "--num=7"], "more than the 6 captions"),
         (["--workdir=RUN", "more"], "no such argument"),
