@@ -14,7 +14,8 @@ latents are idle accordingly (0.0004 bits per dimension). The other recipes have
 
 `:autoencoder,demo`, 3 min 17 s with tests beside it: reconstructions of 28.9 dB, SSIM 0.928 (`--measures psnr,ssim`, 64
 pictures); 18.4 dB where the logistics' log-scale may fall to -7 as in the hierarchy: backgrounds then get all of the
-gradient.
+gradient. Diffusion on its latents (`configs/diffusion.py:demo --config.data.latents=RUN
+--config.method.net.patch_size=1`, 6 min 30 s) has all right for 66.8% of 256, colours and places for 92.6%.
 
 Three things made it learn, seen in shorter runs of this net and of those before it: logistics that begin wide
 (`first_log_scale`), else things are never drawn (0% of 128 after 900 steps); a rate that begins dear
