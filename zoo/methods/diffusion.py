@@ -161,7 +161,7 @@ class Diffusion:
         """From noise z to pixels; the options are those of `sample`."""
         if not 0 <= last <= steps:
             raise BadInput(f"last must lie between 0 and the {steps} steps, got {last}")
-        path, times = get_path(self.path), time_grid(steps, shift=shift, start=self._last_time)
+        path, times = get_path(self.path), self._times(steps, shift)
         predict = lambda params: self._predictor(params, cond, guidance, interval, guide)
         done = steps - last if last else 0
         if done:
@@ -183,7 +183,7 @@ class Diffusion:
         shift: float = 1.0,
     ) -> jax.Array:
         """See `Stepwise.walk`: what `sample` does with DDIM and these options, (steps + 1, B, T, H, W, C)."""
-        predict, times = self._predictor(params, cond, guidance), time_grid(steps, shift=shift, start=self._last_time)
+        predict, times = self._predictor(params, cond, guidance), self._times(steps, shift)
         z, noise = self.draw_noise(rng, shape), _step_noise(rng, shape)
         return integrate("ddim", predict, get_path(self.path), z, times, eta=eta, draw_noise=noise, keep=True)
 
@@ -201,7 +201,7 @@ class Diffusion:
         """See `Stepwise.log_prob_of_walk`. The last step draws nothing and is left out: (steps - 1, B)."""
         if steps < 2 or eta <= 0:
             raise BadInput(f"steps that draw need steps of at least 2 and a positive eta, got {steps} and {eta}")
-        predict, times = self._predictor(params, cond, guidance), time_grid(steps, shift=shift, start=self._last_time)
+        predict, times = self._predictor(params, cond, guidance), self._times(steps, shift)
 
         @jax.checkpoint
         def one(z, to, t, s):
@@ -230,6 +230,10 @@ class Diffusion:
     def _draw_times(self, rng: jax.Array, count: int) -> jax.Array:
         options = dict(mean=self.time_mean, std=self.time_std, steps=self.time_steps, shift=self.time_shift)
         return draw_times(rng, count, self.times, **options)
+
+    def _times(self, steps: int, shift: float) -> jax.Array:
+        """The sampler's, from where noise begins."""
+        return time_grid(steps, shift=shift, start=self._last_time)
 
     @property
     def _last_time(self) -> float:

@@ -53,9 +53,7 @@ class Critic(nn.Module):
         """x: (B, T, H, W, C); ids: (B, L); t: (B,) how much noise is in x, where a critic is told."""
         coarsest("critic", x.shape[1:], self.patch_size, self.widths)
         frames = x.shape[1]
-        text = TextEncoder(
-            self.vocab_size, self.text_width, self.text_depth, self.text_heads, self.dtype, "xla", name="text"
-        )(ids)
+        caption = read_caption(self, ids)
         condition = None
         if t is not None:
             condition = jnp.repeat(TimeEmbedding(self.widths[0], self.dtype, name="time")(t), frames, axis=0)
@@ -69,7 +67,7 @@ class Critic(nn.Module):
                 y = Residual(self.bottleneck, self.dtype, name=f"block_{level}_{i}")(y, condition)
             features.append(unfold(y, frames))
 
-        return Judgement(Verdict(name="verdict")(y, text.pooled, frames), features)
+        return Judgement(Verdict(name="verdict")(y, caption, frames), features)
 
 
 class ProjectedCritic(nn.Module):
@@ -95,9 +93,7 @@ class ProjectedCritic(nn.Module):
     @nn.compact
     def __call__(self, seen: Sequence[jax.Array], ids: jax.Array) -> Judgement:
         """seen: what the network saw, each (B, T, h, w, D); ids: (B, L). The score is the mean of the heads'."""
-        text = TextEncoder(
-            self.vocab_size, self.text_width, self.text_depth, self.text_heads, self.dtype, "xla", name="text"
-        )(ids)
+        caption = read_caption(self, ids)
         scores = []
         for level, y in enumerate(seen):
             frames = y.shape[1]
@@ -105,8 +101,14 @@ class ProjectedCritic(nn.Module):
             y = nn.Dense(self.width, dtype=self.dtype, name=f"embed_{level}")(y)
             for i in range(self.blocks):
                 y = Residual(self.bottleneck, self.dtype, name=f"block_{level}_{i}")(y)
-            scores.append(Verdict(name=f"verdict_{level}")(y, text.pooled, frames))
+            scores.append(Verdict(name=f"verdict_{level}")(y, caption, frames))
         return Judgement(sum(scores) / len(scores), list(seen))
+
+
+def read_caption(critic: Critic | ProjectedCritic, ids: jax.Array) -> jax.Array:
+    """The caption as one vector, by a reader of the critic's own: (B, L) -> (B, D'). Called within its `__call__`."""
+    sizes = critic.text_width, critic.text_depth, critic.text_heads
+    return TextEncoder(critic.vocab_size, *sizes, critic.dtype, "xla", name="text")(ids).pooled
 
 
 class Verdict(nn.Module):

@@ -5,6 +5,7 @@ network that a picture takes, guidance counted in.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from absl import app, flags
@@ -13,7 +14,7 @@ from zoo.config import ability, parse_flags
 from zoo.errors import BadInput, exit_on_bad_input
 from zoo.run import Run
 from zoo.scoring import report
-from zoo.scoring.features import clip_features
+from zoo.scoring.features import Features, clip_features
 from zoo.scoring.measures import Sample, chosen, first_of, make_task, measure, needs_clip
 from zoo.training import parallel
 
@@ -38,7 +39,8 @@ def main(argv):
     chosen(FLAGS.measures)
     steps = [to_steps(word) for word in FLAGS.steps]
     parallel.use_compilation_cache()
-    scores = {workdir: of_run(workdir, steps) for workdir in argv[1:]}
+    networks = {"clip": clip_features()} if needs_clip(FLAGS.measures) else {}
+    scores = {workdir: of_run(workdir, steps, networks) for workdir in argv[1:]}
     for workdir, rows in scores.items():
         for row in rows:
             print(f"{workdir}, {row['steps']} steps, {row['evaluations']} evaluations: {show(row['scores'])}")
@@ -62,12 +64,11 @@ def to_steps(word: str) -> int:
     return int(word)
 
 
-def of_run(workdir: str, steps: list[int]) -> list[dict]:
+def of_run(workdir: str, steps: list[int], networks: Mapping[str, Features]) -> list[dict]:
     """[{"steps", "evaluations", "scores": {name: value}}, ...] of a run."""
     run = Run.open(workdir)
     recipe, evaluations = run.recipe, ability(run.recipe.method, "evaluations")
     real = first_of(recipe.data, FLAGS.split, FLAGS.num)
-    networks = {"clip": clip_features()} if needs_clip(FLAGS.measures) else {}
     task = make_task(networks, recipe.data, real, FLAGS.num_reference, FLAGS.seed)
     tokens, rows = recipe.tokenizer.encode(real.captions), []
     for count in steps:
