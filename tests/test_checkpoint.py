@@ -226,6 +226,20 @@ def test_reading_a_run_that_is_being_written_neither_fails_nor_harms(tmp_path, s
     assert same(restore(tmp_path), (4, fields(make_state(4))))
 
 
+def test_an_old_checkpoint_may_vanish_while_the_steps_are_listed(tmp_path, monkeypatch):
+    save(tmp_path, 1, 2, 3, keep=3)
+    writer = Checkpoints(tmp_path, keep=3)
+    is_dir = Path.is_dir
+
+    def deleted_meanwhile(path):
+        if path.name == "1" and is_dir(path):
+            shutil.rmtree(path)
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", deleted_meanwhile)
+    assert writer.steps() == [2, 3] and Checkpoints(tmp_path, read_only=True).steps() == [2, 3]
+
+
 FULL_DISK = """
 import resource, sys
 import numpy as np

@@ -38,18 +38,17 @@ class Checkpoints:
         self.folder = Path(workdir).absolute() / "checkpoints"
         if read_only and not self.folder.is_dir():
             raise BadInput(f"{workdir} holds no checkpoint; train it first, or wait for its first checkpoint")
-        handlers = {field: ocp.PyTreeCheckpointHandler() for field in STATE_FIELDS}
-        handlers |= {text: ocp.JsonCheckpointHandler() for text in TEXTS}
-        options = (
-            ocp.CheckpointManagerOptions(read_only=True)
-            if read_only
-            else ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        )
-        self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        self.reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**item_handlers()))
+        if not read_only:
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+            self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=item_handlers())
 
     def steps(self) -> list[int]:
-        """The steps that are there, oldest first."""
-        return sorted(self.manager.all_steps(read=True))
+        """The steps that are there, oldest first: those whose folder has its last name.
+
+        Orbax's own list also reads each one's date, and fails where the writer deletes an old one meanwhile.
+        """
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
 
     def save(self, state: State, texts: Mapping[str, str]) -> None:
         """Begins to save a host copy of a state, and what else a run needs, as JSON texts: one for each of `TEXTS`.
@@ -103,7 +102,7 @@ class Checkpoints:
 
         def read(step):
             names = {field: ocp.args.PyTreeRestore() for field in target}
-            saved = self.manager.restore(step, args=ocp.args.Composite(**names))
+            saved = self.reader.restore(self.folder / str(step), args=ocp.args.Composite(**names))
             return {field: unflatten(tree, saved[field], field) for field, tree in target.items()}
 
         return self._newest(read, step)
@@ -112,7 +111,8 @@ class Checkpoints:
         """The texts that were given to `save`, with the step they are of; see `restore`."""
 
         def read(step):
-            saved = self.manager.restore(step, args=ocp.args.Composite(**{t: ocp.args.JsonRestore() for t in TEXTS}))
+            names = {text: ocp.args.JsonRestore() for text in TEXTS}
+            saved = self.reader.restore(self.folder / str(step), args=ocp.args.Composite(**names))
             return {text: json.dumps(saved[text], indent=2, sort_keys=True) for text in TEXTS}
 
         return self._newest(read, step)
@@ -141,6 +141,13 @@ class Checkpoints:
                 free = next(name for name in names if not (self.folder.parent / name).exists())
                 (self.folder / str(step)).rename(self.folder.parent / free)
         self.manager.reload()
+
+
+def item_handlers() -> dict[str, ocp.CheckpointHandler]:
+    """What writes and reads each item of a checkpoint."""
+    return {field: ocp.PyTreeCheckpointHandler() for field in STATE_FIELDS} | {
+        text: ocp.JsonCheckpointHandler() for text in TEXTS
+    }
 
 
 def one_line(error: Exception) -> str:
