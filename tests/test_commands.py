@@ -245,6 +245,8 @@ def test_quality_is_drawn_over_evaluations(finish, trained, tmp_path):
     rows = json.loads((tmp_path / "s.json").read_text())[str(trained)]
     assert [(row["steps"], row["evaluations"]) for row in rows] == [(1, 2), (3, 10)] and (tmp_path / "s.png").exists()
     assert all(0 <= row["scores"]["all"] <= 1 for row in rows)
+    done = finish(*words, "--steps=1", "--num=4", "--show=colours", f"--out={tmp_path / 's.png'}")
+    assert done.code == 2 and "did you mean 'colour'" in done.err
     done = finish(*words, "--steps=1,two", devices=1)
     assert done.code == 2 and "--steps: 'two'" in done.err
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import app, flags
 
 from zoo.config import parse_flags
-from zoo.errors import BadInput, exit_on_bad_input, unknown
+from zoo.errors import BadInput, exit_on_bad_input
 from zoo.scoring import report
 
 FLAGS = flags.FLAGS
@@ -25,15 +25,7 @@ def main(argv):
     if not argv[1:]:
         raise BadInput("name at least one run: python -m zoo.scoring.curves runs/a runs/b")
     rows = {workdir: read_metrics(Path(workdir)) for workdir in argv[1:]}
-    known = {name for run in rows.values() for row in run for name in row}
-    for name in FLAGS.show:
-        if name not in known:
-            raise unknown("metric", name, known - {"step"})
-    panels = {
-        name: {workdir: [(row["step"], row[name]) for row in run if name in row] for workdir, run in rows.items()}
-        for name in FLAGS.show
-    }
-    report.to_curves(panels, "steps", Path(FLAGS.out))
+    report.to_curves(rows, "step", FLAGS.show, Path(FLAGS.out))
     print(f"-> {FLAGS.out}")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.errors import unknown
 from zoo.scoring.measures import Score
 
 Scores = Mapping[str, Mapping[str, Score]]  # row -> name -> score
@@ -46,17 +47,30 @@ def to_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def to_curves(
-    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], x_label: str, path: Path, log: bool = False
+    runs: Mapping[str, Sequence[Mapping[str, float]]], x: str, shown: Sequence[str], path: Path, log: bool = False
 ) -> None:
-    """A panel for each name and in it a curve for each row, of points (x, y); x in powers of two where `log`."""
+    """A panel for each name shown, and in it a curve for each run.
+
+    Args:
+      runs: run -> rows of {name: value}; a row may lack a name.
+      x: the name along the axis, in powers of two where `log`.
+      shown: names; a run without one has no curve in its panel.
+
+    Raises:
+      BadInput: a name that no row has.
+    """
+    known = {name for rows in runs.values() for row in rows for name in row} - {x}
+    for name in shown:
+        if name not in known:
+            raise unknown("name to show", name, known)
     pyplot = _pyplot()
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False)
-    for axis, (name, rows) in zip(axes.flat, panels.items(), strict=True):
-        for row, points in rows.items():
-            if points:
-                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=row)
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(5 * len(shown), 3.6), squeeze=False)
+    for axis, name in zip(axes.flat, shown, strict=True):
+        for run, rows in runs.items():
+            if points := [(row[x], row[name]) for row in rows if name in row]:
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=run)
         axis.set_title(name, fontsize=9)
-        axis.set_xlabel(x_label, fontsize=8)
+        axis.set_xlabel(x, fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(color="0.9")
         if log:

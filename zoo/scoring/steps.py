@@ -19,6 +19,7 @@ from zoo.scoring.measures import Sample, chosen, first_of, make_task, measure, n
 from zoo.training import parallel
 
 FLAGS = flags.FLAGS
+COST = "evaluations of the network"
 
 
 def define_flags() -> None:
@@ -29,7 +30,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_reference", 2000, "Real pictures of split train to compare with, at most.", lower_bound=2)
     flags.DEFINE_string("split", "test", "Split of the data that the captions come from.")
     flags.DEFINE_integer("seed", 0, "Same seed, same pictures.")
-    flags.DEFINE_multi_string("show", ["all"], "Of these scores curves are drawn; e.g. all is the oracle's.")
+    flags.DEFINE_multi_string("show", [], "A score to draw, e.g. all, which is the oracle's; by default every one.")
     flags.DEFINE_string("out", "steps.png", "The curves, and a JSON file beside them.")
 
 
@@ -47,14 +48,9 @@ def main(argv):
     out = Path(FLAGS.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(scores, indent=2) + "\n")
-    panels = {
-        name: {
-            workdir: [(row["evaluations"], row["scores"][name]) for row in rows if name in row["scores"]]
-            for workdir, rows in scores.items()
-        }
-        for name in FLAGS.show
-    }
-    report.to_curves(panels, "evaluations of the network", out, log=True)
+    curves = {workdir: [{COST: row["evaluations"]} | row["scores"] for row in rows] for workdir, rows in scores.items()}
+    names = dict.fromkeys(name for rows in curves.values() for row in rows for name in row if name != COST)
+    report.to_curves(curves, COST, FLAGS.show or list(names), out, log=True)
     print(f"-> {out}, {out.with_suffix('.json')}")
 
 
