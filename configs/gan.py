@@ -54,6 +54,8 @@ def get_config(text=None):
     if "test" in words:
         _for_tests(config)
     common.plug_in_critic(config, words)
+    if "demo" in words:
+        config.method.update(dict(r1=0.3, r2=0.3))
     return config
 
 
@@ -64,7 +66,7 @@ def _for_demo(config):
             dtype="float32",
             data=dict(source="scenes/one?omit=0", size=16, batch_size=64, text_length=16),
             players=dict(model=dict(learning_rate=5e-4, ema_half_lives=(10.0, 40.0))),
-            loop=dict(steps=2000, log_every=50, checkpoint_every=500, grid_every=500),
+            loop=dict(steps=1600, log_every=50, checkpoint_every=400, grid_every=400),
         )
     )
     config.method.net.update(dict(patch_size=4, widths=(192, 192), heads=3, text_width=64, text_depth=2, text_heads=1))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -284,6 +285,16 @@ def test_noise_and_captions_matter_to_the_generator():
         gan.generate(params, 0 * noise, BATCH["tokens"][:2]),
         atol=1e-6,
     )
+
+
+def test_what_blocks_add_does_not_drown_the_noise():
+    gan, params = method(), fresh()
+    grown = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf + 100.0 if re.search(r"block_1_.*up.*bias", jax.tree_util.keystr(path)) else leaf,
+        {"model": params["model"]},
+    )
+    made = gan.generate(grown, gan.draw_noise(jax.random.split(KEY, 8), (1, 8, 8, 3)), BATCH["tokens"][:1].repeat(8, 0))
+    assert jnp.std(made, axis=0).mean() > 0.05 * jnp.abs(made).mean()
 
 
 # ---- a critic that looks through a frozen network

@@ -1,4 +1,8 @@
-"""A generator in one pass: a learned constant, shaped by noise and caption (R3GAN 2501.05441)."""
+"""A generator in one pass: a learned constant, shaped by noise and caption before each block.
+
+R3GAN (2501.05441) shapes the constant alone. Here what is added on the way grows so fast that noise which comes in once
+is lost in it, and all pictures become one.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +14,7 @@ import jax.numpy as jnp
 
 from zoo.errors import BadInput
 from zoo.nets.convolution import Residual, coarsest, double
-from zoo.nets.layers import RMSNorm, unpatchify
+from zoo.nets.layers import unpatchify
 from zoo.nets.text_encoder import Reading, TextEncoder
 
 
@@ -52,15 +56,15 @@ class Synthesis(nn.Module):
             style = nn.gelu(nn.Dense(self.widths[-1], dtype=self.dtype, name=f"style_{i}")(style))  # (B, D)
 
         x = self.param("constant", nn.initializers.normal(1.0), (rows, columns, self.widths[-1])).astype(self.dtype)
-        shaping = nn.Dense(self.widths[-1], bias_init=nn.initializers.ones, dtype=self.dtype, name="shaping")(style)
-        x = x * shaping[:, None, None]  # (B, h, w, D)
+        x = jnp.broadcast_to(x, (len(noise), *x.shape))  # (B, h, w, D)
         for level, width in reversed(list(enumerate(self.widths))):
             if level < len(self.widths) - 1:
                 x = nn.Dense(width, dtype=self.dtype, name=f"embed_{level}")(double(x))
             for i in range(self.blocks):
                 if max(x.shape[1:3]) <= self.attention_size:
                     x = Reading(self.heads, self.dtype, name=f"reading_{level}_{i}")(x, text)
+                shaping = nn.Dense(width, bias_init=nn.initializers.ones, dtype=self.dtype, name=f"shaping_{level}_{i}")
+                x = x * shaping(style)[:, None, None]
                 x = Residual(self.bottleneck, self.dtype, name=f"block_{level}_{i}")(x, style)
-        x = RMSNorm(self.dtype, name="norm")(x)
         x = nn.Dense(self.patch_size**2 * shape[-1], dtype=jnp.float32, name="out")(x)
         return unpatchify(einops.rearrange(x, "b h w p -> b 1 h w p"), self.patch_size)
