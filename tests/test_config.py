@@ -7,7 +7,7 @@ import ml_collections
 import pytest
 
 from zoo import config as configs
-from zoo.errors import BadInput
+from zoo.errors import MANY, BadInput, unknown
 from zoo.methods.mean_flow import MeanFlow
 from zoo.run import Data, Recipe, check_sections
 from zoo.training.loop import Loop
@@ -224,6 +224,15 @@ def test_a_file_that_is_not_there_or_no_recipe_is_told(tmp_path):
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(BadInput, match="no get_config"):
         configs.load(str(tmp_path / "empty.py"))
+
+
+def test_of_many_names_the_nearest_are_listed():
+    few = [f"name_{i}" for i in range(MANY)]
+    assert all(name in str(unknown("key", "game_3", few)) for name in few)
+    many = [f"quite.another.{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] + ["red", "green"]
+    told = str(unknown("key", "gren", many))
+    assert "did you mean 'green'? known: green, red, " in told and told.count("quite") == MANY // 2 - 2
+    assert told.endswith(f"and {len(many) - MANY // 2} more")
 
 
 def test_all_errors_are_one_line():

@@ -5,6 +5,8 @@ import difflib
 import sys
 from collections.abc import Iterable, Iterator
 
+MANY = 20  # names, beyond which an error tells the nearest alone
+
 
 class BadInput(ValueError):
     """Something the user gave cannot be used. The message is one line: what, which value, what to do."""
@@ -16,12 +18,16 @@ def unknown(what: str, name: str, known: Iterable[str]) -> BadInput:
     Args:
       what: the kind of thing, e.g. "config key" or "sampler".
       name: what was asked for.
-      known: every name that would have been accepted.
+      known: every name that would have been accepted; of many only the nearest are listed.
     """
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return BadInput(f"unknown {what} {name!r}: {hint}known: {', '.join(known) or 'none'}")
+    listed, rest = known, ""
+    if len(known) > MANY:
+        listed = difflib.get_close_matches(name, known, n=MANY // 2, cutoff=0.0)
+        rest = f" and {len(known) - len(listed)} more"
+    return BadInput(f"unknown {what} {name!r}: {hint}known: {', '.join(listed) or 'none'}{rest}")
 
 
 @contextlib.contextmanager
