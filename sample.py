@@ -1,4 +1,7 @@
-"""Samples a run: python sample.py --workdir runs/demo --prompt "a red circle" --num 16 --out out.png"""
+"""Samples a run:
+
+python sample.py --workdir runs/demo --prompt "a large red star at the top left on a grey background" --num 16
+"""
 
 import json
 import time

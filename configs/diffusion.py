@@ -5,20 +5,21 @@
     python train.py --config configs/diffusion.py:demo --workdir runs/demo          two CPU cores, what `make demo` runs
     python train.py --config configs/diffusion.py:test --workdir /tmp/test          seconds, for tests
 
-Words combine with these. `mean_flow` learns average velocities and makes a picture in one step; `critic` adds a critic;
-`few_steps` lets a critic turn a trained run into one that needs one to four:
+Each of these goes with one of those. `mean_flow` learns average velocities and makes a picture in one step; `critic`
+adds a critic; `few_steps` lets a critic turn a trained run into one that needs one to four:
 
     python train.py --config configs/diffusion.py:few_steps,demo --config.init=runs/demo --workdir runs/few_steps
 
 `reward` lets a judge change a trained run through its derivative, `policy` one that is only asked:
 
-    python train.py --config configs/diffusion.py:reward,demo --config.init=runs/demo --workdir runs/reward
-    python train.py --config configs/diffusion.py:policy,demo --config.init=runs/demo --workdir runs/policy
+    python train.py --config configs/diffusion.py:demo --config.loop.steps=450 --workdir runs/base
+    python train.py --config configs/diffusion.py:reward,demo --config.init=runs/base --workdir runs/reward
+    python train.py --config configs/diffusion.py:policy,demo --config.init=runs/base --workdir runs/policy
 
 Measured on two cores of an AMD EPYC (AVX-512), jax 0.10.2, float32. Shares of captions of which the oracle finds all
 right, `python -m zoo.scoring --workdir RUN --num 256 --split SPLIT`:
 
-    :demo  `make demo` in a fresh clone, 7 min 59 s with installing     100% (test_seen; ceiling 100%, floor 0.4%)
+    :demo  `make demo` in a fresh clone, 4 min 37 s with installing     100% (test_seen; ceiling 100%, floor 0.4%)
            matmul peak 128 GFLOP/s                                      100% (test_unseen; ceiling 100%, floor 0.4%)
     :cpu   17,000 steps in 33 min 18 s, 1-3 objects at 32 px            22.3% (test_seen; ceiling 100%, floor 0.8%)
                                                                         19.5% (test_unseen; ceiling 100%, floor 1.6%)
@@ -36,9 +37,9 @@ Things look right; which thing gets which colour, shape and place often does not
 
 `:mean_flow,demo` (6 min 30 s with other work beside it) gets 100% of 256 with one step, `:few_steps,demo` with 500
 steps (5 min 18 s) 99.2% with one and 100% with two, where `:demo` itself gets 34.0% and 89.8%, with guidance
-(`python -m zoo.scoring.steps`). More steps than it was trained for make `few_steps` worse: 97.7% with 20.
+(`python -m zoo.scoring.steps`). Sampled with more than its four steps `few_steps` gets worse: 97.7% with 20.
 
-`:reward,demo` on a `:demo` run of 450 steps: CLIP's cosine rises from 0.65 to 0.81 in 240 steps (3 min 16 s) while the
+`:reward,demo` on that run of 450 steps: CLIP's cosine rises from 0.65 to 0.81 in 240 steps (3 min 16 s) while the
 oracle's share falls from 36.7% to 0; with `method.leash=400` to 0.75 and 18.0%. `:policy,demo` by the oracle, 200
 steps of 64 pictures: 57.0% before, 49.2% after; its gradient is right (tests) but drowned in noise.
 
@@ -108,12 +109,14 @@ def get_config(text=None):
         _as_mean_flow(config)
     if "few_steps" in words:
         _for_few_steps(config)
+        if "demo" in words:
+            config.loop.steps = 500
     if {"critic", "few_steps"} & words:
         common.plug_in_critic(config, words, adaptive_on="^out/kernel", weight=0.5)
     if {"reward", "policy"} & words:
         _for_rewards(config, "policy" in words)
         if "test" not in words:
-            config.loop.update(dict(steps=300, log_every=10, checkpoint_every=50, grid_every=100))
+            config.loop.update(dict(steps=240, log_every=10, checkpoint_every=50, grid_every=100))
     return config
 
 

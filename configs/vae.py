@@ -29,7 +29,7 @@ from zoo.config import arguments
 
 
 def get_config(text=None):
-    words = arguments(text, ("hierarchical", "autoencoder", "critic", "cpu", "demo", "test"))
+    words = arguments(text, ("autoencoder", "critic", "cpu", "demo", "test"))
     config = common.get_config(
         dtype="bfloat16",
         data=dict(source="scenes/full", size=32, batch_size=256, text_length=40, vocab_size=512),

@@ -22,6 +22,8 @@ from ml_collections import config_flags
 from zoo.errors import BadInput, unknown
 from zoo.method import Method
 
+flags.disclaim_key_flags()  # they are the command's, whose --help tells them
+
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 

@@ -237,8 +237,9 @@ class Editor:
         (pseudo-Gibbs, Rezende et al. 1401.4082, appendix F) is no way for generators that can be inverted: noise then
         holds the misfit too and makes it again.
 
-        Measured with configs/diffusion.py:demo, the right half of 16 pictures made anew with 8 steps and 40 rounds: the
-        oracle read one thing and nothing else in 5, in 1 with the half of another sample, and in 10 of 16 samples.
+        Measured with an earlier configs/diffusion.py:demo, the right half of 16 pictures made anew with 8 steps and 40
+        rounds: the oracle read one thing and nothing else in 5, in 1 with the half of another sample, and in 10 of 16
+        samples.
 
         Args:
           pixels: uint8 (N, T, H, W, C); what they show below the mask plays no part.

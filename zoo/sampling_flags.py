@@ -10,6 +10,7 @@ from zoo.errors import BadInput
 from zoo.run import Run
 
 FLAGS = flags.FLAGS
+flags.disclaim_key_flags()  # they are the command's, whose --help tells them
 
 
 def define(workdir_required: bool = True) -> None:
