@@ -190,6 +190,19 @@ def test_wrong_captions_are_a_neighbours_or_those_of_the_data():
         assert found["told_apart"] == pytest.approx(float((right > other).mean()))
 
 
+def test_a_caption_that_is_not_wrong_is_not_told_apart():
+    alike = dict(BATCH, tokens=np.tile(BATCH["tokens"][:1], (8, 1)))
+    loss, plain = (metrics_of(method(mismatch=weight), "critic", fresh(), alike) for weight in (1.0, 0.0))
+    assert loss["loss"] == pytest.approx(plain["loss"], rel=1e-6) and loss["told_apart"] == 0
+
+
+def test_a_wrong_caption_is_never_one_that_was_dropped():
+    """Half of the captions are dropped, and all wrong ones are the neighbours' own."""
+    plugin, params = method(dict(GENERATOR, caption_drop=0.5), mismatch=1.0, r1=0.0, r2=0.0), fresh()
+    given = dict(BATCH, negatives=np.roll(BATCH["tokens"], 1, axis=0))
+    assert metrics_of(plugin, "critic", params) == metrics_of(plugin, "critic", params, given)
+
+
 def test_the_base_feels_the_critic_from_the_start_step_on():
     params = fresh("vae")
     plugin = method(AUTOENCODER, weight=2.0, base_weight=0.5, start=3)
@@ -211,6 +224,10 @@ def test_the_adaptive_weight_makes_both_gradients_of_the_last_layer_alike():
     assert sum(jax.tree.leaves(matches(params["model"], on))) == 1
 
 
+def test_a_base_without_a_loss_needs_no_adaptive_weight():
+    assert metrics_of(method(weight=0.7, adaptive_on="^out/kernel"), "model", fresh())["share"] == pytest.approx(0.7)
+
+
 def test_feature_matching_is_nothing_where_the_fake_is_the_picture(monkeypatch):
     plugin, params = method(AUTOENCODER, feature_matching=10.0), fresh("vae")
     plain = dataclasses.replace(plugin, feature_matching=0.0)
@@ -229,12 +246,21 @@ def test_feature_matching_is_nothing_where_the_fake_is_the_picture(monkeypatch):
 def test_a_critic_that_knows_noise_is_shown_and_told_of_it():
     params = fresh(noise=(0.0, 1.0))
     assert "time" in params["critic"] and "time" not in fresh()["critic"]
-    none, much = (metrics_of(method(noise=levels), "critic", params) for levels in ((0.0, 0.0), (1.0, 1.0)))
-    assert none["r1"] != much["r1"]
     real = BATCH["pixels"].astype(np.float32) / 127.5 - 1
+    shown, t = method(noise=(0.3, 0.3))._show(KEY, real, -real)
+    eps = [(x - 0.7 * pixels) / 0.3 for x, pixels in zip(shown, (real, -real), strict=True)]
+    np.testing.assert_allclose(t, 0.3, rtol=1e-6)
+    assert all(abs(e.mean()) < 0.1 and abs(e.std() - 1) < 0.1 for e in eps) and abs((eps[0] * eps[1]).mean()) < 0.1
     judge = method(noise=(0.0, 1.0))._judge
     told = [judge(params, real, BATCH["tokens"], jnp.full(8, t)).score for t in (0.0, 0.7)]
     assert np.abs(told[0] - told[1]).max() > 1e-4
+
+
+def test_what_is_compared_has_the_same_noise():
+    x = to_float(BATCH["pixels"])
+    for feature_matching, alike in ((0.0, False), (1.0, True)):
+        (real, fake), _ = method(AUTOENCODER, noise=(0.2, 0.8), feature_matching=feature_matching)._show(KEY, x, x)
+        assert np.array_equal(real, fake) == alike
 
 
 def test_a_critic_is_shown_what_augmentations_make_of_pictures():
@@ -340,13 +366,35 @@ def test_a_projected_critic_teaches_through_its_trunk():
 
 
 def test_a_trunk_is_told_the_noise_that_the_critic_is_shown():
-    """At one level of noise the score is that of what the trunk sees at it."""
-    plugin, params = projected(noise=(0.4, 0.4)), projected_params()
-    base, frozen = trunk()
-    x, t = to_float(BATCH["pixels"]), jnp.full(8, 0.4)
-    found = plugin.see(params, x, BATCH["tokens"], t)
-    np.testing.assert_allclose(found[-1], base.see(frozen, x, BATCH["tokens"], t)[-1], rtol=1e-5)
-    assert "fooling" in metrics_of(plugin, "model", params)
+    """The critic's loss, put together by hand from what the trunk sees at the one level of noise there is."""
+    plugin, params = projected(noise=(0.4, 0.4), r1=0.0, r2=0.0), projected_params()
+    (base, frozen), tokens, t = trunk(), BATCH["tokens"], jnp.full(8, 0.4)
+    rng_base, _, rng_critic = jax.random.split(KEY, 3)
+    fake = plugin.wrapped.loss("model", params, BATCH, rng_base, Axis(), ZERO)[1].fake
+    shown, _ = plugin._show(jax.random.split(rng_critic)[0], to_float(BATCH["pixels"]), fake)
+    head = lambda seen: ProjectedCritic(vocab_size=20, **HEADS).apply({"params": params["critic"]}, seen, tokens).score
+    real, made = (head(base.see(frozen, x, tokens, t)) for x in shown)
+    loss = float(jax.nn.softplus(made - real).mean())
+    assert metrics_of(plugin, "critic", params)["loss"] == pytest.approx(loss, rel=1e-5)
+    untold = float(
+        jax.nn.softplus(*(b - a for a, b in [[head(base.see(frozen, x, tokens, None)) for x in shown]])).mean()
+    )
+    assert abs(untold - loss) > 1e-5
+
+
+def test_a_trunk_knows_noise_on_the_linear_path_alone():
+    base = build_family(DIFFUSION | dict(path="cosine"), "method", 20, jnp.float32)
+    with pytest.raises(BadInput, match="trained on cosine: set noise=\\(\\)"):
+        base.see({}, to_float(BATCH["pixels"]), BATCH["tokens"], jnp.zeros(8))
+
+
+def test_a_trunk_has_second_derivatives_whatever_its_attention(monkeypatch):
+    """cuDNN's has none, and is refused where there is no such device."""
+    base = build_family(DIFFUSION | dict(net=DIFFUSION["net"] | dict(attention="cudnn")), "method", 20, jnp.float32)
+    plain, frozen = trunk()
+    x = to_float(BATCH["pixels"])
+    seen, expected = (m.see(frozen, x, BATCH["tokens"], None) for m in (base, plain))
+    np.testing.assert_array_equal(seen[-1], expected[-1])
 
 
 def test_a_critic_can_be_the_trunk_of_another():
@@ -454,6 +502,7 @@ def test_translation_moves_by_at_most_an_eighth():
         (dict(augmentations=("colors",)), "unknown augmentation 'colors'"),
         (dict(feature_matching=1.0), "generator makes fresh ones"),
         (dict(base=dict(name="contrastive", net={})), "contrastive shows a critic no picture; these do: .*diffusion"),
+        (dict(base=dict(name="adversarial", base=GENERATOR, critic=CRITIC)), "adversarial shows a critic no picture"),
         (dict(base=dict(name="generater", net={})), "unknown method.base 'generater': did you mean 'generator'"),
         (dict(base=dict(GENERATOR, latent=3)), "config key in method.base 'latent': did you mean 'latent_dim'"),
         (dict(base=dict(GENERATOR, latent_dim=0)), "latent_dim must be at least 1"),

@@ -249,6 +249,8 @@ def test_quality_is_drawn_over_evaluations(finish, trained, tmp_path):
     assert done.code == 2 and "did you mean 'colour'" in done.err
     done = finish(*words, "--steps=1,two", devices=1)
     assert done.code == 2 and "--steps: 'two'" in done.err
+    done = finish(*words, "--measures=psnr", devices=1)
+    assert done.code == 2 and "psnr is not of samples" in done.err
 
 
 def test_metrics_of_runs_are_drawn(finish, trained, tmp_path):

@@ -19,7 +19,7 @@ FILES = [file for file in sorted(FOLDER.glob("*.py")) if file.name != "common.py
 KINDS = {
     "vae": ["autoencoder", "critic"],
     "flow": ["jet", "jet,critic"],
-    "diffusion": ["mean_flow", "few_steps", "reward", "policy"],
+    "diffusion": ["mean_flow", "critic", "few_steps", "reward", "policy"],
     "gan": ["projected"],
 }
 RECIPES = [

@@ -180,8 +180,8 @@ def test_picture_does_not_depend_on_how_many_are_made(options, simple):
 def test_guidance_zero_is_bit_for_bit_no_guidance(simple):
     model = method()
     make = functools.partial(model.sample, 0.5, keys(1, 2, 3, 4), BATCH["tokens"], SHAPE, steps=2)
-    plain, same = np.asarray(make()), model.as_guide(0.5, model)
-    np.testing.assert_array_equal(make(guidance=0.0, guide=model.as_guide(0.9, model)), plain)
+    plain, same = np.asarray(make()), model.as_guide(0.5)
+    np.testing.assert_array_equal(make(guidance=0.0, guide=model.as_guide(0.9)), plain)
     np.testing.assert_allclose(make(guidance=1.0, guide=same), plain, atol=1e-5)
     assert np.abs(make(guidance=1.0) - plain).max() > 1e-3
 
@@ -197,14 +197,15 @@ def test_guide_is_the_worse_model(simple):
     model = method()
     make = functools.partial(model.sample, rng=keys(1, 2, 3, 4), cond=BATCH["tokens"], shape=SHAPE, steps=1)
     good, bad = make(0.5), make(0.9)
-    guided = make(0.5, guidance=2.0, guide=model.as_guide(0.9, method(net=NET | dict(width=8))))
+    guided = make(0.5, guidance=2.0, guide=method(net=NET | dict(width=8)).as_guide(0.9))
     np.testing.assert_allclose(guided, good + 2 * (good - bad), atol=1e-5)
 
 
 @pytest.mark.parametrize("changes", [dict(path="cosine"), dict(prediction="x")])
 def test_guide_must_mean_the_same_by_its_output(changes):
-    with pytest.raises(BadInput, match="a guide must predict v on the linear path"):
-        method().as_guide({}, method(**changes))
+    guide = method(**changes).as_guide({})
+    with pytest.raises(BadInput, match="a guide must predict v on the linear path.*; it predicts"):
+        method().sample({}, keys(1), BATCH["tokens"][:1], SHAPE, guidance=1.0, guide=guide)
 
 
 # From noise and back
@@ -244,7 +245,7 @@ def test_noise_that_was_found_makes_the_picture_again(path, prediction, time_min
 
 def test_noise_is_found_under_the_same_guidance(simple):
     model, cond, rng = method(), BATCH["tokens"], keys(1, 2, 3, 4)
-    same = model.as_guide(0.9, model)
+    same = model.as_guide(0.9)
     for options in (
         dict(),
         dict(guidance=1.5),
@@ -291,7 +292,7 @@ SAMPLE_CHANGES = dict(
 def test_every_sampling_option_changes_the_picture(option, simple):
     model = method()
     base = dict(steps=4, sampler="ddim", guidance=1.0)
-    changes = SAMPLE_CHANGES[option] or dict(guide=model.as_guide(0.9, model))
+    changes = SAMPLE_CHANGES[option] or dict(guide=model.as_guide(0.9))
     make = functools.partial(model.sample, 0.5, keys(1, 2), BATCH["tokens"][:2], SHAPE)
     assert np.abs(make(**base | changes) - make(**base)).max() > 1e-3
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from zoo import lora
+from zoo.config import build_family
 from zoo.errors import BadInput
 
 PARAMS = {
@@ -37,6 +38,18 @@ def test_kernels_alone_are_changed_and_each_layer_by_its_own():
     flat = np.asarray(merged["out"]["kernel"] - 1).reshape(6, 6)
     assert np.linalg.matrix_rank(flat, tol=1e-4) == 2
     assert (merged["out"]["bias"] == 1).all() and (merged["layers"]["mlp"]["bias"] == 1).all()
+
+
+def test_the_levels_of_a_hierarchy_are_stacks_too():
+    net = dict(patch_size=2, width=8, bottleneck=2, encoder_blocks=(3, 2), decoder_blocks=(3, 2), latent_dim=2, heads=2)
+    section = dict(name="vae", net=net | dict(text_width=8, text_depth=1, text_heads=2, mixtures=1))
+    batch = dict(pixels=jnp.zeros((1, 1, 8, 8, 3), jnp.uint8), tokens=jnp.zeros((1, 4), jnp.int32))
+    vae = build_family(section, "method", 20, jnp.float32)
+    shapes = jax.eval_shape(lambda: lora.init(RNG, vae.init(RNG, batch)["model"], "kernel$", 2))
+    blocks = {name: pair["a"].shape for name, pair in shapes.items() if "/level_" in name}
+    assert len(blocks) > 4
+    for name, shape in blocks.items():
+        assert len(shape) == 3 and shape[0] == (3 if "/level_0/" in name else 2), name
 
 
 def test_the_pattern_chooses():

@@ -56,6 +56,13 @@ def test_the_command_counts_a_run(finish, tiny, tmp_path):
     assert said["about"]["num"] == 8 and "reached" in done.out
 
 
+def test_a_run_that_always_had_captions_is_refused(finish, tiny, tmp_path):
+    changes = {"data.source": "scenes/modes?examples=64", "method.caption_drop": 0.0}
+    loop.train(tiny(changes | {"loop.steps": 1, "loop.grid_every": 0}), tmp_path / "run")
+    done = finish("-m", "zoo.scoring.modes", f"--workdir={tmp_path / 'run'}", "--num=8", devices=1)
+    assert done.code == 2 and "never saw the empty caption" in done.err
+
+
 def test_a_run_on_other_data_is_refused(finish, trained):
     done = finish("-m", "zoo.scoring.modes", f"--workdir={trained}", "--num=8", devices=1)
     assert done.code == 2 and "scenes/modes" in done.err and "not on one" in done.err

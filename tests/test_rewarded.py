@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from zoo.errors import BadInput
 from zoo.method import Axis
 from zoo.methods.rewarded import Rewarded, advantages
 from zoo.run import Run, prepare
-from zoo.scoring import rewards
+from zoo.scoring import ask, rewards
 from zoo.scoring.judge import get_judge
 from zoo.training import loop
 
@@ -47,7 +48,7 @@ STEPS = dict(steps=3)
 
 def brightness(pixels, tokens):
     """A judge that can be derived."""
-    return pixels.mean(axis=(1, 2, 3, 4)) + 0.0 * tokens.sum()
+    return jnp.clip(pixels, -1, 1).mean(axis=(1, 2, 3, 4)) + 0.0 * tokens.sum()
 
 
 def method(base=DIFFUSION, judge=brightness, **changes):
@@ -156,7 +157,8 @@ def test_policy_asks_the_judge_and_needs_no_derivative_of_it():
     """The gradient is - mean of advantage times that of the draws' log-density a dimension."""
 
     def judge(pixels, tokens):
-        return jax.pure_callback(lambda x: np.asarray(x).mean(axis=(1, 2, 3, 4)), jnp.zeros(8, jnp.float32), pixels)
+        mean = lambda x: np.asarray(x).mean(axis=(1, 2, 3, 4))
+        return jax.pure_callback(mean, jnp.zeros(8, jnp.float32), jnp.clip(pixels, -1, 1))
 
     rewarded, params = method(judge=judge, gradient="policy", group=4), fresh()
     (_, metrics), grads = loss_of(rewarded, params)
@@ -272,6 +274,36 @@ def test_a_reward_is_what_the_judge_of_that_name_says(tiny, trained, critic, nam
         assert np.corrcoef(found, expected)[0, 1] > 0.99
     else:
         np.testing.assert_allclose(np.asarray(found) * scale, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_reward_sees_the_pictures_that_latents_decode_to(tiny, trained):
+    _, recipe = prepare(config_of(tiny, trained, {"method.reward": "clip"}))
+    latents = RNG.uniform(-3, 3, (2, 1, 16, 16, 3)).astype(np.float32)
+    tokens = recipe.tokenizer.encode(["a red circle", "a blue star"])
+    expected = rewards.open_reward(recipe)(np.clip(latents / 2, -1, 1), tokens)
+    recipe.codec = SimpleNamespace(params=(), decode=lambda params, z: z / 2)
+    np.testing.assert_allclose(rewards.open_reward(recipe)(latents, tokens), expected, rtol=1e-5)
+
+
+def test_a_critic_of_latents_encodes_what_it_rates(tiny, trained, critic, monkeypatch):
+    run, captions = Run.open(critic), ["a red circle", "a blue star"]
+    pictures = RNG.integers(256, size=(2, 1, 16, 16, 3), dtype=np.uint8)
+    pixels = pictures / np.float32(127.5) - 1
+    expected = run.recipe.method.rate(run.params, pixels / 2, run.recipe.tokenizer.encode(captions))
+    run.recipe.codec = SimpleNamespace(params=(), encode=lambda params, x: x / 2)
+    np.testing.assert_allclose(ask.rate(run, pictures, captions), expected, rtol=1e-4, atol=1e-5)
+    _, recipe = prepare(config_of(tiny, trained, {"method.reward": str(critic)}))
+    monkeypatch.setattr(rewards, "open_named", lambda key, workdir: run)
+    found = rewards.open_reward(recipe)(pixels, recipe.tokenizer.encode(captions))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_changed_run_is_a_guide_with_its_changes(same):
+    rewarded, params = method(), fresh()
+    guide = rewarded.as_guide(params)
+    assert guide.method == rewarded.wrapped and same(guide.params["model"], rewarded.merged(params)["model"])
+    make = functools.partial(rewarded.sample, params, KEYS, BATCH["tokens"], SHAPE, **STEPS)
+    np.testing.assert_allclose(make(guidance=2.0, guide=guide), make(), atol=1e-4)  # nothing to guide away from
 
 
 def test_a_critic_of_other_words_reads_the_caption_again(tiny, trained, tmp_path):

@@ -212,6 +212,9 @@ def test_time_grid_runs_down_evenly_and_then_is_shifted(x64):
     np.testing.assert_allclose(time_grid(4, shift=3.0), shift_time(np.array([1, 0.75, 0.5, 0.25, 0]), 3.0))
     np.testing.assert_allclose(time_grid(2, shift=3.0), [1, 0.75, 0])
     assert time_grid(7, shift=1.7)[-1] == 0
+    shifted = time_grid(4, shift=3.0, start=0.99, end=0.1)  # never beyond where it was told to begin
+    np.testing.assert_allclose(shifted[jnp.array([0, -1])], [0.99, 0.1])
+    assert (shifted[1:-1] > time_grid(4, start=0.99, end=0.1)[1:-1]).all()
 
 
 def test_unknown_sampler_is_told_with_the_nearest_known():

@@ -1,7 +1,7 @@
 """Low-rank changes of trained kernels (LoRA 2106.09685): W + scale / rank * A B, where only A and B learn.
 
-A kernel of any number of axes is a matrix of its last axis and all others; kernels of scanned layers, which are stacked
-along a first axis, are a matrix each.
+A kernel of any number of axes is a matrix of its last axis and all others: the heads of a query, a key or a value,
+which are an axis of their own, share B. Kernels of scanned layers, stacked along a first axis, are a matrix each.
 """
 
 import math
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from zoo.errors import BadInput
 from zoo.trees import path_name
 
-STACKED = re.compile("(^|/)layers/")  # where a path has such a part, the first axis counts layers
+STACKED = re.compile(r"(^|/)(layers|level_\d+)/")  # where a path has such a part, the first axis counts layers
 
 
 def init(rng: jax.Array, params: Any, pattern: str, rank: int) -> dict[str, dict[str, jax.Array]]:

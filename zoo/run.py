@@ -98,6 +98,8 @@ class Recipe:
                 )
             if run.recipe.data.shape != self.data.shape:
                 raise BadInput(f"{key}: {workdir} sees examples of {run.recipe.data.shape}, not {self.data.shape}")
+            if (run.recipe.codec and run.recipe.codec.identity) != (self.codec and self.codec.identity):
+                raise BadInput(f"{key}: {workdir} was trained with another data.latents; give both the same")
             frozen[key] = run.recipe.method, run.params
         return method.given(frozen) if frozen else method
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from absl import flags
 
+from zoo.config import ability
 from zoo.errors import BadInput
 from zoo.run import Run
 
@@ -58,7 +59,7 @@ def traced_options(run: Run) -> dict[str, Any]:
     guide = Run.open(FLAGS.guide_workdir or FLAGS.workdir, FLAGS.guide_checkpoint, FLAGS.guide_ema)
     if guide.recipe.tokenizer.to_json() != run.recipe.tokenizer.to_json():
         raise BadInput("the guide reads captions with another tokenizer: train it on the same data and vocab_size")
-    return {"guide": method.as_guide(guide.params, guide.recipe.method)}
+    return {"guide": ability(guide.recipe.method, "as_guide")(guide.params)}
 
 
 def _value(text: str) -> Any:

@@ -86,10 +86,10 @@ SAMPLERS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "ddim": ddim}
 
 
 def time_grid(steps: int, *, shift: float = 1.0, start: float = 1.0, end: float = 0.0) -> jax.Array:
-    """Returns the (steps + 1,) times from `start` down to `end`, evenly spaced and then shifted towards noise."""
+    """Returns the (steps + 1,) times from `start` to `end`, of which those between are moved from even to noisier."""
     if steps < 1:
         raise BadInput(f"a sampler needs at least 1 step, got steps={steps}")
-    return shift_time(jnp.linspace(start, end, steps + 1), shift)
+    return end + (start - end) * shift_time(jnp.linspace(1.0, 0.0, steps + 1), shift)
 
 
 def integrate(

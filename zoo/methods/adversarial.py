@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from zoo.augment import augment, check_augmentations
 from zoo.config import ability, build, build_family, families_with
@@ -115,7 +116,7 @@ class Adversarial:
     @functools.cached_property
     def _base(self) -> Method:
         base = build_family(self.base, "method.base", self.vocab_size, self.dtype)
-        if getattr(base, "fake_of", None) is None:
+        if not hasattr(type(base), "fake_of"):  # of its own, not of what it wraps
             able = ", ".join(families_with("fake_of"))
             raise BadInput(f"method.base: {self.base['name']} shows a critic no picture; these do: {able}")
         return base
@@ -158,14 +159,15 @@ class Adversarial:
         """See `Method.loss`.
 
         Metrics of the critic: `accuracy`, how often the real one of a pair is preferred; `told_apart`, how often the
-        right caption is; `r1` and `r2`, before their weights. Those of the base: its own, `fooling`, its loss by the
-        critic, and that one's `share`, which is `weight` times what adapts it.
+        right caption is; `r1` and `r2`, before their weights, 0 where these are. Those of the base: its own,
+        `fooling`, its loss by the critic, and that one's `share`, which is `weight` times what adapts it.
         """
         rng_base, rng_drop, rng_critic = jax.random.split(rng, 3)
+        wrong = batch.get("negatives", jnp.roll(batch["tokens"], 1, axis=0))
         tokens = drop_captions(rng_drop, batch["tokens"], self._base.caption_drop)
         batch = dict(batch) | {"tokens": tokens}
         if player == "critic":
-            return self._critic_loss(params, batch, rng_base, rng_critic, axis, step)
+            return self._critic_loss(params, batch, wrong, rng_base, rng_critic, axis, step)
         return self._base_loss(player, params, batch, rng_base, rng_critic, axis, step)
 
     def rate(self, params, pixels: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -178,22 +180,22 @@ class Adversarial:
             return None
         return jnp.zeros(count) if t is None else t
 
-    def _critic_loss(self, params, batch, rng_base, rng, axis, step):
-        """Real pictures against fakes and wrong captions."""
+    def _critic_loss(self, params, batch, wrong, rng_base, rng, axis, step):
+        """Real pictures against fakes and wrong captions, where these differ from the right ones."""
         _, output = self.wrapped.loss(self.wrapped.players[0], params, batch, rng_base, axis, step)
         real, fake = to_float(batch["pixels"]), jax.lax.stop_gradient(output.fake)
         rng_show, rng_penalty = jax.random.split(rng)
         (real, fake), t = self._show(rng_show, real, fake)
         judge = lambda x, tokens: self._judge(params, x, tokens, t).score
-        real_score, r1 = self._penalised(judge, real, batch["tokens"], rng_penalty)
-        fake_score, r2 = self._penalised(judge, fake, batch["tokens"], rng_penalty)
+        real_score, r1 = self._penalised(judge, real, batch["tokens"], rng_penalty, self.r1)
+        fake_score, r2 = self._penalised(judge, fake, batch["tokens"], rng_penalty, self.r2)
         objective = self._objective.critic
         loss = objective(real_score, fake_score).mean() + (self.r1 * r1.mean() + self.r2 * r2.mean()) / 2
         metrics = {"accuracy": (real_score > fake_score).mean(), "r1": r1.mean(), "r2": r2.mean()}
         if self.mismatch:
-            wrong_score = judge(real, batch.get("negatives", jnp.roll(batch["tokens"], 1, axis=0)))
-            loss += self.mismatch * objective(real_score, wrong_score).mean()
-            metrics["told_apart"] = (real_score > wrong_score).mean()
+            wrong_score, is_wrong = judge(real, wrong), (wrong != batch["tokens"]).any(axis=-1)
+            loss += self.mismatch * (objective(real_score, wrong_score) * is_wrong).mean()
+            metrics["told_apart"] = ((real_score > wrong_score) & is_wrong).sum() / jnp.maximum(is_wrong.sum(), 1)
         return loss, Output(metrics | {"loss": loss})
 
     def _base_loss(self, player, params, batch, rng_base, rng, axis, step):
@@ -212,14 +214,14 @@ class Adversarial:
             return (own, fooling), output
 
         (own, fooling), output = parts(params)
-        share = self.weight * self._adapt(lambda own: parts({**params, player: own})[0], params[player])
+        share = self.weight * self._adapt(lambda own: parts({**params, player: own})[0], params[player], axis)
         share = jnp.where(step >= self.start, share, 0.0)
         loss = self.base_weight * own + share * fooling
         metrics = dict(output.metrics) | {"loss": loss, "base_loss": own, "fooling": fooling, "share": share}
         return loss, Output(metrics, output.fake)
 
-    def _adapt(self, parts: Callable, own: Any) -> jax.Array:
-        """|gradient of the base's loss| / |gradient of the critic's| on the last layer."""
+    def _adapt(self, parts: Callable, own: Any, axis: Axis) -> jax.Array:
+        """|gradient of the base's loss| / |gradient of the critic's| on the last layer; 1 where the base has none."""
         if not self.adaptive_on:
             return jnp.ones(())
         last = matches(own, self.adaptive_on)
@@ -231,8 +233,9 @@ class Adversarial:
             pick,
         )
         one, zero = jnp.ones(()), jnp.zeros(())
-        base, critic = (_norm(pull(weights)[0]) for weights in ((one, zero), (zero, one)))
-        return jax.lax.stop_gradient(jnp.minimum(base / (critic + 1e-4), LARGEST_ADAPTIVE))
+        base, critic = (optax.global_norm(axis.pmean(pull(weights)[0])) for weights in ((one, zero), (zero, one)))
+        ratio = jnp.minimum(base / (critic + 1e-4), LARGEST_ADAPTIVE)
+        return jax.lax.stop_gradient(jnp.where(base > 0, ratio, 1.0))
 
     def _show(self, rng: jax.Array, real: jax.Array, fake: jax.Array):
         """What the critic sees of pairs: augmented alike, with noise of one level; and that level, or None."""
@@ -242,11 +245,13 @@ class Adversarial:
             return shown, None
         t = jax.random.uniform(rng_time, (len(real),), minval=self.noise[0], maxval=self.noise[1])
         mix = get_path("linear").mix
-        keys = rng_real, rng_fake
+        keys = rng_real, rng_real if self.feature_matching else rng_fake  # alike where the two are compared
         return [mix(x, jax.random.normal(key, x.shape), t) for key, x in zip(keys, shown, strict=True)], t
 
-    def _penalised(self, judge: Callable, x: jax.Array, tokens: jax.Array, rng: jax.Array):
-        """Scores, and the squared gradient of each with respect to its picture: both (B,)."""
+    def _penalised(self, judge: Callable, x: jax.Array, tokens: jax.Array, rng: jax.Array, weight: float):
+        """Scores, and the squared gradient of each with respect to its picture, 0 where it has no weight: both (B,)."""
+        if not weight:
+            return judge(x, tokens), jnp.zeros(len(x))
         if self.penalty == "difference":
             score = judge(x, tokens)
             step = DIFFERENCE * jax.random.normal(rng, x.shape)
@@ -293,7 +298,3 @@ class Adversarial:
                 "ones: set it to 0"
             )
         check_augmentations(self.augmentations)
-
-
-def _norm(tree: Any) -> jax.Array:
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))

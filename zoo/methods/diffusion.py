@@ -33,7 +33,7 @@ RECONSTRUCTION_STEPS = 25
 
 @flax.struct.dataclass
 class Guide:
-    """A worse model to guide away from: an earlier average of the same run, or a smaller run."""
+    """A worse model to guide away from: an earlier checkpoint or other average of the same run, or a smaller run."""
 
     params: Any
     method: "Diffusion" = flax.struct.field(pytree_node=False)
@@ -82,13 +82,22 @@ class Diffusion:
         return self.network.apply({"params": params["model"]}, z, t, tokens)
 
     def see(self, params, pixels: jax.Array, tokens: jax.Array, t: jax.Array | None) -> list[jax.Array]:
-        """See `Seeing.see`: the patches after each layer."""
+        """See `Seeing.see`: the patches after each layer. Raises BadInput where noise is not on the linear path."""
+        if t is not None and self.path != "linear":
+            raise BadInput(
+                f"a critic shows noise on the linear path, and this run was trained on {self.path}: set noise=()"
+            )
         t = jnp.zeros(len(pixels)) if t is None else t
-        network = self.network
+        network = self._smooth.network
         _, kept = network.apply({"params": params["model"]}, pixels, t, tokens, mutable=["intermediates"])
         (layers,) = kept["intermediates"]["layers"]["tokens"]  # (layers, B T, h w, D)
         sides = dict(t=pixels.shape[1], h=pixels.shape[2] // network.patch_size)
         return list(einops.rearrange(layers, "l (b t) (h w) d -> l b t h w d", **sides))
+
+    @property
+    def _smooth(self) -> "Diffusion":
+        """The same with XLA's attention: the others have neither forward nor second derivatives."""
+        return dataclasses.replace(self, net=dict(self.net) | {"attention": "xla"})
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
         if self.prediction == "x" and self.error in ("v", "eps") and self.time_min <= 0:
@@ -216,6 +225,12 @@ class Diffusion:
         path = get_path(self.path)
         network = functools.partial(self.apply, params)
         if guidance and guide is not None:
+            same = (guide.method.path, guide.method.prediction) == (self.path, self.prediction)
+            if not same:
+                raise BadInput(
+                    f"a guide must predict {self.prediction} on the {self.path} path, as this run does; it predicts "
+                    f"{guide.method.prediction} on the {guide.method.path} path"
+                )
             worse = functools.partial(guide.method.apply, guide.params)
             network = guides.autoguidance(network, worse, guidance, interval)
         elif guidance:
@@ -312,8 +327,7 @@ class Diffusion:
         rng_noise, rng_trace = _split_each(rng)
         t = jnp.full(len(x), start)
         z = path.mix(x, normal_each(rng_noise, x.shape[1:]), t)
-        plain = dataclasses.replace(self, net=dict(self.net) | {"attention": "xla"})  # it has forward derivatives
-        predict = plain._predictor(params, batch["tokens"])
+        predict = self._smooth._predictor(params, batch["tokens"])
         divergence = ode.get_divergence(trace, rng_trace, probes, x.shape[1:])
         times = ode.times_from(start, self._last_time, steps)
         log_prob = ode.log_prob(lambda z, t: predict(z, t).v, divergence, z, times)
@@ -324,13 +338,9 @@ class Diffusion:
         del rest
         return (2 * steps - 1 if sampler == "heun" else steps) * (2 if guidance else 1)
 
-    def as_guide(self, params, method: "Diffusion") -> Guide:
-        """Makes another run, or an earlier average of this one, the worse model of `sample`'s guidance."""
-        if not isinstance(method, Diffusion) or (method.path, method.prediction) != (self.path, self.prediction):
-            raise BadInput(
-                f"a guide must predict {self.prediction} on the {self.path} path, as this run does; it is {method}"
-            )
-        return Guide(params, method)
+    def as_guide(self, params) -> Guide:
+        """Makes this, such as an earlier average or a smaller run, the worse model of another run's guidance."""
+        return Guide(params, self)
 
 
 def log_density_of_levels(path: Path, z: jax.Array, t: jax.Array) -> jax.Array:

@@ -116,7 +116,7 @@ class Rewarded:
 
     def _direct(self, params, tokens, rng, shape):
         noise = self.wrapped.draw_noise(jax.random.split(rng, len(tokens)), shape)
-        reward = self._judged(self.wrapped.generate(self.merged(params), noise, tokens, **self.sampling), tokens)
+        reward = self.judge(self.wrapped.generate(self.merged(params), noise, tokens, **self.sampling), tokens)
         return -reward.mean(), reward
 
     def _policy(self, params, tokens, rng, shape):
@@ -130,13 +130,9 @@ class Rewarded:
         merged = self.merged(params)
         keys = jax.random.split(rng, len(tokens))
         states = self.wrapped.walk(jax.lax.stop_gradient(merged), keys, tokens, shape, **self.sampling)
-        reward = jax.lax.stop_gradient(self._judged(states[-1], tokens))
+        reward = jax.lax.stop_gradient(self.judge(states[-1], tokens))
         log_prob = self.wrapped.log_prob_of_walk(merged, states, tokens, **self.sampling) / math.prod(shape)
         return -(advantages(reward, self.group) * log_prob).mean(), reward
-
-    def _judged(self, pixels: jax.Array, tokens: jax.Array) -> jax.Array:
-        """The reward, (B,). What a picture's file would not hold counts for nothing."""
-        return self.judge(jnp.clip(pixels, -1.0, 1.0), tokens)
 
     def _check(self) -> None:
         """Raises BadInput on a setting that cannot be."""

@@ -83,17 +83,18 @@ def reconstruct(
 
 
 def rate(run: Run, pictures: np.ndarray, captions: Sequence[str], per_device: int = 16) -> np.ndarray:
-    """How well each picture fits its caption, see `method.Rating`: float32 (N,).
+    """How well each picture fits its caption, see `method.Rating`: float32 (N,). A run on latents encodes it first.
 
     Raises:
       BadInput: the run's family cannot, or its pictures are of another shape.
     """
-    function, shape = ability(run.recipe.method, "rate"), run.recipe.data.shape
+    function, shape, codec = ability(run.recipe.method, "rate"), run.recipe.data.shape, run.recipe.codec
     if pictures.shape[1:] != shape:
         raise BadInput(f"the run rates pictures of shape {shape}, not {pictures.shape[1:]}: use one of their data.size")
 
     def rated(shared, rows):
-        return function(shared["params"], to_float(rows["pixels"]), rows["tokens"])
+        pixels = to_float(rows["pixels"])
+        return function(shared["params"], codec.encode(shared["codec"], pixels) if codec else pixels, rows["tokens"])
 
     return _each(run, rated, pictures, captions, 0, per_device)
 

@@ -1,7 +1,9 @@
 """How many kinds of pictures a run makes: python -m zoo.scoring.modes --workdir RUN --num 5000
 
-The run was trained on scenes/modes, 1,152 scenes that are all equally likely, and is sampled under the empty caption.
-The oracle reads which scene each picture shows:
+The run was trained on scenes/modes, 1,152 scenes that are all equally likely, without captions: by
+`--config.method.caption_drop=1.0`, under a critic by `--config.method.base.caption_drop=1.0` and
+`--config.method.mismatch=0.0`. It is sampled under the empty caption, which needs no guidance, and the oracle reads
+which scene each picture shows:
 
     readable   the share of pictures in which it finds one scene and nothing else
     reached    how many of the scenes are there
@@ -44,6 +46,9 @@ def main(argv):
     name = run.recipe.data.source.partition("?")[0].removeprefix("scenes/")
     if name not in UNIFORM:
         raise BadInput(f"modes are counted of runs on scenes/{' and scenes/'.join(UNIFORM)}, not on {name}")
+    method = run.recipe.config.method
+    if not method.get("base", method).caption_drop:
+        raise BadInput(f"{FLAGS.workdir} never saw the empty caption: train it with caption_drop=1")
     real = first_of(run.recipe.data, "train", FLAGS.num).pictures
     sampler = run.sampler(FLAGS.per_device, **sampling_flags.options())
     tokens = run.recipe.tokenizer.encode([""] * FLAGS.num)

@@ -33,6 +33,7 @@ def open_reward(recipe: Recipe) -> Reward:
 
     "clip" is the cosine of picture and caption by the CLIP that knows scenes, "oracle" the share of the caption's
     claims that are right, halved, and a half more if all is; else it is the workdir of a run that rates pictures.
+    Latents are decoded first.
 
     Raises:
       BadInput: no such run, it cannot rate, or it rates pictures of another size; the oracle is asked of other data
@@ -43,7 +44,9 @@ def open_reward(recipe: Recipe) -> Reward:
     if name not in makers and "/" not in name and not Path(name).is_dir():
         raise unknown("method.reward", name, (*makers, "or the workdir of a run that rates pictures"))
     reward = makers.get(name, _by_run)(recipe)
-    return (lambda z, tokens: reward(codec.decode(codec.params, z), tokens)) if codec else reward
+    decode = (lambda z: codec.decode(codec.params, z)) if codec else (lambda pixels: pixels)
+    # What a picture's file would not hold counts for nothing.
+    return lambda pixels, tokens: reward(jnp.clip(decode(pixels), -1.0, 1.0), tokens)
 
 
 def _by_oracle(recipe: Recipe) -> Reward:
@@ -78,17 +81,20 @@ def _by_clip(recipe: Recipe) -> Reward:
 
 def _by_run(recipe: Recipe) -> Reward:
     run = open_named("method.reward", recipe.method.reward)
-    rate, shape = ability(run.recipe.method, "rate"), run.recipe.data.shape
+    ability(run.recipe.method, "rate")
+    shape, codec = run.recipe.data.shape, run.recipe.codec
     if shape != recipe.data.shape:
         raise BadInput(
             f"method.reward: {recipe.method.reward} rates pictures of shape {shape}, not {recipe.data.shape}; train "
             "one of this data.size"
         )
+    see = (lambda pixels: codec.encode(codec.params, pixels)) if codec else (lambda pixels: pixels)
+    rate = lambda pixels, tokens: ability(run.recipe.method, "rate")(run.params, see(pixels), tokens)
     if run.recipe.tokenizer.to_json() == recipe.tokenizer.to_json():
-        return lambda pixels, tokens: rate(run.params, pixels, tokens)
+        return rate
     encode = lambda tokens: run.recipe.tokenizer.encode(recipe.tokenizer.decode(tokens))
     length = run.recipe.data.text_length
-    return lambda pixels, tokens: rate(run.params, pixels, _on_host(encode, (length,), jnp.int32, tokens))
+    return lambda pixels, tokens: rate(pixels, _on_host(encode, (length,), jnp.int32, tokens))
 
 
 def _on_host(function: Callable, shape: tuple[int, ...], dtype, *arguments: jax.Array) -> jax.Array:

@@ -1,7 +1,8 @@
 """Quality against cost: python -m zoo.scoring.steps runs/demo runs/few_steps --steps 1,2,4,8 --measures oracle
 
-Each run is sampled with each number of steps and scored. Of each measure a curve is drawn over the evaluations of its
-network that a picture takes, guidance counted in.
+Each run is sampled with each number of steps, else as its config says, and scored; features are those of the CLIP that
+comes with the zoo. Of each measure a curve is drawn over the evaluations of its network that a picture takes, guidance
+counted in.
 """
 
 import json
@@ -15,7 +16,7 @@ from zoo.errors import BadInput, exit_on_bad_input
 from zoo.run import Run
 from zoo.scoring import report
 from zoo.scoring.features import Features, clip_features
-from zoo.scoring.measures import Sample, chosen, first_of, make_task, measure, needs_clip
+from zoo.scoring.measures import OF_RUNS, Sample, chosen, first_of, make_task, measure, needs_clip
 from zoo.training import parallel
 
 FLAGS = flags.FLAGS
@@ -37,6 +38,9 @@ def define_flags() -> None:
 def main(argv):
     if not argv[1:]:
         raise BadInput("name at least one run: python -m zoo.scoring.steps runs/a runs/b")
+    of_runs = [name for name in FLAGS.measures if name in OF_RUNS]
+    if of_runs:
+        raise BadInput(f"--measures: {of_runs[0]} is not of samples, so it has no steps; see python -m zoo.scoring")
     chosen(FLAGS.measures)
     steps = [to_steps(word) for word in FLAGS.steps]
     parallel.use_compilation_cache()

@@ -4,6 +4,11 @@ Real pictures have captions that are right. One that is wrong by a word is made 
 scenes the truth is known, so that it is wrong for certain.
 
 With --workdir RUN, a run that rates pictures, such as one with a critic, is asked the same of the same pictures.
+
+    picture_to_text_r1, text_to_picture_r1   how often the nearest caption of a picture is its own, and the reverse
+    told_apart                               how often a right caption scores above the wrong one of the same picture
+    auc                                      and above a wrong one of any picture
+    correlation_with_oracle                  Spearman's, of scores and the share of claims that are right; of scenes
 """
 
 import json
@@ -57,6 +62,8 @@ def main(argv):
     seen, read = clip.pictures(pictures), clip.texts(texts)
     report = {"pictures": len(items)} | recall_at_1(seen, read, texts)
     wrong = [(i, text) for i, item in enumerate(items) if (text := falsified(item, 1, rng))]
+    if not wrong:
+        raise BadInput(f"--source {FLAGS.source}: no caption has a word that can be swapped, see data.negatives")
     rows = [i for i, _ in wrong]
     right, false = clip_score(seen, read)[rows], clip_score(seen[rows], clip.texts([text for _, text in wrong]))
     report |= told_apart(right, false) | {"wrong_captions": len(wrong)}
