@@ -21,6 +21,7 @@ def test_every_mode_is_reached_and_told_from_the_others():
     found = modes.coverage(every, "one")
     assert (found["readable"].value, found["reached"].value) == (1.0, 384)
     assert found["kl"].value == pytest.approx(np.log(3))  # a third of the modes, equally often
+    assert found["nearest_reached"].value == 384 and found["nearest_kl"].value == pytest.approx(np.log(3))
 
 
 def test_repeated_and_unreadable_pictures():
@@ -30,6 +31,12 @@ def test_repeated_and_unreadable_pictures():
     shares = np.array([0.75, 0.25])
     assert found["kl"].value == pytest.approx((shares * np.log(shares * 1152)).sum())
     assert "kl" not in modes.coverage(grey, "one")
+
+
+def test_noise_hides_scenes_from_the_oracle_alone():
+    noise = np.random.default_rng(0).normal(0, 40, (64, 1, 16, 16, 3))
+    found = modes.coverage((pictures_of(*range(64)) + noise).clip(0, 255).astype(np.uint8), "one")
+    assert found["readable"].value < 0.2 and found["nearest_reached"].value == 64
 
 
 def test_two_things_are_no_mode():

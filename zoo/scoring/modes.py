@@ -8,6 +8,9 @@ which scene each picture shows:
     readable   the share of pictures in which it finds one scene and nothing else
     reached    how many of the scenes are there
     kl         of the scenes' shares from equal ones, sum of p log(p / q), in nats: 0 is best, one scene alone has 7.05
+    nearest_reached, nearest_kl
+               the same where every picture counts, as the scene that is nearest in squared error: of pictures too noisy
+               for the oracle this says more, and of pictures of nothing too much
 
 Real pictures, as many, say what is possible: of few pictures even equal shares are uneven.
 """
@@ -22,7 +25,7 @@ from absl import app, flags
 
 from zoo import sampling_flags
 from zoo.config import parse_flags
-from zoo.data.world import UNIFORM, Scene, all_still_scenes
+from zoo.data.world import UNIFORM, Scene, all_still_scenes, render
 from zoo.errors import BadInput, exit_on_bad_input
 from zoo.scoring import oracle, report
 from zoo.scoring.measures import Score, first_of
@@ -65,11 +68,16 @@ def main(argv):
 def coverage(pictures: np.ndarray, world: str) -> dict[str, Score]:
     """What pictures, uint8 (N, T, H, W, 3), show of a world's still scenes, see above; `kl` is left out where no scene
     is readable."""
+    scenes = all_still_scenes(world)
     shown = [scene for scene in (scene_of(picture, world) for picture in pictures) if scene is not None]
     counts = Counter(shown)
     scores = {"readable": Score(len(shown) / len(pictures)), "reached": Score(len(counts))}
     if shown:
-        scores["kl"] = Score(kl_from_equal(list(counts.values()), len(all_still_scenes(world))))
+        scores["kl"] = Score(kl_from_equal(list(counts.values()), len(scenes)))
+    drawn = np.stack([render(scene, pictures.shape[2], pictures.shape[1]) for scene in scenes])
+    counts = Counter(nearest(pictures, drawn).tolist())
+    scores["nearest_reached"] = Score(len(counts))
+    scores["nearest_kl"] = Score(kl_from_equal(list(counts.values()), len(scenes)))
     return scores
 
 
@@ -79,6 +87,12 @@ def scene_of(picture: np.ndarray, world: str) -> Scene | None:
     if reading.scene is None or reading.clutter or len(reading.scene.things) != 1:
         return None
     return reading.scene.facts()
+
+
+def nearest(pictures: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The number of the one among `others` that is nearest to each picture: (N, ...), (M, ...) -> (N,)."""
+    a, b = (x.reshape(len(x), -1).astype(np.float32) / 255 for x in (pictures, others))
+    return (np.square(b).sum(axis=1) - 2 * a @ b.T).argmin(axis=1)
 
 
 def kl_from_equal(counts: Sequence[int], of: int) -> float:
