@@ -224,6 +224,14 @@ def test_the_adaptive_weight_makes_both_gradients_of_the_last_layer_alike():
     assert sum(jax.tree.leaves(matches(params["model"], on))) == 1
 
 
+def test_the_adaptive_weight_is_one_for_all_devices():
+    plugin, devices = method(AUTOENCODER, adaptive_on="decoder/head/kernel"), parallel.Devices()
+    share = lambda params, batch: plugin.loss("model", params, batch, KEY, devices, ZERO)[1].metrics["share"]
+    split = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), BATCH)
+    found = np.asarray(parallel.pmap(share)(parallel.replicate(fresh("vae")), split))
+    assert found.shape == (4,) and len(set(found.tolist())) == 1 and found[0] > 0
+
+
 def test_a_base_without_a_loss_needs_no_adaptive_weight():
     assert metrics_of(method(weight=0.7, adaptive_on="^out/kernel"), "model", fresh())["share"] == pytest.approx(0.7)
 
