@@ -36,8 +36,8 @@ backgrounds, places and colours come first (83.3%, 58.7%, 51.2% of the captions 
 Things look right; which thing gets which colour, shape and place often does not.
 
 `:mean_flow,demo` (6 min 30 s with other work beside it) gets 100% of 256 with one step, `:few_steps,demo` with 500
-steps (5 min 18 s) 99.2% with one and 100% with two, where `:demo` itself gets 34.0% and 89.8%, with guidance
-(`python -m zoo.scoring.steps`). Sampled with more than its four steps `few_steps` gets worse: 97.7% with 20.
+steps (6 min 12 s, the same) 98.8% with one and 100% with two, where `:demo` itself gets 34.0% and 89.8%, with guidance
+(`python -m zoo.scoring.steps`). Sampled with more than its four steps `few_steps` gets worse: 97.3% with 20.
 
 `:reward,demo` on that run of 450 steps: CLIP's cosine rises from 0.65 to 0.81 in 240 steps (3 min 16 s) while the
 oracle's share falls from 36.7% to 0; with `method.leash=400` to 0.75 and 18.0%. `:policy,demo` by the oracle, for a
