@@ -226,9 +226,10 @@ def test_the_adaptive_weight_makes_both_gradients_of_the_last_layer_alike():
 
 def test_the_adaptive_weight_is_one_for_all_devices():
     plugin, devices = method(AUTOENCODER, adaptive_on="decoder/head/kernel"), parallel.Devices()
-    share = lambda params, batch: plugin.loss("model", params, batch, KEY, devices, ZERO)[1].metrics["share"]
+    metrics = lambda params, batch: plugin.loss("model", params, batch, KEY, devices, ZERO)[1].metrics
+    share = parallel.pmap(lambda params, batch: (params, metrics(params, batch)["share"]))
     split = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), BATCH)
-    found = np.asarray(parallel.pmap(share)(parallel.replicate(fresh("vae")), split))
+    found = np.asarray(share(parallel.replicate(fresh("vae")), split)[1])
     assert found.shape == (4,) and len(set(found.tolist())) == 1 and found[0] > 0
 
 

@@ -457,7 +457,7 @@ def test_shortcuts_move_channels_and_back():
 @pytest.mark.parametrize("words", ["", "cpu", "demo", "test"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_architectures_go_with_each_word(architecture, words):
-    config = configs.load(f"configs/vae.py:{architecture},{words}")
+    config = configs.load(f"configs/vae.py:{'autoencoder,' if architecture == 'autoencoder' else ''}{words}")
     model = configs.build_method(config, 400)
     assert model.architecture == architecture
     size = config.data.size
