@@ -253,6 +253,15 @@ def test_quality_is_drawn_over_evaluations(finish, trained, tmp_path):
     assert done.code == 2 and "psnr is not of samples" in done.err
 
 
+def test_captions_without_a_word_to_swap_cannot_be_trusted(finish, tmp_path):
+    for name in ("one", "two"):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("xyzzy")
+    source = f"--source=folder:{tmp_path}"
+    done = finish("-m", "zoo.scoring.trust", source, "--size=16", "--num=2", "--split=test", devices=1)
+    assert done.code == 2 and "no caption has a word that can be swapped" in done.err
+
+
 def test_metrics_of_runs_are_drawn(finish, trained, tmp_path):
     words = ("-m", "zoo.scoring.curves", trained, f"--out={tmp_path / 'c.png'}")
     done = finish(*words, "--show=model/loss", "--show=model/grad_norm", devices=1)
