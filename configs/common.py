@@ -77,6 +77,7 @@ def plug_in_critic(config: ml_collections.ConfigDict, words: set[str], **changes
       words: the recipe's arguments; with `projected` the critic looks through the run `--config.method.trunk=RUN`.
       **changes: of the plug-in's own settings.
     """
+    penalty = 0.1 if "demo" in words else 1.0
     own = dict(
         name="adversarial",
         base=config.method.to_dict(),
@@ -88,8 +89,8 @@ def plug_in_critic(config: ml_collections.ConfigDict, words: set[str], **changes
         adaptive_on="",
         start=0,
         critic_steps=1,
-        r1=1.0,
-        r2=1.0,
+        r1=penalty,
+        r2=penalty,
         penalty="exact",
         mismatch=1.0,
         feature_matching=0.0,
@@ -101,7 +102,6 @@ def plug_in_critic(config: ml_collections.ConfigDict, words: set[str], **changes
         learning_rate=2e-4, warmup_steps=0, betas=(0.0, 0.99), clip_norm=1e6, ema_half_lives=()
     )
     if "demo" in words:
-        config.method.update(dict(r1=0.1, r2=0.1))
         config.players.critic.learning_rate = 5e-4
 
 

@@ -225,8 +225,7 @@ class Diffusion:
         path = get_path(self.path)
         network = functools.partial(self.apply, params)
         if guidance and guide is not None:
-            same = (guide.method.path, guide.method.prediction) == (self.path, self.prediction)
-            if not same:
+            if (guide.method.path, guide.method.prediction) != (self.path, self.prediction):
                 raise BadInput(
                     f"a guide must predict {self.prediction} on the {self.path} path, as this run does; it predicts "
                     f"{guide.method.prediction} on the {guide.method.path} path"

@@ -81,7 +81,7 @@ def _by_clip(recipe: Recipe) -> Reward:
 
 def _by_run(recipe: Recipe) -> Reward:
     run = open_named("method.reward", recipe.method.reward)
-    ability(run.recipe.method, "rate")
+    rate = ability(run.recipe.method, "rate")
     shape, codec = run.recipe.data.shape, run.recipe.codec
     if shape != recipe.data.shape:
         raise BadInput(
@@ -89,12 +89,12 @@ def _by_run(recipe: Recipe) -> Reward:
             "one of this data.size"
         )
     see = (lambda pixels: codec.encode(codec.params, pixels)) if codec else (lambda pixels: pixels)
-    rate = lambda pixels, tokens: ability(run.recipe.method, "rate")(run.params, see(pixels), tokens)
+    reward = lambda pixels, tokens: rate(run.params, see(pixels), tokens)
     if run.recipe.tokenizer.to_json() == recipe.tokenizer.to_json():
-        return rate
+        return reward
     encode = lambda tokens: run.recipe.tokenizer.encode(recipe.tokenizer.decode(tokens))
     length = run.recipe.data.text_length
-    return lambda pixels, tokens: rate(pixels, _on_host(encode, (length,), jnp.int32, tokens))
+    return lambda pixels, tokens: reward(pixels, _on_host(encode, (length,), jnp.int32, tokens))
 
 
 def _on_host(function: Callable, shape: tuple[int, ...], dtype, *arguments: jax.Array) -> jax.Array:
