@@ -13,7 +13,7 @@ DEMO = runs/demo
 demo: .venv/ready
 	$(BIN)/python train.py --config configs/diffusion.py:demo --workdir $(DEMO)
 	$(BIN)/python sample.py --workdir $(DEMO) --prompts_file configs/demo_prompts.txt --out $(DEMO)/samples.png
-	$(BIN)/python -m zoo.scoring --workdir $(DEMO) --num 256 --measures oracle,clip_score
+	$(BIN)/python -m zoo score --workdir $(DEMO) --num 256 --measures oracle,clip_score
 
 test: .venv/ready
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
@@ -21,3 +21,4 @@ test: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/python -m tests.language

@@ -1,19 +1,19 @@
-"""CLIP, trained on captioned pictures: what the zoo scores with where no published one is at hand.
+"""CLIP, trained on captioned images: what the zoo scores with where no published one is at hand.
 
     python train.py --config configs/clip.py --workdir runs/clip                two CPU cores, 25 minutes
     python train.py --config configs/clip.py:demo --workdir runs/clip_demo      two CPU cores, minutes; one simple world
     python train.py --config configs/clip.py:test --workdir /tmp/test           seconds, for tests
 
-Measured on two cores of an AMD EPYC (Zen 5), jax 0.10.2, float32: 2,000 steps of 128 at about 155 pictures a second,
-stopped and resumed twice. Among 1,000 pictures of scenes/full a picture's nearest caption is its own for 48.9%
+Measured on two cores of an AMD EPYC (Zen 5), jax 0.10.2, float32: 2,000 steps of 128 at about 155 images a second,
+stopped and resumed twice. Among 1,000 images of scenes/full an image's nearest caption is its own for 48.9%
 (test_seen) and 37.3% (test_unseen); its own caption scores above the same with a word wrong for 78.1% and 76.0%; all
-figures are in zoo/scoring/clip_scenes/README.md, with the weights. It was still getting better when it ended.
+figures are in zoo/pretrained/clip_scenes/README.md, with the weights. It was still getting better when it ended.
 
 On captioned emoji, of which a tenth is held out (`--config.data.source='folder:emoji?holdout=0.1'
 --config.data.negatives=False --config.data.vocab_size=2048 --config.loop.steps=400`), 8 min 29 s: among 320 held-out
-pictures a picture's nearest caption is its own for 65.0%, a caption's nearest picture for 67.8%; among 320 that it
-was trained on 87.2% and 89.4% (`python -m zoo.scoring.trust --clip FOLDER --size 32 --num 320 --split test`). Many
-emoji differ by a skin tone or a direction alone, in the picture as in the caption, and variants of one are on both
+images an image's nearest caption is its own for 65.0%, a caption's nearest image for 67.8%; among 320 that it
+was trained on 87.2% and 89.4% (`python -m zoo clip_eval --clip FOLDER --size 32 --num 320 --split test`).
+Many emoji differ by a skin tone or a direction alone, in the image as in the caption, and variants of one are on both
 sides of the split.
 """
 
@@ -59,12 +59,7 @@ def get_config(text=None):
     if "demo" in words:
         config.update(dict(data=dict(source="scenes/one"), loop=dict(steps=200)))
     if "test" in words:
-        config.update(
-            dict(
-                data=dict(source="scenes/one?examples=64", size=16, batch_size=8, text_length=16),
-                method=dict(net=dict(width=32, depth=1, mlp_width=64, text_width=16, text_depth=1, text_mlp_width=32)),
-                players=dict(model=dict(warmup_steps=1, ema_half_lives=(1.0, 10.0))),
-                loop=dict(steps=2, log_every=1, checkpoint_every=1),
-            )
-        )
+        common.for_tests(config)
+        net = dict(width=32, depth=1, mlp_width=64, text_width=16, text_depth=1, text_mlp_width=32)
+        config.update(dict(method=dict(net=net), loop=dict(grid_every=0, grid_prompts=())))
     return config

@@ -1,4 +1,4 @@
-"""What all recipes share: the sections of a config, with defaults that suit a small run on one device."""
+"""The sections that all recipes share, and the parts of their words `cpu`, `demo` and `test` that are alike."""
 
 import ml_collections
 
@@ -34,7 +34,7 @@ def get_config(**sections) -> ml_collections.ConfigDict:
                 score_every=0,
                 score_num=128,
                 score_measures=("all",),
-                keep=2,
+                max_to_keep=2,
                 max_bad_steps=20,
             ),
             sample=dict(),
@@ -69,24 +69,62 @@ def player(**changes) -> dict:
     )
 
 
+def for_two_cores(config: ml_collections.ConfigDict) -> None:
+    """The shared part of the words `cpu` and `demo`: float32, small batches, short averages."""
+    config.update(
+        dict(
+            dtype="float32",
+            data=dict(batch_size=32),
+            players=dict(model=dict(learning_rate=1e-3, warmup_steps=100, ema_half_lives=(20.0, 100.0))),
+            loop=dict(log_every=100, checkpoint_every=1000, grid_every=5000),
+        )
+    )
+
+
+def for_demo(config: ml_collections.ConfigDict) -> None:
+    """The shared part of the word `demo`: one object at 16 px under captions that say everything.
+
+    An attribute that captions leave open takes two to three times as long to learn.
+    """
+    config.dtype = "float32"
+    config.data.update(dict(source="scenes/one?omit=0", size=16, batch_size=64, text_length=16))
+    config.players.model.ema_half_lives = (10.0, 40.0)
+    config.loop.log_every = 50
+
+
+def for_tests(config: ml_collections.ConfigDict) -> None:
+    """The shared part of the word `test`: as small as possible; the images are noise."""
+    config.update(
+        dict(
+            dtype="float32",
+            data=dict(source="scenes/one?examples=64", size=16, batch_size=8, text_length=16),
+            players=dict(model=dict(warmup_steps=1, ema_half_lives=(1.0, 10.0))),
+            loop=dict(
+                steps=2, steps_per_call=1, log_every=1, checkpoint_every=1, grid_every=2, grid_prompts=("a star",)
+            ),
+        )
+    )
+
+
 def plug_in_critic(config: ml_collections.ConfigDict, words: set[str], **changes) -> None:
-    """Puts the config's method under a critic, see `zoo.methods.adversarial`: small for `demo` and least for `test`.
+    """Wraps the config's method with a critic, see `zoo.wrappers.adversarial`: small for `demo` and least for `test`.
 
     Args:
-      config: of a family that shows pictures; its `method` becomes `method.base`.
-      words: the recipe's arguments; with `projected` the critic looks through the run `--config.method.trunk=RUN`.
-      **changes: of the plug-in's own settings.
+      config: config of a family that yields differentiable samples; its `method` becomes `method.base`.
+      words: arguments of the recipe; with `projected` the critic's features are those of a trained run, which
+        `--config.method.feature_network=RUN` names.
+      **changes: settings of the wrapper.
     """
     penalty = 0.1 if "demo" in words else 1.0
     own = dict(
         name="adversarial",
         base=config.method.to_dict(),
         critic=_critic(words),
-        trunk="runs/demo" if "projected" in words else "",
+        feature_network="runs/demo" if "projected" in words else "",
         objective="relativistic",
         weight=1.0,
         base_weight=1.0,
-        adaptive_on="",
+        last_layer="",
         start=0,
         critic_steps=1,
         r1=penalty,
@@ -106,36 +144,36 @@ def plug_in_critic(config: ml_collections.ConfigDict, words: set[str], **changes
 
 
 def _critic(words: set[str]) -> dict:
-    """The critic's network; of one with a trunk only the heads are its own."""
-    own, text = dict(patch_size=2, widths=(256, 384, 384)), dict(text_width=256, text_depth=4, text_heads=4)
+    """Network of the critic; with a feature network only the heads are its own."""
+    own, text = dict(patch_size=2, widths=(256, 384, 384)), dict(width=256, depth=4, heads=4)
     heads, blocks = dict(width=256), 2
     if "demo" in words:
-        own, text = dict(patch_size=4, widths=(192, 192)), dict(text_width=64, text_depth=2, text_heads=1)
+        own, text = dict(patch_size=4, widths=(192, 192)), dict(width=64, depth=2, heads=1)
         heads, blocks = dict(width=192), 1
     if "test" in words:
-        own, text = dict(patch_size=4, widths=(8, 16)), dict(text_width=16, text_depth=1, text_heads=2)
+        own, text = dict(patch_size=4, widths=(8, 16)), dict(width=16, depth=1, heads=2)
         heads, blocks = dict(width=8), 1
-    return (heads if "projected" in words else own) | dict(blocks=blocks, bottleneck=2) | text
+    return (heads if "projected" in words else own) | dict(blocks=blocks, bottleneck=2, conditioner=text)
 
 
 def plug_in_reward(config: ml_collections.ConfigDict, **changes) -> None:
-    """Puts the config's method under a reward, see `zoo.methods.rewarded`; the run to change is `--config.init=RUN`.
+    """Wraps the config's method with a reward, see `zoo.wrappers.rewarded`; `--config.init=RUN` is the run to change.
 
     Args:
-      config: of a family that makes pictures of noise; its `method` becomes `method.base`.
-      **changes: of the plug-in's own settings.
+      config: config of a family that makes samples from noise; its `method` becomes `method.base`.
+      **changes: settings of the wrapper.
     """
     own = dict(
         name="rewarded",
         base=config.method.to_dict(),
-        reward="clip",
+        reward="zoo:clip",
         gradient="direct",
         sampling=dict(),
-        adapt="^model/.*kernel$",
+        target_modules="^model/.*kernel$",
         rank=8,
-        scale=8.0,
-        leash=0.0,
-        group=8,
+        alpha=8.0,
+        delta_penalty=0.0,
+        group_size=8,
     )
     config.method = ml_collections.ConfigDict(own | changes)
     adapters = player(learning_rate=1e-3, warmup_steps=0, decay_start=1.0, ema_half_lives=())

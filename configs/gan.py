@@ -1,33 +1,34 @@
-"""Text to image by a generator in one pass, taught by a critic (R3GAN 2501.05441).
+"""Text to image by a generator in one pass, trained by a critic (R3GAN 2501.05441).
 
     python train.py --config configs/gan.py --workdir runs/gan                      an accelerator; not yet measured
     python train.py --config configs/gan.py:demo --workdir runs/gan_demo            two CPU cores, 8 minutes
     python train.py --config configs/gan.py:test --workdir /tmp/test                seconds, for tests
 
-`projected` lets the critic look through a finished run on the same data (Projected GANs 2111.01007):
+`projected` makes the features of a finished run on the same data the critic's input (Projected GANs 2111.01007):
 
-    python train.py --config configs/gan.py:projected,demo --config.method.trunk=runs/demo --workdir runs/projected
+    python train.py --config configs/gan.py:projected,demo --config.method.feature_network=runs/demo --workdir
+    runs/projected
 
-The base is a generator without a loss; see `zoo.methods.adversarial` for what a critic can be wrapped around.
+The base is a generator without a loss; see `zoo.wrappers.adversarial` for the families that a critic can wrap.
 
-Measured on two cores of an AMD EPYC, jax 0.10.2: `:demo` in 8 min 0 s; of 512 test captions (`python -m zoo.scoring
+Measured on two cores of an AMD EPYC, jax 0.10.2: `:demo` in 8 min 0 s; of 512 test captions (`python -m zoo score
 --workdir runs/gan_demo --num 512 --measures oracle,cmmd,precision,recall`) all is right for 73.6% (ceiling 100%,
-floor 0%); CMMD 0.174 (real pictures 0.014), precision 0.80 (0.96), recall 0.87 (0.94). Looked at: colours, places and
-shapes are right, with a seam of noise around things, which makes the oracle read nothing in a quarter of the pictures;
+floor 0%); CMMD 0.174 (real images 0.014), precision 0.80 (0.96), recall 0.87 (0.94). Looked at: colours, places and
+shapes are right, with a seam of noise around things, which makes the oracle read nothing in a quarter of the images;
 it was still getting better.
 
 Learning rates and R1 come from runs of 600 steps before noise and caption shaped each block: 1e-3 was ahead of 5e-4
-(CMMD 1.4 to 3.5), R1 of 0.3 ahead of 0.1 (0.76 to 1.4); but without captions the pictures of 1e-3 become alike, so the
+(CMMD 1.4 to 3.5), R1 of 0.3 ahead of 0.1 (0.76 to 1.4); but without captions the images of 1e-3 become alike, so the
 recipe keeps 5e-4.
 
-It drops kinds of pictures where captions do not say which: see `scenes/modes` in the README. Of 2,000 samples without
-captions after 600 steps, kinds by the nearest real picture of 1,152 (the rate constant): 63 as the recipe is; with R1
+It drops kinds of images where captions do not say which: see `scenes/modes` in the README. Of 2,000 samples without
+captions after 600 steps, kinds by the nearest real image of 1,152 (the rate constant): 63 as the recipe is; with R1
 and R2 of 3 83, of 10 63; with R1 and R2 of 3 and both rates 2e-4 37; with those of 1 and the critic's rate 1e-3 to the
 generator's 2e-4 14, the other way round 8, and with three blocks a level in the generator 39.
 
 `:projected,demo` after 300 steps (3 min): CMMD 2.9 of 256; looked at: colours, places and backgrounds are right under a
 checkerboard of noise, shapes are not there yet. Without noise and hinge, by R1 and pairs as above, its critic tells all
-pictures apart at once: 600 steps, CMMD 12.
+images apart at once: 600 steps, CMMD 12.
 """
 
 from configs import common
@@ -48,9 +49,7 @@ def get_config(text=None):
                 bottleneck=2,
                 attention_size=8,
                 heads=4,
-                text_width=256,
-                text_depth=4,
-                text_heads=4,
+                conditioner=dict(width=256, depth=4, heads=4),
             ),
             latent_dim=64,
             caption_drop=0.0,
@@ -66,44 +65,25 @@ def get_config(text=None):
     if "demo" in words:
         _for_demo(config)
     if "test" in words:
-        _for_tests(config)
+        common.for_tests(config)
+        config.method.latent_dim = 8
+        conditioner = dict(width=16, depth=1, heads=2)
+        config.method.net.update(dict(patch_size=4, widths=(8, 16), blocks=1, heads=2, conditioner=conditioner))
     common.plug_in_critic(config, words, **_of_critic(words))
     return config
 
 
 def _of_critic(words):
-    """The plug-in's settings that are not its defaults."""
-    if "projected" in words:  # as LADD (2403.12015): noise keeps a trunk from telling all apart at once
+    """Settings of the critic that are not its defaults."""
+    if "projected" in words:  # as LADD (2403.12015): noise keeps a feature network from separating all images at once
         return dict(objective="hinge", r1=0.0, r2=0.0, noise=(0.05, 0.95))
     return dict(r1=0.3, r2=0.3) if "demo" in words else {}
 
 
 def _for_demo(config):
-    """Few patches, of 4 x 4 pixels, seen and made at two levels."""
-    config.update(
-        dict(
-            dtype="float32",
-            data=dict(source="scenes/one?omit=0", size=16, batch_size=64, text_length=16),
-            players=dict(model=dict(learning_rate=5e-4, ema_half_lives=(10.0, 40.0))),
-            loop=dict(steps=1600, log_every=50, checkpoint_every=400, grid_every=400),
-        )
-    )
-    config.method.net.update(dict(patch_size=4, widths=(192, 192), heads=3, text_width=64, text_depth=2, text_heads=1))
-
-
-def _for_tests(config):
-    """Everything as small as it can be; the pictures are noise."""
-    config.update(
-        dict(
-            dtype="float32",
-            data=dict(source="scenes/one?examples=64", size=16, batch_size=8, text_length=16),
-            method=dict(latent_dim=8),
-            players=dict(model=dict(ema_half_lives=(1.0, 10.0))),
-            loop=dict(
-                steps=2, steps_per_call=1, log_every=1, checkpoint_every=1, grid_every=2, grid_prompts=("a star",)
-            ),
-        )
-    )
-    config.method.net.update(
-        dict(patch_size=4, widths=(8, 16), blocks=1, heads=2, text_width=16, text_depth=1, text_heads=2)
-    )
+    """Few patches, of 4 x 4 pixels, at two levels."""
+    common.for_demo(config)
+    config.players.model.learning_rate = 5e-4
+    config.loop.update(dict(steps=1600, checkpoint_every=400, grid_every=400))
+    conditioner = dict(width=64, depth=2, heads=1)
+    config.method.net.update(dict(patch_size=4, widths=(192, 192), heads=3, conditioner=conditioner))

@@ -6,21 +6,21 @@
     python train.py --config configs/vae.py:test --workdir /tmp/test                seconds, for tests
     python train.py --config configs/vae.py:autoencoder,cpu --workdir runs/latents  an autoencoder for data.latents
 
-`autoencoder` goes with each of the other words, and so does `critic`, which lets a critic teach too (VQGAN 2012.09841).
+`autoencoder` combines with each of the other words, and so does `critic`, which adds a critic (VQGAN 2012.09841).
 
 Measured on two cores of an AMD EPYC, jax 0.10.2: `:demo` 6 min 30 s, all is right for 256 of 256 test captions
-(`python -m zoo.scoring --workdir runs/vae_demo`; ceiling 100%, floor 0.4%). Its captions say everything, and its
+(`python -m zoo score --workdir runs/vae_demo`; ceiling 100%, floor 0.4%). Its captions say everything, and its
 latents are idle accordingly (0.0004 bits per dimension). The other recipes have not been trained to their end.
 
 `:autoencoder,demo`, 3 min 17 s with tests beside it: reconstructions of 28.9 dB, SSIM 0.928 (`--measures psnr,ssim`, 64
-pictures); 18.4 dB where the logistics' log-scale may fall to -7 as in the hierarchy: backgrounds then get all of the
+images); 18.4 dB where the logistics' log-scale may fall to -7 as in the hierarchy: backgrounds then get all of the
 gradient. Diffusion on its latents (`configs/diffusion.py:demo --config.data.latents=RUN
 --config.method.net.patch_size=1`, 6 min 30 s) has all right for 66.8% of 256, colours and places for 92.6%.
 
 Three things made it learn, seen in shorter runs of this net and of those before it: logistics that begin wide
 (`first_log_scale`), else things are never drawn (0% of 128 after 900 steps); a rate that begins dear
 (`first_kl_weight`), else latents tell the decoder what is where and the priors do not learn it from captions; and one
-component in place of four, whose pictures are three times as far off after 300 steps without latents (mean squared
+component in place of four, whose images are three times as far off after 300 steps without latents (mean squared
 error 0.050 and 0.014).
 """
 
@@ -45,9 +45,7 @@ def get_config(text=None):
                 latent_dim=16,
                 attention_size=8,
                 heads=4,
-                text_width=256,
-                text_depth=4,
-                text_heads=4,
+                conditioner=dict(width=256, depth=4, heads=4),
                 mixtures=10,
             ),
             least_log_scale=-7.0,
@@ -80,7 +78,7 @@ def get_config(text=None):
     if "test" in words:
         _for_tests(config, autoencoder)
     if "critic" in words:
-        common.plug_in_critic(config, words, adaptive_on="head/kernel", weight=0.5, feature_matching=1.0)
+        common.plug_in_critic(config, words, last_layer="head/kernel", weight=0.5, feature_matching=1.0)
     return config
 
 
@@ -94,70 +92,32 @@ def _for_latents(config):
 
 def _for_two_cores(config, autoencoder):
     """Most of the work at 8 x 8."""
-    config.update(
-        dict(
-            dtype="float32",
-            data=dict(batch_size=32),
-            players=dict(model=dict(learning_rate=1e-3, warmup_steps=100, ema_half_lives=(20.0, 100.0))),
-            loop=dict(steps=10_000, log_every=100, checkpoint_every=1000, grid_every=5000),
-        )
-    )
+    common.for_two_cores(config)
+    config.loop.steps = 10_000
     if autoencoder:
         config.method.warmup = (0, 5000)
         config.method.net.update(dict(widths=(32, 64), blocks=1, mixtures=3))
     else:
         config.method.warmup = (1500, 6000)
-        config.method.net.update(
-            dict(
-                patch_size=4,
-                width=128,
-                encoder_blocks=(1, 1, 1),
-                decoder_blocks=(3, 2, 1),
-                text_width=128,
-                text_depth=2,
-                mixtures=4,
-            )
-        )
+        net = dict(patch_size=4, width=128, encoder_blocks=(1, 1, 1), decoder_blocks=(3, 2, 1), mixtures=4)
+        config.method.net.update(net | dict(conditioner=dict(width=128, depth=2)))
 
 
 def _for_demo(config, autoencoder):
-    config.data.update(dict(source="scenes/one?omit=0", size=16, batch_size=64, text_length=16))
-    config.loop.update(dict(steps=1600, log_every=50, checkpoint_every=500, grid_every=1000))
-    config.players.model.ema_half_lives = (10.0, 40.0)
+    common.for_demo(config)
+    config.loop.update(dict(steps=1600, checkpoint_every=500, grid_every=1000))
     if autoencoder:
         config.method.warmup = (0, 800)
     else:
         config.method.warmup = (700, 1400)
-        net = dict(width=192, encoder_blocks=(1, 1), decoder_blocks=(3, 1), text_width=64, text_heads=1, mixtures=1)
-        config.method.net.update(net)
+        net = dict(width=192, encoder_blocks=(1, 1), decoder_blocks=(3, 1), mixtures=1)
+        config.method.net.update(net | dict(conditioner=dict(width=64, heads=1)))
 
 
 def _for_tests(config, autoencoder):
-    """Everything as small as it can be; the pictures are noise."""
-    config.update(
-        dict(
-            dtype="float32",
-            data=dict(source="scenes/one?examples=64", size=16, batch_size=8, text_length=16),
-            players=dict(model=dict(warmup_steps=1, ema_half_lives=(1.0, 10.0))),
-            loop=dict(
-                steps=2, steps_per_call=1, log_every=1, checkpoint_every=1, grid_every=2, grid_prompts=("a star",)
-            ),
-        )
-    )
+    common.for_tests(config)
     if autoencoder:
         config.method.net.update(dict(widths=(8, 16), blocks=1, mixtures=1))
     else:
-        config.method.net.update(
-            dict(
-                patch_size=4,
-                width=16,
-                encoder_blocks=(1, 1),
-                decoder_blocks=(1, 1),
-                latent_dim=4,
-                heads=2,
-                text_width=16,
-                text_depth=1,
-                text_heads=2,
-                mixtures=2,
-            )
-        )
+        net = dict(patch_size=4, width=16, encoder_blocks=(1, 1), decoder_blocks=(1, 1), latent_dim=4, heads=2)
+        config.method.net.update(net | dict(mixtures=2, conditioner=dict(width=16, depth=1, heads=2)))

@@ -31,11 +31,11 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
+import zoo.__main__  # noqa: E402, F401, so that flags of libraries are defined before those of commands
 from zoo import config as configs  # noqa: E402
-from zoo.errors import exit_on_bad_input  # noqa: E402
-from zoo.run import Recipe  # noqa: E402
-from zoo.scoring import oracle  # noqa: E402, F401, so that flags of libraries are defined before those of commands
-from zoo.training import loop  # noqa: E402
+from zoo import loop  # noqa: E402
+from zoo.errors import exit_on_user_error  # noqa: E402
+from zoo.runs.dependencies import read_frozen, recipe_of  # noqa: E402
 from zoo.training.checkpoint import Checkpoints  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,9 +121,10 @@ def command(monkeypatch):
         spec = importlib.util.spec_from_file_location("command_under_test", ROOT / file)
         module, out, err, code = importlib.util.module_from_spec(spec), io.StringIO(), io.StringIO(), 0
         try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), exit_on_bad_input():
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), exit_on_user_error():
                 spec.loader.exec_module(module)
-                module.main(configs.parse_flags(argv))
+                module.COMMAND.define_flags()
+                module.COMMAND(configs.parse_flags(argv))
         except SystemExit as stop:
             code = stop.code
         finally:
@@ -171,7 +172,8 @@ def saved_state():
 
     def saved_state(workdir, step=None):
         checkpoints = Checkpoints(workdir, read_only=True)
-        recipe = Recipe.from_texts(checkpoints.texts(step)[1])
+        metadata = checkpoints.metadata(step)[1]
+        recipe = recipe_of(metadata, lambda name: read_frozen(Path(workdir), name), for_training=False)
         shapes = recipe.state_shapes()
         return checkpoints.restore({name: getattr(shapes, name) for name in loop.State.__dataclass_fields__}, step)
 

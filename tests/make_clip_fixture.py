@@ -3,7 +3,7 @@
     python -m tests.make_clip_fixture
 
 Two tiny CLIPs with random weights as transformers saves them, and in expected.npz what transformers makes of some
-pictures and captions. `legacy` is configured as OpenAI's models are. `gelu` names its end token, which is not the
+images and captions. `legacy` is configured as OpenAI's models are. `gelu` names its end token, which is not the
 highest id, has another activation and normalisation, and leaves out of its config what transformers fills in.
 """
 
@@ -24,7 +24,7 @@ SIZE, LENGTH = 24, 16
 START, END = "<|startoftext|>", "<|endoftext|>"
 LEARNED = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in ("circle", "square", "star")]
 CAPTIONS = ["a red star", "", "A  Blue\tCIRCLE!", "ein grüner Stern ☃", "it's 2 stars", " ".join(LEARNED)]
-SIDES = ((37, 53), (61, 40), (20, 21))  # of the pictures: wide, tall, and one to be enlarged
+SIDES = ((37, 53), (61, 40), (20, 21))  # of the images: wide, tall, and one to be enlarged
 
 
 def new_tokenizer(specials: list[str]) -> transformers.CLIPTokenizer:
@@ -51,7 +51,7 @@ def randomise(model: torch.nn.Module) -> None:
     model.logit_scale.data.fill_(2.5)
 
 
-def smooth_picture(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+def smooth_image(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """Waves with an edge and a little grain, uint8 (height, width, 3)."""
     y, x = np.mgrid[:height, :width] / 10
     waves = np.stack([np.sin(a * y + b * x + c) for a, b, c in rng.normal(size=(3, 3))], axis=-1)
@@ -79,8 +79,8 @@ def make(folder: Path, specials: list[str], text: dict, vision: dict, **normalis
 
     model = transformers.CLIPModel.from_pretrained(folder, attn_implementation="eager").eval()
     rng = np.random.default_rng(0)
-    pictures = [smooth_picture(*sides, rng) for sides in SIDES]
-    x = processor([Image.fromarray(picture) for picture in pictures], return_tensors="pt")["pixel_values"]
+    images = [smooth_image(*sides, rng) for sides in SIDES]
+    x = processor([Image.fromarray(image) for image in images], return_tensors="pt")["pixel_values"]
     ids = tokenizer(CAPTIONS, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")[
         "input_ids"
     ]
@@ -88,11 +88,11 @@ def make(folder: Path, specials: list[str], text: dict, vision: dict, **normalis
         out = model(input_ids=ids, pixel_values=x)
         np.savez_compressed(
             folder / "expected.npz",
-            **{f"picture_{i}": picture for i, picture in enumerate(pictures)},
+            **{f"image_{i}": image for i, image in enumerate(images)},
             x=x.permute(0, 2, 3, 1).numpy(),
             captions=np.array(CAPTIONS),
             ids=ids.numpy(),
-            pictures=model.get_image_features(pixel_values=x).pooler_output.numpy(),
+            images=model.get_image_features(pixel_values=x).pooler_output.numpy(),
             texts=model.get_text_features(input_ids=ids).pooler_output.numpy(),
             logits=out.logits_per_image.numpy(),
         )

@@ -33,16 +33,16 @@ def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def random_pictures() -> list[np.ndarray]:
-    """Returns uint8 pictures (H, W, 3) of several sizes: waves that a resize can follow, and noise."""
+def random_images() -> list[np.ndarray]:
+    """Returns uint8 images (H, W, 3) of several sizes: waves that a resize can follow, and noise."""
     random = np.random.RandomState(0)
-    pictures = []
+    images = []
     for height, width in ((32, 48), (299, 299), (330, 421)):
         y, x = np.mgrid[:height, :width][..., None] / max(height, width)
         waves = np.sin(20 * random.random_sample(3) * x + 30 * random.random_sample(3) * y + random.random_sample(3))
         noise = random.random_sample((height, width, 3))
-        pictures.append(np.uint8(255 * (0.35 * (waves + 1) + 0.3 * noise)))
-    return pictures
+        images.append(np.uint8(255 * (0.35 * (waves + 1) + 0.3 * noise)))
+    return images
 
 
 def make_frechet() -> None:
@@ -68,7 +68,7 @@ def make_frechet() -> None:
 
 
 def make_inception() -> None:
-    """The features of `random_pictures` by pytorch-fid's network of random weights, and a part of what it was given."""
+    """The features of `random_images` by pytorch-fid's network of random weights, and a part of what it was given."""
     import torch
     from cleanfid.resize import build_resizer
     from pytorch_fid import inception
@@ -82,20 +82,20 @@ def make_inception() -> None:
         inception.InceptionV3(resize_input=False, normalize_input=False).eval(),
     )
     clean = build_resizer("clean")
-    pictures = random_pictures()
+    images = random_images()
 
-    def given(picture):  # what pytorch-fid's network makes of a picture first
-        x = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+    def given(image):  # what pytorch-fid's network makes of an image first
+        x = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
         return 2 * torch.nn.functional.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False) - 1
 
     inputs = {
-        "pytorch": np.concatenate([given(picture).permute(0, 2, 3, 1).numpy() for picture in pictures]),
-        "clean": (np.stack([clean(picture) for picture in pictures]) - 128) / 128,
+        "pytorch": np.concatenate([given(image).permute(0, 2, 3, 1).numpy() for image in images]),
+        "clean": (np.stack([clean(image) for image in images]) - 128) / 128,
     }
     arrays = {f"input_{name}": x[:, ::13, ::13].astype(np.float32) for name, x in inputs.items()}
     arrays["shapes"] = json.dumps(shapes)
     with torch.no_grad():
-        ours = [whole(torch.from_numpy(picture).permute(2, 0, 1)[None] / 255)[0] for picture in pictures]
+        ours = [whole(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)[0] for image in images]
         arrays["features_pytorch"] = torch.cat(ours)[:, :, 0, 0].numpy()
         x = torch.from_numpy(inputs["clean"]).float().permute(0, 3, 1, 2)
         arrays["features_clean"] = bare(x)[0][:, :, 0, 0].numpy()

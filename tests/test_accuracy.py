@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from zoo.errors import BadInput
-from zoo.scoring import accuracy
-from zoo.scoring.accuracy import classification_accuracy
+from zoo.errors import UserError
+from zoo.evaluation import accuracy
+from zoo.evaluation.accuracy import classification_accuracy
 
 
 def problem(n, classes=4, width=6, seed=0):
@@ -83,6 +83,6 @@ def test_more_channels_than_samples_and_copies():
         (lambda x, y: (x, y, x * np.nan, y), "test_features: 10 of 10.*NaN"),
     ],
 )
-def test_what_cannot_be_classified_is_told(change, words):
-    with pytest.raises(BadInput, match=words):
+def test_what_cannot_be_classified_is_an_error(change, words):
+    with pytest.raises(UserError, match=words):
         classification_accuracy(*change(*problem(10)))

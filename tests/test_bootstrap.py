@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from zoo.errors import BadInput
-from zoo.scoring import distances
-from zoo.scoring.bootstrap import interval, interval_of
+from zoo.errors import UserError
+from zoo.evaluation import distances
+from zoo.evaluation.bootstrap import interval, interval_of
 
 
 def flat_frechet(a, b):
@@ -74,6 +74,6 @@ def test_intervals_do_not_depend_on_the_order_and_do_on_the_seed():
         (lambda: interval_of(distances.precision_recall, np.ones((6, 1)), np.ones((6, 1))), "3 samples.*at least 4"),
     ],
 )
-def test_what_gives_no_interval_is_told(call, words):
-    with pytest.raises(BadInput, match=words):
+def test_what_gives_no_interval_is_an_error(call, words):
+    with pytest.raises(UserError, match=words):
         call()

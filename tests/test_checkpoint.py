@@ -8,17 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from zoo.errors import BadInput
-from zoo.run import Run
-from zoo.training import loop
+from zoo import loop
+from zoo.errors import UserError
+from zoo.runs.dependencies import open_run
+from zoo.training import checkpoint
 from zoo.training.checkpoint import Checkpoints, flatten, unflatten
 from zoo.training.state import State
 
-TEXTS = {
-    "config": json.dumps({"b": [1, 2.5], "a": None}),
-    "tokenizer": json.dumps({"text": "\u00e9\n"}),
-    "latents": json.dumps({}),
-}
+METADATA = {"config": {"b": [1, 2.5], "a": None}, "tokenizer": {"text": "\u00e9\n"}, "latents": {}}
 
 
 def make_state(step, width=5):
@@ -49,10 +46,10 @@ def fields(state):
     return {name: getattr(state, name) for name in State.__dataclass_fields__}
 
 
-def save(workdir, *steps, keep=2):
-    checkpoints = Checkpoints(workdir, keep=keep)
+def save(workdir, *steps, max_to_keep=2):
+    checkpoints = Checkpoints(workdir, max_to_keep=max_to_keep)
     for step in steps:
-        checkpoints.save(make_state(step), TEXTS)
+        checkpoints.save(make_state(step), METADATA)
     checkpoints.close()
 
 
@@ -72,12 +69,24 @@ def test_a_state_comes_back_bit_for_bit(tmp_path, same):
     assert step == 3 and same(saved, fields(make_state(3)))
 
 
-def test_texts_come_back(tmp_path):
+def test_metadata_come_back(tmp_path):
     save(tmp_path, 3)
-    step, texts = Checkpoints(tmp_path, read_only=True).texts()
-    assert step == 3
-    read = lambda texts: {name: json.loads(text) for name, text in texts.items()}
-    assert read(texts) == read(TEXTS)
+    assert Checkpoints(tmp_path, read_only=True).metadata() == (3, METADATA)
+
+
+def test_another_format_version_is_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 99)
+    save(tmp_path, 3)
+    with pytest.raises(UserError, match="has format version 99, and this version of zoo reads") as caught:
+        Checkpoints(tmp_path, read_only=True).metadata()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_the_first_format_is_refused(tmp_path):
+    save(tmp_path, 3)
+    (tmp_path / "checkpoints" / "3" / "config").mkdir()
+    with pytest.raises(UserError, match="has format version 1"):
+        Checkpoints(tmp_path, read_only=True).metadata()
 
 
 def test_some_fields_can_be_read_without_the_others(tmp_path, same):
@@ -87,20 +96,20 @@ def test_some_fields_can_be_read_without_the_others(tmp_path, same):
 
 
 def test_only_the_newest_are_kept(tmp_path, same):
-    save(tmp_path, 1, 2, 3, 4, keep=2)
+    save(tmp_path, 1, 2, 3, 4, max_to_keep=2)
     assert Checkpoints(tmp_path, read_only=True).steps() == [3, 4]
     for step in (3, 4):
         assert same(restore(tmp_path, step)[1], fields(make_state(step)))
 
 
-def test_a_step_that_is_not_there_is_told_with_those_that_are(tmp_path):
+def test_a_step_that_is_not_there_is_an_error_that_names_those_that_are(tmp_path):
     save(tmp_path, 1, 2)
-    with pytest.raises(BadInput, match=r"no checkpoint of step 7 .* there are \[1, 2\]"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 7 .* there are \[1, 2\]"):
         restore(tmp_path, 7)
 
 
-def test_a_folder_without_checkpoints_is_told_and_left_alone(tmp_path):
-    with pytest.raises(BadInput, match="holds no checkpoint"):
+def test_a_folder_without_checkpoints_is_an_error_and_left_alone(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint"):
         Checkpoints(tmp_path, read_only=True)
     assert not list(tmp_path.iterdir())
 
@@ -108,14 +117,14 @@ def test_a_folder_without_checkpoints_is_told_and_left_alone(tmp_path):
 def test_a_state_without_averages_or_moments_comes_back(tmp_path, same):
     state = make_state(1).replace(ema={"model": {}, "critic": {}}, optimizer={"model": (), "critic": ()})
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state, TEXTS)
+    checkpoints.save(state, METADATA)
     checkpoints.close()
     assert same(restore(tmp_path, target=state), (1, fields(state)))
 
 
 def test_before_the_first_save_there_is_nothing_to_restore(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.restore(fields(make_state(0))) is None and checkpoints.texts() is None
+    assert checkpoints.restore(fields(make_state(0))) is None and checkpoints.metadata() is None
 
 
 def truncate(file):
@@ -128,7 +137,7 @@ def overwrite(file):
 
 @pytest.mark.parametrize("damage", [truncate, overwrite, Path.unlink])
 @pytest.mark.parametrize("part", ["params", "optimizer"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, same, capsys, damage, part):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, same, capsys, damage, part):
     save(tmp_path, 1, 2)
     for file in files_of(tmp_path, 2, part):
         damage(file)
@@ -138,11 +147,11 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, same,
     assert err.startswith("checkpoint of step 2 is damaged") and err.count("\n") == 1
 
 
-def test_a_damaged_text_falls_back_too(tmp_path, capsys):
+def test_damaged_metadata_fall_back_too(tmp_path, capsys):
     save(tmp_path, 1, 2)
-    for file in files_of(tmp_path, 2, "config"):
+    for file in files_of(tmp_path, 2, "metadata"):
         overwrite(file)
-    assert Checkpoints(tmp_path, read_only=True).texts()[0] == 1
+    assert Checkpoints(tmp_path, read_only=True).metadata()[0] == 1
     assert "checkpoint of step 2 is damaged" in capsys.readouterr().err
 
 
@@ -150,7 +159,7 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_refused(tmp_path):
     save(tmp_path, 1, 2)
     for file in files_of(tmp_path, 2, "params"):
         overwrite(file)
-    with pytest.raises(BadInput, match="can be read; tried steps 2"):
+    with pytest.raises(UserError, match="can be read; tried steps 2"):
         restore(tmp_path, 2)
 
 
@@ -159,20 +168,20 @@ def test_when_all_are_damaged_it_is_said(tmp_path):
     for step in (1, 2):
         for file in files_of(tmp_path, step, "params"):
             truncate(file)
-    with pytest.raises(BadInput, match="tried steps 2, 1"):
+    with pytest.raises(UserError, match="tried steps 2, 1"):
         restore(tmp_path)
 
 
 def test_another_architecture_is_refused_and_the_parameters_named(tmp_path):
     save(tmp_path, 1)
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UserError) as caught:
         restore(tmp_path, target=make_state(0, width=6))
     message = str(caught.value)
     assert "model.layer.kernel (saved: (3, 5), expected: (3, 6))" in message and "\n" not in message
 
 
 def test_parameters_that_are_missing_or_too_many_are_named():
-    with pytest.raises(BadInput, match=r"a.b \(saved: none, expected: \(2,\)\).*c \(saved: \(1,\), expected: none\)"):
+    with pytest.raises(UserError, match=r"a.b \(saved: none, expected: \(2,\)\).*c \(saved: \(1,\), expected: none\)"):
         unflatten({"a": {"b": np.zeros(2)}}, {"c": np.zeros(1)}, "params")
 
 
@@ -202,7 +211,7 @@ def test_a_damaged_checkpoint_can_be_set_aside_and_its_step_saved_again(tmp_path
     checkpoints = Checkpoints(tmp_path)
     checkpoints.set_aside(newer_than=1)
     assert checkpoints.steps() == [1] and (tmp_path / "damaged_checkpoint_2").is_dir()
-    checkpoints.save(make_state(2), TEXTS)
+    checkpoints.save(make_state(2), METADATA)
     checkpoints.close()
     assert same(restore(tmp_path), (2, fields(make_state(2))))
 
@@ -216,10 +225,10 @@ def test_the_same_step_can_be_damaged_and_set_aside_twice(tmp_path):
 
 def test_reading_a_run_that_is_being_written_neither_fails_nor_harms(tmp_path, same):
     writer = Checkpoints(tmp_path)
-    writer.save(make_state(1), TEXTS)
+    writer.save(make_state(1), METADATA)
     writer.wait()
     for step in (2, 3, 4):
-        writer.save(make_state(step), TEXTS)
+        writer.save(make_state(step), METADATA)
         found, saved = restore(tmp_path)
         assert found in range(1, 5) and same(saved, fields(make_state(found)))
     writer.close()
@@ -227,8 +236,8 @@ def test_reading_a_run_that_is_being_written_neither_fails_nor_harms(tmp_path, s
 
 
 def test_an_old_checkpoint_may_vanish_while_the_steps_are_listed(tmp_path, monkeypatch):
-    save(tmp_path, 1, 2, 3, keep=3)
-    writer = Checkpoints(tmp_path, keep=3)
+    save(tmp_path, 1, 2, 3, max_to_keep=3)
+    writer = Checkpoints(tmp_path, max_to_keep=3)
     is_dir = Path.is_dir
 
     def deleted_meanwhile(path):
@@ -243,8 +252,8 @@ def test_an_old_checkpoint_may_vanish_while_the_steps_are_listed(tmp_path, monke
 FULL_DISK = """
 import resource, sys
 import numpy as np
-from zoo.errors import exit_on_bad_input
-from zoo.training.checkpoint import TEXTS, Checkpoints
+from zoo.errors import exit_on_user_error
+from zoo.training.checkpoint import Checkpoints
 from zoo.training.state import State
 
 def state(step):
@@ -252,18 +261,17 @@ def state(step):
     zero = np.zeros((), np.int32)
     return State(zero + step, {"model": {"w": big}}, {"model": {"n": zero}}, {"model": {"2": zero}}, zero, zero)
 
-with exit_on_bad_input():
+with exit_on_user_error():
     checkpoints = Checkpoints(sys.argv[1])
-    texts = dict.fromkeys(TEXTS, "{}")
-    checkpoints.save(state(1), texts)
+    checkpoints.save(state(1), {})
     checkpoints.wait()
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-    checkpoints.save(state(2), texts)
+    checkpoints.save(state(2), {})
     checkpoints.close()
 """
 
 
-def test_a_full_disk_is_told_in_one_line_and_the_checkpoint_before_is_whole(tmp_path, finish):
+def test_a_full_disk_is_an_error_in_one_line_and_the_checkpoint_before_is_whole(tmp_path, finish):
     done = finish("-c", FULL_DISK, tmp_path, devices=1)
     lines = [line for line in done.err.splitlines() if line.startswith("error:")]
     assert done.code == 2, done.err
@@ -280,7 +288,9 @@ def test_a_full_disk_is_told_in_one_line_and_the_checkpoint_before_is_whole(tmp_
 def test_a_run_holds_its_last_two_checkpoints_with_config_and_tokenizer(trained, short, saved_state):
     checkpoints = Checkpoints(trained, read_only=True)
     assert checkpoints.steps() == [2, 4]
-    assert loop.configs.differences(loop.configs.from_json(checkpoints.texts()[1]["config"]), short) == []
+    assert (
+        loop.configs.differences(loop.configs.from_json(json.dumps(checkpoints.metadata()[1]["config"])), short) == []
+    )
     assert saved_state(trained)[1]["step"] == 4 and saved_state(trained, 2)[1]["step"] == 2
 
 
@@ -299,7 +309,7 @@ def test_training_does_not_start_anew_over_checkpoints_that_cannot_be_read(copie
     for step in (2, 4):
         for file in files_of(copied, step, "params"):
             overwrite(file)
-    with pytest.raises(BadInput, match="can be read"):
+    with pytest.raises(UserError, match="can be read"):
         loop.train(short, copied)
     assert sorted(path.name for path in (copied / "checkpoints").iterdir() if path.name.isdigit()) == ["2", "4"]
 
@@ -307,7 +317,7 @@ def test_training_does_not_start_anew_over_checkpoints_that_cannot_be_read(copie
 def test_a_damaged_run_can_still_be_sampled_from_its_earlier_checkpoint(copied, capsys):
     for file in files_of(copied, 4, "ema"):
         overwrite(file)
-    assert Run.open(copied).step == 2
+    assert open_run(copied).step == 2
     shutil.rmtree(copied / "checkpoints" / "2")
-    with pytest.raises(BadInput, match="can be read"):
-        Run.open(copied)
+    with pytest.raises(UserError, match="can be read"):
+        open_run(copied)

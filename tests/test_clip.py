@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from zoo.errors import BadInput
+from zoo.errors import UserError
 from zoo.nets.clip import CLIP
 from zoo.pretrained import clip as pretrained
-from zoo.scoring.resize import shortest_side_and_crop
+from zoo.resize import shortest_side_and_crop
 
 FIXTURES = Path(__file__).parent / "fixtures" / "clip"  # by make_clip_fixture.py
 TINY = dict(
@@ -80,11 +80,11 @@ def change_section(folder, section, **keys):
 @pytest.mark.parametrize("name", ["legacy", "gelu"])
 def test_features_and_logits_equal_those_of_transformers(name):
     clip, want = loaded(name), expected(name)
-    pictures, texts, logit_scale = apply(clip.model, clip.params, want["x"], want["ids"])
-    assert pictures.dtype == texts.dtype == jnp.float32
-    np.testing.assert_allclose(pictures, want["pictures"], rtol=0, atol=1e-5)
+    images, texts, logit_scale = apply(clip.model, clip.params, want["x"], want["ids"])
+    assert images.dtype == texts.dtype == jnp.float32
+    np.testing.assert_allclose(images, want["images"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(texts, want["texts"], rtol=0, atol=1e-5)
-    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (pictures, texts)]
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts)]
     np.testing.assert_allclose(np.exp(logit_scale) * unit[0] @ unit[1].T, want["logits"], rtol=0, atol=1e-5)
 
 
@@ -101,7 +101,7 @@ def test_ids_equal_those_of_transformers(name, capsys):
 def test_preprocessing_equals_that_of_transformers(name):
     clip, want = loaded(name), expected(name)
     for i, x in enumerate(want["x"]):
-        ours = clip.normalise(shortest_side_and_crop(want[f"picture_{i}"][None], clip.model.image_size))
+        ours = clip.normalise(shortest_side_and_crop(want[f"image_{i}"][None], clip.model.image_size))
         np.testing.assert_allclose(ours[0], x, rtol=0, atol=1e-5)  # one step of a pixel is above 1e-2 here
 
 
@@ -110,9 +110,9 @@ def test_preprocessing_equals_that_of_transformers(name):
 
 def test_what_follows_the_first_end_changes_nothing():
     model, params = tiny()
-    y = np.asarray(apply(model, params, IDS, method="texts"))
+    y = np.asarray(apply(model, params, IDS, method="encode_text"))
     np.testing.assert_allclose(y[1:3], y[[0, 0]], atol=1e-6)
-    np.testing.assert_allclose(apply(model, params, IDS[:, :3], method="texts"), y, atol=1e-6)
+    np.testing.assert_allclose(apply(model, params, IDS[:, :3], method="encode_text"), y, atol=1e-6)
     assert np.abs(y[3] - y[0]).max() > 1e-2
 
 
@@ -123,8 +123,8 @@ def test_every_parameter_matters():
     @jax.jit
     @jax.grad
     def gradient(params):
-        pictures, texts, scale = model.apply({"params": params}, X, ids)
-        return jnp.exp(scale) * jnp.sum(jnp.sin(pictures) * jnp.cos(texts))
+        images, texts, scale = model.apply({"params": params}, X, ids)
+        return jnp.exp(scale) * jnp.sum(jnp.sin(images) * jnp.cos(texts))
 
     for path, leaf in jax.tree.leaves_with_path(gradient(params)):
         # A bias of the keys adds the same to all scores of a query, which softmax takes away.
@@ -134,20 +134,20 @@ def test_every_parameter_matters():
 def test_initialisation_is_that_of_the_published_code():
     _, params = tiny()
     assert float(params["logit_scale"]) == pytest.approx(math.log(1 / 0.07))
-    block = params["picture_blocks_1"]
+    block = params["image_blocks_1"]
     for name, std in {"query": 1 / 8, "out": 1 / 16, "up": 128**-0.5, "down": 1 / 16}.items():
         assert float(jnp.std(block[name]["kernel"])) == pytest.approx(std, rel=0.05), name
         assert not block[name]["bias"].any()
-    assert float(jnp.std(params["picture_patches"]["kernel"])) == pytest.approx((3 * 192) ** -0.5, rel=0.05)
+    assert float(jnp.std(params["image_patches"]["kernel"])) == pytest.approx((3 * 192) ** -0.5, rel=0.05)
 
 
 def test_bfloat16_stays_near_and_gives_float32():
     clip, want = loaded("legacy"), expected("legacy")
     model = clip.model.clone(dtype=jnp.bfloat16)
-    for method, given in (("pictures", "x"), ("texts", "ids")):
-        ours = apply(model, clip.params, want[given], method=method)
-        cosine = np.sum(ours * want[method], -1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(want[method], axis=-1)
-        assert ours.dtype == jnp.float32 and (cosine > 0.999).all() and not np.allclose(ours, want[method], atol=1e-5)
+    for method, given, name in (("encode_image", "x", "images"), ("encode_text", "ids", "texts")):
+        ours, theirs = apply(model, clip.params, want[given], method=method), want[name]
+        cosine = np.sum(ours * theirs, -1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(theirs, axis=-1)
+        assert ours.dtype == jnp.float32 and (cosine > 0.999).all() and not np.allclose(ours, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -159,16 +159,16 @@ def test_bfloat16_stays_near_and_gives_float32():
     ],
 )
 def test_fields_that_do_not_fit(changes, said):
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(UserError, match=said):
         jax.eval_shape(CLIP(**TINY | changes).init, jax.random.key(0), X, IDS)
 
 
 def test_inputs_that_do_not_fit():
     model, params = tiny()
-    with pytest.raises(BadInput, match="16 x 16 x 3, not of 16 x 24 x 3"):
-        apply(model, params, jnp.zeros((1, 16, 24, 3)), method="pictures")
-    with pytest.raises(BadInput, match="8 ids are too long.*at most 7"):
-        apply(model, params, jnp.zeros((1, 8), jnp.int32), method="texts")
+    with pytest.raises(UserError, match="16 x 16 x 3, not of 16 x 24 x 3"):
+        apply(model, params, jnp.zeros((1, 16, 24, 3)), method="encode_image")
+    with pytest.raises(UserError, match="8 ids are too long.*at most 7"):
+        apply(model, params, jnp.zeros((1, 8), jnp.int32), method="encode_text")
 
 
 # ---- folders
@@ -197,15 +197,15 @@ def test_float16_is_rounded_once(tmp_path, same):
 def test_save_refuses_and_leaves_nothing(tmp_path):
     clip = loaded("gelu")
     (tmp_path / "there").mkdir()
-    with pytest.raises(BadInput, match="there exists"):
+    with pytest.raises(UserError, match="there exists"):
         pretrained.save(tmp_path / "there", clip)
-    with pytest.raises(BadInput, match="'float8': did you mean 'float"):
+    with pytest.raises(UserError, match="'float8': did you mean 'float"):
         pretrained.save(tmp_path / "new", clip, "float8")
     replicated = pretrained.Clip(clip.model, jax.tree.map(lambda x: x[None], clip.params), clip.tokenizer)
-    with pytest.raises(BadInput, match="the parameters are not those of the network"):
+    with pytest.raises(UserError, match="the parameters are not those of the network"):
         pretrained.save(tmp_path / "new", replicated)
     ends_in_two = pretrained.Clip(clip.model.clone(end_id=2), clip.params, tokenizer_that_ends_in_two(clip))
-    with pytest.raises(BadInput, match="end in id 2"):
+    with pytest.raises(UserError, match="end in id 2"):
         pretrained.save(tmp_path / "new", ends_in_two)
     assert [file.name for file in tmp_path.iterdir()] == ["there"]
 
@@ -226,7 +226,7 @@ def test_the_older_sections_hide_the_newer(folder):
 def test_what_a_config_leaves_out_is_the_smallest_published_clip(folder):
     (folder / "config.json").write_text('{"model_type": "clip"}')
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(BadInput, match=r"of 398 tensors, 320 missing.*expected \(.*(512|768)"):
+    with pytest.raises(UserError, match=r"of 398 tensors, 320 missing.*expected \(.*(512|768)"):
         pretrained.load(folder)
 
 
@@ -256,12 +256,12 @@ def test_encode_survives_anything(capsys):
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
-    with pytest.raises(BadInput, match=f"folder/{name}"):
+    with pytest.raises(UserError, match=f"folder/{name}"):
         pretrained.load(folder)
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(BadInput, match="there is no folder .*nowhere"):
+    with pytest.raises(UserError, match="there is no folder .*nowhere"):
         pretrained.load(tmp_path / "nowhere")
 
 
@@ -271,7 +271,7 @@ def test_no_folder(tmp_path):
         ("config.json", {"model_type": "siglip"}, "model_type 'siglip', not 'clip'"),
         ("config.json", {"projection_dim": "20"}, "projection_dim is '20', but must be like 512"),
         ("config.json", {"text_config": []}, r"hidden_size is \[\]"),
-        ("preprocessor_config.json", {"resample": 2}, "resample is 2; zoo preprocesses pictures with 3 only"),
+        ("preprocessor_config.json", {"resample": 2}, "resample is 2; zoo preprocesses images with 3 only"),
         ("preprocessor_config.json", {"size": {"height": 24, "width": 24}}, "size is .*height"),
         ("preprocessor_config.json", {"crop_size": 20}, "crop_size is 20"),
         ("preprocessor_config.json", {"image_std": [1, 1]}, r"3 numbers each, not \[1, 1\]"),
@@ -281,7 +281,7 @@ def test_no_folder(tmp_path):
 )
 def test_a_file_of_something_else(folder, file, keys, said):
     change(folder / file, **keys)
-    with pytest.raises(BadInput, match=said) as error:
+    with pytest.raises(UserError, match=said) as error:
         pretrained.load(folder)
     assert "\n" not in str(error.value)
 
@@ -300,7 +300,7 @@ def test_a_file_of_something_else(folder, file, keys, said):
 )
 def test_a_config_of_other_weights(folder, section, keys, said):
     change_section(folder, section, **keys)
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(UserError, match=said):
         pretrained.load(folder)
 
 
@@ -308,12 +308,12 @@ def test_a_config_of_other_weights(folder, section, keys, said):
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]", b"[" * 100_000])
 def test_a_damaged_file_is_one_line(folder, file, content):
     (folder / file).write_bytes(content)
-    with pytest.raises(BadInput, match=f"folder/{file}") as error:
+    with pytest.raises(UserError, match=f"folder/{file}") as error:
         pretrained.load(folder)
     assert "\n" not in str(error.value)
 
 
 def test_a_tokenizer_of_more_ids_than_the_network_knows():
     clip = loaded("gelu")
-    with pytest.raises(BadInput, match="ids up to 534, the CLIP knows 534"):
+    with pytest.raises(UserError, match="ids up to 534, the CLIP knows 534"):
         pretrained.Clip(clip.model.clone(vocab_size=534), clip.params, clip.tokenizer)

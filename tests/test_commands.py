@@ -9,21 +9,22 @@ import pytest
 from PIL import Image
 
 from zoo import media
-from zoo.data.scenes import open_source
-from zoo.errors import BadInput
-from zoo.method import to_float
-from zoo.run import Run
-from zoo.scoring import ask
-from zoo.scoring.ask import settled
-from zoo.scoring.judge import get_judge
-from zoo.scoring.measures import OF_RUNS
-from zoo.scoring.trust import auc, falsified
+from zoo.errors import UserError
+from zoo.evaluation import model_eval
+from zoo.evaluation.clip_eval import auc, hard_negative
+from zoo.evaluation.model_eval import settled
+from zoo.evaluation.registry import MEASURES
+from zoo.evaluation.rerank import get_reward
+from zoo.method import Generates, to_float
+from zoo.runs.dependencies import open_run
+from zoo.scenes.dataset import open_source
 from zoo.training.checkpoint import Checkpoints
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = [f"configs/{file.name}:test" for file in sorted(FOLDER.glob("*.py")) if file.name != "common.py"]
-RECIPES += [f"configs/{kind},test" for kind in ("vae.py:critic", "flow.py:jet,critic", "diffusion.py:mean_flow")]
+RECIPES += [f"configs/{kind},test" for kind in ("vae.py:critic", "flow.py:jet,critic")]
 RECIPES += ["configs/diffusion.py:few_steps,test"]
+OF_RUNS = [name for name, measure in MEASURES.items() if measure.of_run]
 PROMPTS = ["--prompt=a red circle", "--prompt=a blue star"]
 
 
@@ -59,17 +60,17 @@ def test_a_recipe_trains_saves_goes_on_and_samples(recipe, command, tmp_path):
     assert again.code == 0 and "is trained" in again.err
     out = tmp_path / "out.png"
     done = command("sample.py", f"--workdir={tmp_path / 'run'}", *PROMPTS, f"--out={out}", "--per_device=1")
-    if hasattr(Run.open(tmp_path / "run").recipe.method, "sample"):
+    if isinstance(open_run(tmp_path / "run").method, Generates):
         assert done.code == 0, done.err
         assert out.exists() or out.with_suffix(".gif").exists()
     else:
-        assert done.code == 2 and "cannot sample; a run of these can: diffusion" in done.err
+        assert done.code == 2 and "lacks the ability Generates; use a run of one of: diffusion" in done.err
 
 
 # ---- train.py
 
 
-def test_a_dry_run_tells_and_writes_nothing(command, tmp_path):
+def test_a_dry_run_prints_and_writes_nothing(command, tmp_path):
     done = command("train.py", "--config=configs/diffusion.py:test", "--dry_run", f"--workdir={tmp_path / 'run'}")
     assert done.code == 0, done.err
     for words in ("parameters", "model/layers", "FLOPs per step", "memory per device", "MiB", "64 in scenes/one"):
@@ -81,14 +82,14 @@ def test_a_dry_run_tells_and_writes_nothing(command, tmp_path):
 
 def test_a_dry_run_counts_the_parameters_that_are_trained(command, trained):
     done = command("train.py", "--config=configs/diffusion.py:test", "--dry_run")
-    told = next(line.split()[1] for line in done.out.splitlines() if line.split()[:1] == ["all"])
-    assert int(told.replace(",", "")) == sum(x.size for x in jax.tree.leaves(Run.open(trained).params))
+    printed = next(line.split()[1] for line in done.out.splitlines() if line.split()[:1] == ["all"])
+    assert int(printed.replace(",", "")) == sum(x.size for x in jax.tree.leaves(open_run(trained).params))
 
 
 # ---- sample.py
 
 
-def test_a_grid_has_a_picture_for_each_prompt_and_tells_how_it_was_made(sample, trained):
+def test_a_grid_has_an_image_for_each_prompt_and_notes_how_it_was_made(sample, trained):
     out, printed = sample(*PROMPTS, "--seed=3")
     height, width, channels = pixels(out).shape
     assert channels == 3 and width >= 2 * 16 and height >= 16
@@ -96,7 +97,7 @@ def test_a_grid_has_a_picture_for_each_prompt_and_tells_how_it_was_made(sample, 
     assert about["prompts"] == ["a red circle", "a blue star"]
     assert (about["run"], about["checkpoint"], about["seed"]) == (str(trained), 4, 3)
     assert about["settings"]["steps"] == 2
-    assert printed.startswith("2 pictures in") and "oracle on 2 captions" in printed
+    assert printed.startswith("2 images in") and "oracle on 2 captions" in printed
 
 
 def test_prompts_are_taken_in_turn(sample):
@@ -112,7 +113,7 @@ def test_prompts_come_from_a_file_too(sample, tmp_path):
 
 def test_without_prompts_those_of_the_test_split_are_taken(sample, trained):
     out, _ = sample("--num=3")
-    source = Run.open(trained).recipe.data.open("test")
+    source = open_run(trained).recipe.data.open("test")
     assert set(settings(out)["prompts"]) <= {source[i]["text"] for i in range(len(source))}
     assert len(settings(out)["prompts"]) == 3
 
@@ -121,22 +122,22 @@ def each(out):
     return [pixels(file) for file in sorted(out.with_suffix("").glob("*.png"))]
 
 
-def test_each_picture_by_itself(sample):
+def test_each_image_by_itself(sample):
     out, _ = sample(*PROMPTS, "--num=3", "--each")
-    pictures = each(out)
-    assert [picture.shape for picture in pictures] == [(16, 16, 3)] * 3
+    images = each(out)
+    assert [image.shape for image in images] == [(16, 16, 3)] * 3
     note = media.read_metadata(out.with_suffix("") / "0001.png")
     assert note["prompt"] == "a blue star" and json.loads(note["zoo"])["number"] == 1
 
 
-def test_the_same_seed_makes_the_same_pictures_and_another_makes_others(sample):
+def test_the_same_seed_makes_the_same_images_and_another_makes_others(sample):
     paths = [sample(*PROMPTS, "--each", f"--seed={seed}", name=f"{i}.png")[0] for i, seed in enumerate((1, 1, 2))]
     first, again, other = map(each, paths)
     assert np.array_equal(first, again)
     assert not np.array_equal(first[0], other[0]) and not np.array_equal(first[0], first[1])
 
 
-def test_a_picture_does_not_depend_on_those_made_beside_it(sample):
+def test_an_image_does_not_depend_on_those_made_beside_it(sample):
     alone, _ = sample("--prompt=a red circle", "--each", name="a.png")
     beside, _ = sample(*PROMPTS, "--num=7", "--each", name="b.png")
     more, _ = sample(*PROMPTS, "--num=7", "--each", "--per_device=3", name="c.png")
@@ -153,11 +154,11 @@ def test_the_number_of_devices_makes_no_difference(sample, finish, trained, tmp_
 
 
 def test_the_averages_and_the_checkpoints_can_be_chosen(trained, same):
-    by_default, longest, short, none = (Run.open(trained, ema=ema).params for ema in (None, "20", "2", "none"))
+    by_default, longest, short, none = (open_run(trained, ema=ema).params for ema in (None, "20", "2", "none"))
     assert same(by_default, longest)
     assert not same(longest, short) and not same(short, none)
-    assert Run.open(trained, step=2).step == 2
-    assert not same(Run.open(trained, step=2, ema="none").params, none)
+    assert open_run(trained, step=2).step == 2
+    assert not same(open_run(trained, step=2, ema="none").params, none)
 
 
 def test_ema_and_checkpoint_flags_are_obeyed(sample):
@@ -172,13 +173,24 @@ def test_sampling_options_are_obeyed(sample):
     assert list(made["interval"]) == [0.1, 0.5]
 
 
-def test_autoguidance_changes_the_picture(sample):
+def test_autoguidance_changes_the_image(sample):
     plain, _ = sample("--prompt=a star", "--each", "--guidance=0", name="plain.png")
-    # Pictures of a barely trained network hardly differ, so the scale is large.
+    # Images of a barely trained network hardly differ, so the scale is large.
     guided, _ = sample("--prompt=a star", "--each", "--guidance=500", "--guide_checkpoint=2", name="guided.png")
     itself, _ = sample("--prompt=a star", "--each", "--guidance=500", "--guide_checkpoint=4", name="itself.png")
     assert not np.array_equal(each(plain)[0], each(guided)[0])
     assert np.abs(each(plain)[0] - each(itself)[0]).max() <= 1  # nothing to guide away from
+
+
+def test_a_negative_caption_is_what_guidance_leads_away_from(sample):
+    plain, _ = sample("--prompt=a star", "--each", "--guidance=500", name="plain.png")
+    empty, _ = sample("--prompt=a star", "--each", "--guidance=500", "--negative=", name="empty.png")
+    other, _ = sample("--prompt=a star", "--each", "--guidance=500", "--negative=a blue ring", name="other.png")
+    itself, _ = sample("--prompt=a star", "--each", "--guidance=500", "--negative=a star", name="itself.png")
+    unguided, _ = sample("--prompt=a star", "--each", "--guidance=0", name="unguided.png")
+    assert settings(other)["negative"] == "a blue ring"
+    assert np.array_equal(each(plain)[0], each(empty)[0]) and not np.array_equal(each(plain)[0], each(other)[0])
+    assert np.abs(each(itself)[0] - each(unguided)[0]).max() <= 1  # nothing to lead away from
 
 
 # ---- scores and speed
@@ -188,13 +200,13 @@ CLIP = f"--clip={Path(__file__).parent / 'fixtures' / 'clip' / 'gelu'}"
 
 
 def test_scores_are_written_beside_the_run(command, copied):
-    done = command("zoo/scoring/__main__.py", f"--workdir={copied}", "--num=6", "--per_device=2")
+    done = command("zoo/commands/score.py", f"--workdir={copied}", "--num=6", "--per_device=2")
     assert done.code == 0, done.err
     scores = json.loads((copied / "scores.json").read_text())
     assert set(scores) == {"model", "ceiling", "floor", "intervals", "about"}
     assert scores["ceiling"]["all"] == 1.0 and scores["floor"]["all"] < 1.0
     assert scores["model"].keys() - set(OF_RUNS) == scores["ceiling"].keys() == scores["floor"].keys()
-    assert set(OF_RUNS) < scores["model"].keys() and "bits_per_dim: of 6 real pictures" in done.out
+    assert set(OF_RUNS) < scores["model"].keys() and "bits_per_dim: of 6 real images" in done.out
     assert {"clip_score", "cmmd", "kid", "frechet", "precision", "recall"} <= scores["model"].keys()
     assert scores["about"]["evaluations"] == (2 * 2 - 1) * 2 and scores["about"]["samples_per_second"] > 0
     assert all(row in done.out for row in ("model", "ceiling", "floor", "without fid: needs inception"))
@@ -203,43 +215,43 @@ def test_scores_are_written_beside_the_run(command, copied):
 
 def test_chosen_measures_alone_are_taken(command, copied):
     words = (f"--workdir={copied}", "--num=2", "--per_device=2", "--measures=oracle", f"--out={copied / 'o.json'}")
-    assert command("zoo/scoring/__main__.py", *words).code == 0
+    assert command("zoo/commands/score.py", *words).code == 0
     assert "all" in (scores := json.loads((copied / "o.json").read_text()))["model"] and "cmmd" not in scores["model"]
 
 
-def test_a_folder_of_pictures_is_scored(command, sample, tmp_path):
+def test_a_folder_of_images_is_scored(command, sample, tmp_path):
     out, _ = sample(*PROMPTS, "--each")
     folder = out.with_suffix("")
-    words = [f"--pictures={folder}", "--measures=clip_score", CLIP]
-    done = command("zoo/scoring/__main__.py", *words)
+    words = [f"--images={folder}", "--measures=clip_score", CLIP]
+    done = command("zoo/commands/score.py", *words)
     assert done.code == 0, done.err
     by_note = json.loads(Path(f"{folder}_scores.json").read_text())["model"]["clip_score"]
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\na blue star\n")
-    assert command("zoo/scoring/__main__.py", *words, f"--prompts={prompts}").code == 0
+    assert command("zoo/commands/score.py", *words, f"--prompts={prompts}").code == 0
     assert json.loads(Path(f"{folder}_scores.json").read_text())["model"]["clip_score"] == by_note
     reference = "--reference=scenes/one?examples=64"
-    compared = (f"--pictures={folder}", "--measures=cmmd,oracle", CLIP, reference, "--num=4")
-    done = command("zoo/scoring/__main__.py", *compared)
+    compared = (f"--images={folder}", "--measures=cmmd,oracle", CLIP, reference, "--num=4")
+    done = command("zoo/commands/score.py", *compared)
     assert done.code == 0, done.err
     assert json.loads(Path(f"{folder}_scores.json").read_text())["floor"]["cmmd"] > 0
 
 
 def test_runs_are_compared(finish, command, copied, tmp_path):
-    done = finish("-m", "zoo.scoring.compare", copied, devices=1)
-    assert done.code == 2 and "has no scores.json: run python -m zoo.scoring --workdir" in done.err
-    assert command("zoo/scoring/__main__.py", f"--workdir={copied}", "--num=2", "--measures=oracle").code == 0
-    done = finish("-m", "zoo.scoring.compare", copied, copied, f"--out={tmp_path / 'c.md'}", devices=1)
+    done = finish("-m", "zoo", "compare", copied, devices=1)
+    assert done.code == 2 and "has no scores.json: run python -m zoo score --workdir" in done.err
+    assert command("zoo/commands/score.py", f"--workdir={copied}", "--num=2", "--measures=oracle").code == 0
+    done = finish("-m", "zoo", "compare", copied, copied, f"--out={tmp_path / 'c.md'}", devices=1)
     assert done.code == 0, done.err
     table = (tmp_path / "c.md").read_text()
     assert done.out.startswith(table.rstrip()) and (tmp_path / "c.png").exists()
     rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
-    assert "| 32 | 32 |" in rows["pictures seen"] and "| 6 | 6 |" in rows["evaluations a sample"]
+    assert "| 32 | 32 |" in rows["images seen"] and "| 6 | 6 |" in rows["evaluations a sample"]
     assert {"parameters", "seconds of training", "samples/s", "all"} <= rows.keys()
 
 
 def test_quality_is_drawn_over_evaluations(finish, trained, tmp_path):
-    words = ("-m", "zoo.scoring.steps", trained)
+    words = ("-m", "zoo", "nfe_sweep", trained)
     done = finish(*words, "--steps=1,3", "--num=4", "--show=all", "--show=colour", f"--out={tmp_path / 's.png'}")
     assert done.code == 0, done.err
     rows = json.loads((tmp_path / "s.json").read_text())[str(trained)]
@@ -258,12 +270,12 @@ def test_captions_without_a_word_to_swap_cannot_be_trusted(finish, tmp_path):
         Image.new("RGB", (16, 16)).save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text("xyzzy")
     source = f"--source=folder:{tmp_path}"
-    done = finish("-m", "zoo.scoring.trust", source, "--size=16", "--num=2", "--split=test", devices=1)
+    done = finish("-m", "zoo", "clip_eval", source, "--size=16", "--num=2", "--split=test", devices=1)
     assert done.code == 2 and "no caption has a word that can be swapped" in done.err
 
 
 def test_metrics_of_runs_are_drawn(finish, trained, tmp_path):
-    words = ("-m", "zoo.scoring.curves", trained, f"--out={tmp_path / 'c.png'}")
+    words = ("-m", "zoo", "curves", trained, f"--out={tmp_path / 'c.png'}")
     done = finish(*words, "--show=model/loss", "--show=model/grad_norm", devices=1)
     assert done.code == 0 and (tmp_path / "c.png").exists(), done.err
     done = finish(*words, "--show=model/los", devices=1)
@@ -273,53 +285,53 @@ def test_metrics_of_runs_are_drawn(finish, trained, tmp_path):
 def test_a_clip_is_trained_exported_and_tried(command, finish, tmp_path):
     assert command("train.py", "--config=configs/clip.py:test", f"--workdir={tmp_path / 'run'}").code == 0
     words = (f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'clip'}")
-    done = finish("-m", "zoo.scoring.export_clip", *words, devices=1)
+    done = finish("-m", "zoo", "export_clip", *words, devices=1)
     assert done.code == 0, done.err
     out = tmp_path / "trust.json"
     tried = (f"--clip={tmp_path / 'clip'}", "--source=scenes/one?examples=64", "--size=16", "--num=6", f"--out={out}")
     tried += (words[0],)
-    done = finish("-m", "zoo.scoring.trust", *tried, devices=1)
+    done = finish("-m", "zoo", "clip_eval", *tried, devices=1)
     assert done.code == 0, done.err
     report = json.loads(out.read_text())
     assert report == json.loads(done.out)
-    assert {"picture_to_text_r1", "text_to_picture_r1", "told_apart", "auc", "correlation_with_oracle"} < report.keys()
-    run, source, rng = Run.open(tmp_path / "run"), open_source("one", "test", 16, examples=64), np.random.default_rng(0)
-    pairs = [(source[i], text) for i in range(6) if (text := falsified(source[i], 1, rng))]
-    shown = np.stack([item["pixels"] for item, _ in pairs])
+    assert {"image_to_text_r1", "text_to_image_r1", "pair_accuracy", "auc", "correlation_with_oracle"} < report.keys()
+    run, source, rng = open_run(tmp_path / "run"), open_source("one", "test", 16, examples=64), np.random.default_rng(0)
+    pairs = [(source[i], text) for i in range(6) if (text := hard_negative(source[i], 1, rng))]
+    shown = np.stack([item["inputs"] for item, _ in pairs])
     right, wrong = (
-        ask.rate(run, shown, [item["text"] for item, _ in pairs]),
-        ask.rate(run, shown, [w for _, w in pairs]),
+        model_eval.score(run, shown, [item["text"] for item, _ in pairs]),
+        model_eval.score(run, shown, [w for _, w in pairs]),
     )
-    assert report["run"]["told_apart"] == np.mean(right > wrong) and report["run"]["auc"] == auc(right, wrong)
-    again = finish("-m", "zoo.scoring.export_clip", *words, devices=1)
+    assert report["run"]["pair_accuracy"] == np.mean(right > wrong) and report["run"]["auc"] == auc(right, wrong)
+    again = finish("-m", "zoo", "export_clip", *words, devices=1)
     assert again.code == 2 and "exists" in again.err
 
 
 def test_the_best_of_several_is_kept(sample):
     one, _ = sample("--prompt=a star", "--each", "--num=1", name="one.png")
-    best, said = sample("--prompt=a star", "--each", "--best_of=3", "--judge=oracle", "--score", CLIP, name="best.png")
-    assert "3 pictures in" in said and "CLIPScore: " in said
+    best, said = sample("--prompt=a star", "--each", "--best_of=3", "--reward=oracle", "--score", CLIP, name="best.png")
+    assert "3 images in" in said and "CLIPScore: " in said
     note = settings(best.with_suffix("") / "0000.png")
-    assert note["best_of"] == 3 and note["judge"] == "oracle" and 0 <= note["number"] < 3
+    assert note["best_of"] == 3 and note["reward"] == "oracle" and 0 <= note["number"] < 3
     assert (note["number"] == 0) == np.array_equal(each(one)[0], each(best)[0])
 
 
-def test_a_run_that_rates_is_a_judge(command, sample, trained, tmp_path):
-    run = tmp_path / "judge"
+def test_a_run_that_scores_is_a_reward(command, sample, trained, tmp_path):
+    run = tmp_path / "scorer"
     assert command("train.py", "--config=configs/clip.py:test", f"--workdir={run}").code == 0
-    judge, texts = Run.open(run), ["a red circle", "a blue star", "a thing"]
+    scorer, texts = open_run(run), ["a red circle", "a blue star", "a thing"]
     made = np.random.default_rng(0).integers(0, 256, (3, 1, 16, 16, 3)).astype(np.uint8)
-    model = judge.recipe.method
-    words = model.text_features(judge.params, judge.recipe.tokenizer.encode(texts))
-    cosines = (model.picture_features(judge.params, to_float(jnp.asarray(made))) * words).sum(-1)
-    np.testing.assert_allclose(get_judge(str(run), None)(made, texts), cosines, atol=1e-5)
-    with pytest.raises(BadInput, match="use one of their data.size"):
-        get_judge(str(run), None)(np.repeat(made, 2, axis=2), texts)
+    model = scorer.method
+    words = model.encode_text(scorer.params, scorer.conditions(texts)["tokens"])
+    cosines = (model.encode_image(scorer.params, to_float(jnp.asarray(made))) * words).sum(-1)
+    np.testing.assert_allclose(get_reward(str(run), None)(made, texts), cosines, atol=1e-5)
+    with pytest.raises(UserError, match="use one of their data.size"):
+        get_reward(str(run), None)(np.repeat(made, 2, axis=2), texts)
 
-    best, _ = sample("--prompt=a star", "--each", "--best_of=2", f"--judge={run}", name="best.png")
-    assert settings(best.with_suffix("") / "0000.png")["judge"] == str(run)
-    done = command("sample.py", f"--workdir={trained}", "--prompt=a star", "--best_of=2", f"--judge={trained}")
-    assert told(done, "Diffusion cannot rate; a run of these can: adversarial, contrastive")
+    best, _ = sample("--prompt=a star", "--each", "--best_of=2", f"--reward={run}", name="best.png")
+    assert settings(best.with_suffix("") / "0000.png")["reward"] == str(run)
+    done = command("sample.py", f"--workdir={trained}", "--prompt=a star", "--best_of=2", f"--reward={trained}")
+    assert one_error(done, "Diffusion lacks the ability Scorer; use a run of one of: contrastive, adversarial")
 
 
 # ---- likelihood
@@ -330,7 +342,7 @@ def likelihood(command):
     """likelihood("--workdir=...", ...) -> what the command did."""
 
     def likelihood(*words):
-        flags = ["zoo/scoring/likelihood.py", "--per_device=1", "--num=6", *words]
+        flags = ["zoo/commands/likelihood.py", "--per_device=1", "--num=6", *words]
         return command(*flags)
 
     return likelihood
@@ -343,16 +355,17 @@ def test_likelihood_is_written_beside_the_run_and_compared(likelihood, finish, c
     assert said["options"] == {"steps": 2, "trace": "exact", "probes": 1, "start": 1 / 256}
     assert (said["entropy"], said["captions"], said["num"], said["checkpoint"]) == (None, True, 6, 4)
     assert f"{said['bits_per_dim']:.4g}" in done.out
-    run = Run.open(copied)
+    run = open_run(copied)
     source = run.recipe.data.open("test")
     batch = {
-        "pixels": np.stack([source[i]["pixels"] for i in range(6)]),
-        "tokens": run.recipe.tokenizer.encode([source[i]["text"] for i in range(6)]),
+        "inputs": np.stack([source[i]["inputs"] for i in range(6)]),
+        "cond": run.conditions([source[i]["text"] for i in range(6)]),
     }
     rng = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), np.arange(6))
-    bits = jax.jit(functools.partial(run.recipe.method.bits_per_dim, steps=2, trace="exact"))(run.params, rng, batch)
+    options = run.method.LikelihoodOptions(steps=2, trace="exact")
+    bits = jax.jit(functools.partial(run.method.bits_per_dim, options=options))(run.params, rng, batch)
     assert said["bits_per_dim"] == pytest.approx(float(bits.mean()), rel=1e-3)
-    done = finish("-m", "zoo.scoring.compare", copied, f"--out={tmp_path / 'c.md'}", devices=1)
+    done = finish("-m", "zoo", "compare", copied, f"--out={tmp_path / 'c.md'}", devices=1)
     assert done.code == 0, done.err
     assert f"{said['bits_per_dim']:.4g}" in next(line for line in done.out.splitlines() if "bits_per_dim" in line)
 
@@ -368,14 +381,14 @@ def test_no_likelihood_falls_below_the_entropy(likelihood, command, tmp_path):
     assert said["entropy"] == pytest.approx(4 + np.log2(1152) / 768) and not said["captions"]
     assert said["gap"] == pytest.approx(said["bits_per_dim"] - said["entropy"]) and said["gap"] > 0
     assert said["change_by_doubling"] <= 0.5 and said["options"]["steps"] >= 2
-    scores = ("zoo/scoring/__main__.py", f"--workdir={run}", "--num=4", "--per_device=1", "--measures=bits_per_dim")
+    scores = ("zoo/commands/score.py", f"--workdir={run}", "--num=4", "--per_device=1", "--measures=bits_per_dim")
     done = command(*scores)
     assert done.code == 0, done.err
     found = json.loads((run / "scores.json").read_text())
     assert found["ceiling"]["bits_per_dim"] == 4.0 < found["model"]["bits_per_dim"]
 
 
-def test_steps_are_doubled_until_no_picture_changes():
+def test_steps_are_doubled_until_no_image_changes():
     asked = []
 
     def bits(steps):
@@ -385,43 +398,44 @@ def test_steps_are_doubled_until_no_picture_changes():
     values, steps, change = settled(bits, 2, 0.1)
     assert asked == [2, 4, 8, 16] and steps == 16  # 1/4 - 1/8 is more than 0.1
     assert values[1] == 5 + 1 / 16 and change == pytest.approx(1 / 16)
-    with pytest.raises(BadInput, match="steps were not enough"):
+    with pytest.raises(UserError, match="steps were not enough"):
         settled(lambda steps: np.array([float("nan")]), 512, 1.0)
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--workdir=RUN", "--option=samples=4"], "unknown option of bits_per_dim 'samples'"),
+        (["--workdir=RUN", "--option=samples=4"], "unknown likelihood option of Diffusion 'samples'"),
         (["--workdir=RUN", "--option=trace=exakt"], "did you mean 'exact'"),
-        (["--workdir=RUN", "--option=steps=many"], "option of bits_per_dim steps must be like 32"),
-        (["--workdir=RUN", "--guide_checkpoint=2"], "drop the --guide_ flags"),
+        (["--workdir=RUN", "--option=steps=many"], "likelihood option of Diffusion steps must be like 32"),
+        (["--workdir=RUN", "--guide_checkpoint=2"], "drop --negative and the --guide_ flags"),
+        (["--workdir=RUN", "--negative=a ring"], "drop --negative and the --guide_ flags"),
         (["--workdir=RUN", "--num=7"], "more than the 6 captions"),
         (["--workdir=RUN", "more"], "no such argument"),
     ],
 )
-def test_what_has_no_likelihood_is_told(likelihood, trained, words, message):
-    assert told(likelihood(*(word.replace("RUN", str(trained)) for word in words)), message)
+def test_a_wrong_likelihood_option_is_an_error(likelihood, trained, words, message):
+    assert one_error(likelihood(*(word.replace("RUN", str(trained)) for word in words)), message)
     assert not (trained / "likelihood.json").exists()
 
 
 def test_references_are_read(command, copied, tmp_path):
     file = tmp_path / "references.jsonl"
-    words = ("zoo/scoring/__main__.py", f"--workdir={copied}", "--num=2", "--per_device=1", CLIP)
+    words = ("zoo/commands/score.py", f"--workdir={copied}", "--num=2", "--per_device=1", CLIP)
     words = (*words, "--measures=ref_clip_score", f"--references={file}")
     file.write_text('["a red star"]\n["a thing", "a blue ring"]\n')
     assert command(*words).code == 0
     scores = json.loads((copied / "scores.json").read_text())
     assert all("ref_clip_score" in scores[row] for row in ("model", "ceiling", "floor"))
     for text, message in (
-        ('["a"]\n', "has 1 lines for 2 pictures"),
+        ('["a"]\n', "has 1 lines for 2 images"),
         ('["a"]\n[]\n', "line 2 of"),
         ('["a"]\nb\n', "line 2 of"),
     ):
         file.write_text(text)
-        assert told(command(*words), message)
+        assert one_error(command(*words), message)
     file.unlink()
-    assert told(command(*words), "no such file")
+    assert one_error(command(*words), "no such file")
 
 
 def test_scores_are_logged_on_the_way(command, tmp_path):
@@ -433,8 +447,8 @@ def test_scores_are_logged_on_the_way(command, tmp_path):
     assert [row["step"] for row in rows if "score/all" in row] == [1, 2]
 
 
-def test_more_captions_than_there_are_is_told(command, trained):
-    done = command("zoo/scoring/__main__.py", f"--workdir={trained}", "--num=7")
+def test_more_captions_than_there_are_is_an_error(command, trained):
+    done = command("zoo/commands/score.py", f"--workdir={trained}", "--num=7")
     assert done.code == 2 and "more than the 6 captions" in done.err
 
 
@@ -442,25 +456,25 @@ def test_more_captions_than_there_are_is_told(command, trained):
     "words, message",
     [
         ([], "give either --workdir"),
-        (["--workdir=W", "--pictures=P"], "give either --workdir"),
-        (["--pictures=nowhere"], "no such folder: 'nowhere'"),
-        (["--pictures=EMPTY"], "holds no picture"),
-        (["--pictures=P", "--prompts=nowhere"], "no such file: 'nowhere'"),
-        (["--pictures=P", "--prompts=TWO"], "has 2 captions for 3 pictures"),
-        (["--pictures=BROKEN"], "cannot be read"),
-        (["--pictures=P", "--measures=cmd"], "did you mean 'cmmd'"),
-        (["--pictures=P", "--measures=cmmd"], "cmmd: needs real pictures to compare with"),
-        (["--pictures=P", "--measures=clip_score"], "clip_score: needs the captions"),
-        (["--pictures=P", "--measures=kid", "--clip=nowhere"], "there is no folder nowhere"),
-        (["--pictures=P", "--measures=fid", "--inception=nowhere"], "nowhere"),
+        (["--workdir=W", "--images=P"], "give either --workdir"),
+        (["--images=nowhere"], "no such folder: 'nowhere'"),
+        (["--images=EMPTY"], "holds no image"),
+        (["--images=P", "--prompts=nowhere"], "no such file: 'nowhere'"),
+        (["--images=P", "--prompts=TWO"], "has 2 captions for 3 images"),
+        (["--images=BROKEN"], "cannot be read"),
+        (["--images=P", "--measures=cmd"], "did you mean 'cmmd'"),
+        (["--images=P", "--measures=cmmd"], "cmmd: needs real images to compare with"),
+        (["--images=P", "--measures=clip_score"], "clip_score: needs the captions"),
+        (["--images=P", "--measures=kid", "--clip=nowhere"], "there is no folder nowhere"),
+        (["--images=P", "--measures=fid", "--inception=nowhere"], "nowhere"),
     ],
 )
-def test_what_cannot_be_scored_is_told(command, tmp_path, words, message):
+def test_what_cannot_be_scored_is_an_error(command, tmp_path, words, message):
     for name in ("p", "broken", "empty"):
         (tmp_path / name).mkdir()
     for i in range(3):
         Image.new("RGB", (24, 24), (40 * i,) * 3).save(tmp_path / "p" / f"{i}.png")
-    (tmp_path / "broken" / "a.png").write_bytes(b"not a picture")
+    (tmp_path / "broken" / "a.png").write_bytes(b"not an image")
     (tmp_path / "two.txt").write_text("a\nb\n")
     places = {
         "P": tmp_path / "p",
@@ -470,26 +484,24 @@ def test_what_cannot_be_scored_is_told(command, tmp_path, words, message):
     }
     split = [word.partition("=") for word in words]
     clip = [] if any("--clip" in word for word in words) else [CLIP]
-    done = command(
-        "zoo/scoring/__main__.py", *(f"{name}={places.get(value, value)}" for name, _, value in split), *clip
-    )
+    done = command("zoo/commands/score.py", *(f"{name}={places.get(value, value)}" for name, _, value in split), *clip)
     assert done.code == 2 and message in done.err and len(done.err.strip().splitlines()) == 1
 
 
 def test_bench_reports_what_it_measured(finish, trained, tmp_path):
     del trained  # its data are built, else the report on stdout begins by saying so
     words = ["--config=configs/diffusion.py:test", "--seconds=0.1", "--out", tmp_path / "bench.json"]
-    done = finish("-m", "zoo.bench", *words, devices=1)
+    done = finish("-m", "zoo", "bench", *words, devices=1)
     assert done.code == 0, done.err
     report = json.loads(done.out)
     assert report == json.loads((tmp_path / "bench.json").read_text())
-    rates = ("step_s", "pictures_per_s", "flops_per_s", "matmul_peak_flops_per_s", "share_of_matmul_peak")
-    more = ("parameters", "input_pictures_per_s", "sampler_pictures_per_s", "peak_memory_mib")
+    rates = ("step_s", "images_per_s", "flops_per_s", "matmul_peak_flops_per_s", "share_of_matmul_peak")
+    more = ("parameters", "input_images_per_s", "sampler_images_per_s", "peak_memory_mib")
     for name in (*rates, *more):
         assert report[name] > 0
     for start in ("cold", "cached"):
         assert report["start"][start]["to_first_step_s"] > report["start"][start]["compile_s"] > 0
-    assert report["pictures_per_s"] == pytest.approx(8 / report["step_s"])
+    assert report["images_per_s"] == pytest.approx(8 / report["step_s"])
 
 
 # ---- bad input
@@ -532,10 +544,15 @@ BAD_SAMPLING = {
     "file": (["--workdir=RUN", "--prompts_file=W/nowhere"], "no such file"),
     "suffix": (["--workdir=RUN", "--prompt=a star", "--out=W/out.bmp"], "bmp"),
     "word": (["--workdir=RUN", "a star"], "--prompt"),
+    "negative": (["--workdir=RUN", "--prompt=a star", "--negative=a ring", "--guidance=0"], "needs guidance above 0"),
+    "negative and guide": (
+        ["--workdir=RUN", "--prompt=a star", "--negative=a ring", "--guide_checkpoint=2"],
+        "without a guide",
+    ),
 }
 
 
-def told(done, message):
+def one_error(done, message):
     """Whether a command said what was wrong in one line and nothing else."""
     lines = [line for line in done.err.splitlines() if line]
     assert done.code == 2, done.err
@@ -552,17 +569,17 @@ def place(tmp_path, trained):
 
 
 @pytest.mark.parametrize("case", BAD_TRAINING)
-def test_what_cannot_be_trained_is_told_in_one_line(command, place, tmp_path, case):
+def test_what_cannot_be_trained_is_an_error_of_one_line(command, place, tmp_path, case):
     words, message = BAD_TRAINING[case]
-    assert told(command(*map(place, words)), place(message))
+    assert one_error(command(*map(place, words)), place(message))
     assert (tmp_path / "file").read_text() == "here\n"
 
 
 @pytest.mark.parametrize("case", BAD_SAMPLING)
-def test_what_cannot_be_sampled_is_told_in_one_line(command, place, tmp_path, case):
+def test_what_cannot_be_sampled_is_an_error_of_one_line(command, place, tmp_path, case):
     words, message = BAD_SAMPLING[case]
     out = [] if any(word.startswith("--out") for word in words) else [f"--out={tmp_path / 'out.png'}"]
-    assert told(command("sample.py", *map(place, words), *out, "--per_device=1"), message)
+    assert one_error(command("sample.py", *map(place, words), *out, "--per_device=1"), message)
     assert not list(tmp_path.glob("out*"))
 
 
@@ -571,8 +588,8 @@ def test_what_cannot_be_sampled_is_told_in_one_line(command, place, tmp_path, ca
     [
         (["train.py", "--config=nowhere.py"], "no such file"),
         (["sample.py", "--workdir=/nowhere"], "no such run"),
-        (["-m", "zoo.scoring", "--workdri=x"], "workdri"),
+        (["-m", "zoo", "score", "--workdri=x"], "workdri"),
     ],
 )
 def test_a_process_exits_with_two_and_no_traceback(finish, words, message):
-    assert told(finish(*words, devices=1), message)
+    assert one_error(finish(*words, devices=1), message)

@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo import config as configs
-from zoo.errors import BadInput
-from zoo.method import Axis
+from zoo.errors import UserError
+from zoo.families import require
+from zoo.method import Axis, Method
 from zoo.methods.contrastive import Contrastive, cross_entropy, sigmoid_loss
-from zoo.run import Sampler
+from zoo.runs.sampler import Sampler
 from zoo.training import parallel
 from zoo.training.optim import Optimizer
-from zoo.training.state import create, make_step
+from zoo.training.state import Step, create
 
 NET = dict(
     image_size=8,
@@ -42,8 +42,8 @@ def make_batch(seed=0, size=8, frames=1, negatives=True):
     rng = np.random.default_rng(seed)
     tokens = rng.integers(2, 20, (2, size, 6)).astype(np.int32)
     tokens[..., -1] = 1
-    batch = {"pixels": rng.integers(0, 256, (size, frames, 8, 8, 3)).astype(np.uint8), "tokens": tokens[0]}
-    return batch | ({"negatives": tokens[1]} if negatives else {})
+    batch = {"inputs": rng.integers(0, 256, (size, frames, 8, 8, 3)).astype(np.uint8), "cond": {"tokens": tokens[0]}}
+    return batch | ({"negatives": {"tokens": tokens[1]}} if negatives else {})
 
 
 def loss_of(model, params, batch):
@@ -51,9 +51,9 @@ def loss_of(model, params, batch):
 
 
 def features(model, params, batch):
-    pictures = model.picture_features(params, jnp.asarray(batch["pixels"]) / 127.5 - 1)
-    texts = [model.text_features(params, batch[name]) for name in ("tokens", "negatives") if name in batch]
-    return np.float64(pictures), np.concatenate(np.float64(texts))
+    images = model.image_features(params, jnp.asarray(batch["inputs"]) / 127.5 - 1)
+    texts = [model.text_features(params, batch[name]) for name in ("cond", "negatives") if name in batch]
+    return np.float64(images), np.concatenate(np.float64(texts))
 
 
 def log_softmax(x):
@@ -66,23 +66,23 @@ def test_info_nce_is_the_papers(negatives):
     model, batch = method(), make_batch(negatives=negatives)
     params = model.init(jax.random.key(0), batch)
     loss, output = loss_of(model, params, batch)
-    pictures, texts = features(model, params, batch)
+    images, texts = features(model, params, batch)
     np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-5)
-    logits = pictures @ texts.T / 0.07
+    logits = images @ texts.T / 0.07
     wanted = -(np.diag(log_softmax(logits)).mean() + np.diag(log_softmax(logits[:, :8].T)).mean()) / 2
     assert float(loss) == pytest.approx(wanted, rel=1e-4)
     assert float(output.metrics["accuracy"]) == np.mean(logits.argmax(1) == np.arange(8))
     if negatives:
-        told_apart = np.mean(np.diag(logits) > np.diag(logits[:, 8:]))
-        assert float(output.metrics["told_apart"]) == told_apart
-    assert ("told_apart" in output.metrics) == negatives
+        pair_accuracy = np.mean(np.diag(logits) > np.diag(logits[:, 8:]))
+        assert float(output.metrics["pair_accuracy"]) == pair_accuracy
+    assert ("pair_accuracy" in output.metrics) == negatives
 
 
 def test_siglip_is_the_papers():
     model, batch = method(objective="siglip"), make_batch()
     params = model.init(jax.random.key(0), batch)
-    pictures, texts = features(model, params, batch)
-    logits = 10 * pictures @ texts.T - 10
+    images, texts = features(model, params, batch)
+    logits = 10 * images @ texts.T - 10
     sign = np.concatenate([2 * np.eye(8) - 1, -np.ones((8, 8))], axis=1)
     wanted = np.log1p(np.exp(-sign * logits)).sum() / 8
     assert float(loss_of(model, params, batch)[0]) == pytest.approx(wanted, rel=1e-4)
@@ -103,14 +103,14 @@ def test_the_scale_of_the_logits_is_limited():
     assert float(loss_of(model, params, batch)[1].metrics["scale"]) == pytest.approx(100.0)
 
 
-def test_the_features_of_a_clip_are_the_mean_of_its_frames():
+def test_the_features_of_a_video_are_the_mean_of_its_frames():
     model, batch = method(), make_batch(frames=3)
     params = model.init(jax.random.key(0), batch)
-    pixels = jnp.asarray(batch["pixels"]) / 127.5 - 1
-    frames = np.stack([model.picture_features(params, pixels[:, i : i + 1]) for i in range(3)])
+    pixels = jnp.asarray(batch["inputs"]) / 127.5 - 1
+    frames = np.stack([model.image_features(params, pixels[:, i : i + 1]) for i in range(3)])
     mean = frames.mean(0)
     wanted = mean / np.linalg.norm(mean, axis=1, keepdims=True)
-    np.testing.assert_allclose(model.picture_features(params, pixels), wanted, atol=1e-5)
+    np.testing.assert_allclose(model.image_features(params, pixels), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["info_nce", "siglip"])
@@ -119,12 +119,12 @@ def test_one_device_and_four_agree_since_all_see_the_whole_batch(objective):
     optimizer = Optimizer(learning_rate=1e-2, warmup_steps=0, decay="constant", ema_half_lives=(2.0,))
     begin = functools.partial(create, model, {"model": optimizer}, jax.random.key(0), make_batch())
     batches = [make_batch(seed) for seed in range(3)]
-    steps = {axis: make_step(model, {"model": optimizer}, 100, 0, axis) for axis in (Axis(), parallel.Devices())}
+    steps = {axis: Step(model, {"model": optimizer}, 100, 0, axis) for axis in (Axis(), parallel.Devices())}
     alone, together = steps.values()
-    one, metrics = jax.jit(alone)(begin(), jax.tree.map(lambda *x: np.stack(x), *batches))
-    four, spread = parallel.pmap(together)(parallel.replicate(begin()), parallel.stack_and_shard(batches))
+    one, metrics = jax.jit(alone)(begin(), {}, jax.tree.map(lambda *x: np.stack(x), *batches))
+    four, spread = parallel.pmap(together)(parallel.replicate(begin()), {}, parallel.stack_and_shard(batches))
     four, spread = parallel.unreplicate(four), parallel.unreplicate(spread)
-    for name in ("model/loss", "model/grad_norm", "model/accuracy", "model/told_apart"):
+    for name in ("model/loss", "model/grad_norm", "model/accuracy", "model/pair_accuracy"):
         np.testing.assert_allclose(metrics[name], spread[name], rtol=1e-5, atol=1e-5, err_msg=name)
     for (path, a), b in zip(jax.tree.leaves_with_path(one.params), jax.tree.leaves(four.params), strict=True):
         if not jax.tree_util.keystr(path, simple=True, separator="/").endswith("key/bias"):  # has no gradient at all
@@ -132,11 +132,11 @@ def test_one_device_and_four_agree_since_all_see_the_whole_batch(objective):
 
 
 def test_an_unknown_objective_is_named():
-    with pytest.raises(BadInput, match="did you mean 'siglip'"):
+    with pytest.raises(UserError, match="did you mean 'siglip'"):
         method(objective="siglib").init(jax.random.key(0), make_batch())
 
 
-def test_it_makes_no_pictures_and_says_who_does():
-    with pytest.raises(BadInput, match="Contrastive cannot sample; a run of these can: diffusion"):
-        Sampler(method(), (1, 8, 8, 3))
-    assert configs.ability(method(), "loss")
+def test_it_makes_no_images_and_says_who_does():
+    with pytest.raises(UserError, match="Contrastive lacks the ability Generates; use a run of one of: diffusion"):
+        Sampler(method(), (1, 8, 8, 3), {})
+    assert require(method(), Method)

@@ -41,11 +41,11 @@ def test_recomputation_counts():
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_convolution(groups):
-    picture, kernel = jnp.ones((1, 6, 6, 4)), jnp.ones((3, 3, 4 // groups, 8))
+    image, kernel = jnp.ones((1, 6, 6, 4)), jnp.ones((3, 3, 4 // groups, 8))
     convolve = lambda x, k: jax.lax.conv_general_dilated(
         x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
     )
-    assert cost.matmul_flops(convolve, picture, kernel) == 2 * 36 * 8 * 9 * 4 // groups
+    assert cost.matmul_flops(convolve, image, kernel) == 2 * 36 * 8 * 9 * 4 // groups
 
 
 def test_the_peak_is_a_rate_that_a_product_reaches():

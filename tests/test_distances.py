@@ -5,8 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from zoo.errors import BadInput
-from zoo.scoring import distances
+from zoo.errors import UserError
+from zoo.evaluation import distances
 
 FIXTURE = Path(__file__).with_name("fixtures") / "frechet.npz"
 
@@ -146,7 +146,7 @@ def test_median_sigma():
     expected = np.median(brute(both, both)[np.triu_indices(51, 1)])
     assert distances.median_sigma(a, b) == pytest.approx(expected, rel=1e-9)
     assert distances.median_sigma(np.eye(40)[:20], np.eye(40)[20:]) == pytest.approx(np.sqrt(2))
-    with pytest.raises(BadInput, match="copies"):
+    with pytest.raises(UserError, match="copies"):
         distances.median_sigma(np.ones((5, 3)), np.ones((5, 3)))
 
 
@@ -203,15 +203,15 @@ def test_nearest_agrees_with_numpy_and_finds_copies():
     assert list(found[-3:]) == [0, 0, 0] and list(indices[-3:]) == [7, 3, 7]
 
 
-def test_copying_tells_copies_from_new_samples():
+def test_memorization_counts_copies_and_no_new_samples():
     train, held_out, new = (gaussian(400, 3, seed=seed) for seed in range(3))
-    assert distances.copying(train[:50] + np.float32(1e-4), train, held_out) == 1
-    assert distances.copying(new + 100, train, held_out) == 0
+    assert distances.memorization(train[:50] + np.float32(1e-4), train, held_out) == 1
+    assert distances.memorization(new + 100, train, held_out) == 0
     half = np.concatenate([train[:50], held_out[:50] + 100])
-    assert distances.copying(half, train, held_out) == 0.5
+    assert distances.memorization(half, train, held_out) == 0.5
     # Of 101 values, the tenth percentile is the eleventh smallest, and 10 are below it.
-    assert distances.copying(held_out[:101], train, held_out[:101], percentile=10) == pytest.approx(10 / 101)
-    assert distances.copying(new, train, held_out, percentile=10) == pytest.approx(0.1, abs=0.06)
+    assert distances.memorization(held_out[:101], train, held_out[:101], percentile=10) == pytest.approx(10 / 101)
+    assert distances.memorization(new, train, held_out, percentile=10) == pytest.approx(0.1, abs=0.06)
 
 
 # ---- what all share
@@ -224,7 +224,7 @@ MEASURES = {
     "precision_recall": distances.precision_recall,
     "density_coverage": distances.density_coverage,
     "nearest": lambda a, b: distances.nearest(a, b)[0].mean(),
-    "copying": lambda a, b: distances.copying(a, b, a + 1, percentile=10),
+    "memorization": lambda a, b: distances.memorization(a, b, a + 1, percentile=10),
 }
 each_measure = pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
 
@@ -252,18 +252,18 @@ def test_a_large_mean_does_not_change_what_only_distances_decide():
 
 @each_measure
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_features_that_are_not_finite_are_told(measure, bad):
+def test_features_that_are_not_finite_are_errors(measure, bad):
     a, b = gaussian(50, 4), gaussian(50, 4, seed=1)
     b[[3, 9], 2] = bad
-    with pytest.raises(BadInput, match="2 of 50"):
+    with pytest.raises(UserError, match="2 of 50"):
         measure(a, b)
 
 
 @each_measure
-def test_shapes_that_do_not_fit_are_told(measure):
-    with pytest.raises(BadInput, match="width"):
+def test_shapes_that_do_not_fit_are_errors(measure):
+    with pytest.raises(UserError, match="width"):
         measure(gaussian(50, 4), gaussian(50, 5))
-    with pytest.raises(BadInput, match=r"\(2, 3, 4\)"):
+    with pytest.raises(UserError, match=r"\(2, 3, 4\)"):
         measure(np.zeros((2, 3, 4)), gaussian(50, 4))
 
 
@@ -280,13 +280,13 @@ def test_shapes_that_do_not_fit_are_told(measure):
         (lambda x: distances.precision_recall(x, x, k=0), "k 0"),
         (lambda x: distances.density_coverage(x[:5], x), "real: 5 samples.*at least 6"),
         (lambda x: distances.nearest(x[:0], x), "fake: 0 samples"),
-        (lambda x: distances.copying(x, x, x), "held_out: 50 samples.*at least 100"),
-        (lambda x: distances.copying(x, x, x, percentile=10), "repeats"),
-        (lambda x: distances.copying(x, x, x, percentile=0), "percentile 0"),
+        (lambda x: distances.memorization(x, x, x), "held_out: 50 samples.*at least 100"),
+        (lambda x: distances.memorization(x, x, x, percentile=10), "repeats"),
+        (lambda x: distances.memorization(x, x, x, percentile=0), "percentile 0"),
     ],
 )
-def test_what_cannot_be_measured_is_told(call, words):
-    with pytest.raises(BadInput, match=words) as error:
+def test_what_cannot_be_measured_is_an_error(call, words):
+    with pytest.raises(UserError, match=words) as error:
         call(gaussian(50, 4))
     assert "\n" not in str(error.value)
 

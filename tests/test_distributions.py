@@ -13,7 +13,7 @@ from zoo.distributions import (
     mixture_mean,
     normal_kl,
     normal_log_prob,
-    sum_each,
+    sum_except_batch,
     to_bits_per_dim,
 )
 
@@ -171,7 +171,7 @@ def test_whitening_undoes_sampling():
     rng = np.random.default_rng(0)
     mean, log_std, eps = rng.normal(size=(3, 100)).astype(np.float32)
     gaussian = Gaussian(mean, log_std)
-    np.testing.assert_allclose(gaussian.whiten(gaussian.sample(eps)), eps, atol=1e-5)
+    np.testing.assert_allclose(gaussian.standardize(gaussian.sample(eps)), eps, atol=1e-5)
 
 
 def test_kl_of_equal_gaussians_is_zero_and_of_others_as_known():
@@ -182,7 +182,7 @@ def test_kl_of_equal_gaussians_is_zero_and_of_others_as_known():
 
 
 def latent(seed=0, count=3, size=2000, draws=1):
-    """Latents of `count` pictures, of which each is drawn from its posterior."""
+    """Latents of `count` images, of which each is drawn from its posterior."""
     rng = np.random.default_rng(seed)
     posterior, prior = (Gaussian(*rng.normal(size=(2, count, size)).astype(np.float32) * 0.5) for _ in range(2))
     eps = rng.normal(size=(draws, count, size)).astype(np.float32)
@@ -223,4 +223,4 @@ def test_uniform_pixels_cost_eight_bits():
 
 
 def test_sums_are_of_each_example():
-    np.testing.assert_array_equal(sum_each(jnp.arange(12.0).reshape(2, 3, 2)), [15, 51])
+    np.testing.assert_array_equal(sum_except_batch(jnp.arange(12.0).reshape(2, 3, 2)), [15, 51])

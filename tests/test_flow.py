@@ -5,29 +5,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers import Easy, as_cond
 from zoo import config as configs
-from zoo.data.text import END, empty_caption
-from zoo.errors import BadInput
+from zoo.conditions import END
+from zoo.errors import UserError
+from zoo.families import build_method
 from zoo.method import Axis, to_float, to_uint8
 from zoo.methods.flow import Flow
-from zoo.nets.flow_layers import Affine, guide, twice
-from zoo.nets.jet import half_kept
+from zoo.nets.flow_layers import Affine, apply_guidance, duplicate_for_guidance
+from zoo.nets.jet import coupling_mask
 
-SMALL = dict(width=16, depth=1, heads=2, patch_size=2, text_width=16, text_depth=1)
-NETS = {"autoregressive": SMALL | dict(blocks=2), "jet": SMALL | dict(couplings=4)}
+SMALL = dict(width=16, depth=1, heads=2, patch_size=2, conditioner=dict(width=16, depth=1, heads=2))
+NETS = {"tarflow": SMALL | dict(blocks=2), "jet": SMALL | dict(couplings=4)}
 SHAPE = (1, 6, 4, 3)
 RNG = np.random.default_rng(0)
 BATCH = dict(
-    pixels=RNG.integers(0, 256, (4, *SHAPE), dtype=np.uint8),
-    tokens=np.array([[5, 6, END, 0], [7, END, 0, 0], [8, 9, 10, END], [11, END, 0, 0]], np.int32),
+    inputs=RNG.integers(0, 256, (4, *SHAPE), dtype=np.uint8),
+    cond=dict(tokens=np.array([[5, 6, END, 0], [7, END, 0, 0], [8, 9, 10, END], [11, END, 0, 0]], np.int32)),
 )
-TOKENS = BATCH["tokens"]
+EMPTY = np.array([END, 0, 0, 0], np.int32)
+TOKENS = BATCH["cond"]["tokens"]
 each_net = pytest.mark.parametrize("architecture", NETS)
 
 
-def method(architecture="autoregressive", net=(), **changes):
+def method(architecture="tarflow", net=(), **changes):
     fields = dict(net=NETS[architecture] | dict(net), vocab_size=32, dtype=jnp.float32, architecture=architecture)
-    return Flow(**fields | changes)
+    return Easy(Flow(**fields | changes))
 
 
 def keys(*numbers):
@@ -63,6 +66,11 @@ def run(call, *arguments, **options):
     return jax.jit(functools.partial(call, **options))(*arguments)
 
 
+def apply(flow, call="__call__"):
+    """The network of a flow as a function of parameters, x and tokens."""
+    return lambda params, x, tokens: flow._apply(params, x, cond=as_cond(tokens), call=call)
+
+
 def loss_of(flow, params, batch=BATCH, seed=0):
     return run(
         lambda params, batch, rng: flow.loss("model", params, batch, rng, Axis(), 0),
@@ -78,7 +86,7 @@ def loss_of(flow, params, batch=BATCH, seed=0):
 @each_net
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
 def test_the_inverse_is_exact(architecture, guidance):
-    (flow, params), x = trained(architecture), to_float(BATCH["pixels"])
+    (flow, params), x = trained(architecture), to_float(BATCH["inputs"])
     z = run(flow.invert, params, keys(0, 1, 2, 3), x, TOKENS, guidance=guidance)
     assert z.shape == x.shape and z.dtype == jnp.float32
     back = run(flow.generate, params, z, TOKENS, guidance=guidance, denoise=False)
@@ -88,14 +96,14 @@ def test_the_inverse_is_exact(architecture, guidance):
 
 @each_net
 def test_at_the_start_it_is_the_identity_both_ways(architecture):
-    (flow, params), x = fresh(architecture), to_float(BATCH["pixels"])
+    (flow, params), x = fresh(architecture), to_float(BATCH["inputs"])
     for name in ("__call__", "inverse"):
-        z = run(flow.apply, params, x, TOKENS, method=name)
+        z = run(apply(flow, name), params, x, TOKENS)
         np.testing.assert_allclose(z[0] if name == "__call__" else z, x, atol=1e-6)
 
 
 @each_net
-def test_noise_comes_back_from_the_picture_made_of_it(architecture):
+def test_noise_comes_back_from_the_image_made_of_it(architecture):
     flow, params = trained(architecture)
     noise = flow.draw_noise(keys(0, 1, 2, 3), SHAPE)
     pixels = run(flow.generate, params, noise, TOKENS, temperature=0.8, denoise=False)
@@ -104,7 +112,7 @@ def test_noise_comes_back_from_the_picture_made_of_it(architecture):
 
 
 def test_the_cache_changes_nothing():
-    flow, params = trained("autoregressive")
+    flow, params = trained("tarflow")
     noise = flow.draw_noise(keys(0, 1, 2, 3), SHAPE)
     a, b = (run(flow.generate, params, noise, TOKENS, guidance=1.0, cache=cache) for cache in (True, False))
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
@@ -114,14 +122,14 @@ def test_the_cache_changes_nothing():
 def test_the_log_determinant_is_that_of_the_jacobian(architecture):
     flow = method(architecture)
     x, tokens = jnp.asarray(RNG.normal(size=(2, 1, 4, 4, 1)), jnp.float32), TOKENS[:2]
-    params = start(flow, dict(pixels=x, tokens=tokens))
+    params = start(flow, dict(inputs=x, cond=dict(tokens=tokens)))
 
     def flat(x, tokens):
-        return flow.apply(params, x.reshape(1, 1, 4, 4, 1), tokens[None])[0].ravel()
+        return apply(flow)(params, x.reshape(1, 1, 4, 4, 1), tokens[None])[0].ravel()
 
     jacobian = run(jax.vmap(jax.jacfwd(flat)), x.reshape(2, 16), tokens)
     sign, expected = np.linalg.slogdet(np.asarray(jacobian, np.float64))
-    found = run(flow.apply, params, x, tokens)[1]
+    found = run(apply(flow), params, x, tokens)[1]
     assert found.dtype == jnp.float32 and np.abs(expected).min() > 0.1 and (sign > 0).all()
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
@@ -131,15 +139,15 @@ def test_the_log_determinant_is_that_of_the_jacobian(architecture):
 
 def jacobian_of_patches(block, guidance=0.0):
     """Which patches' affine, (N, .), depends on which patches' pixels, (., N), in one block of the flow."""
-    flow, params = trained("autoregressive")
+    flow, params = trained("tarflow")
     x = jnp.asarray(RNG.normal(size=(1, 6, 12)), jnp.float32)
 
     def affine(x):
         def predict(net):
-            return net.steps[block].predict(x, net.text(ids), guidance)
+            return net.network.steps[block].predict(x, net.conditioner(as_cond(ids)), guidance)
 
-        ids = jnp.concatenate([TOKENS[:1], empty_caption(4)[None]]) if guidance else TOKENS[:1]
-        return jnp.stack(flow.apply(params, method=predict))[:, 0]
+        ids = jnp.concatenate([TOKENS[:1], EMPTY[None]]) if guidance else TOKENS[:1]
+        return jnp.stack(flow.network.apply({"params": params["model"]}, method=predict))[:, 0]
 
     jacobian = run(jax.jacfwd(affine), x)[..., 0, :, :]  # (2, N, P, N, P)
     return np.abs(jacobian).max(axis=(0, 2, 4))
@@ -154,32 +162,34 @@ def test_a_patch_is_decided_by_all_those_before_it_and_no_other(guidance):
 
 def test_the_second_block_goes_from_the_last_patch_to_the_first():
     """With the first block's head at zero the flow is the second block alone: the last patch moves by itself."""
-    flow, params = trained("autoregressive")
+    flow, params = trained("tarflow")
     alone = jax.tree.map(jnp.asarray, params)
-    alone["model"]["steps_0"]["head"] = jax.tree.map(jnp.zeros_like, alone["model"]["steps_0"]["head"])
-    x = jnp.asarray(to_float(BATCH["pixels"]))[:1]
-    z = run(flow.apply, alone, x, TOKENS[:1])[0]
-    changed = run(flow.apply, alone, x.at[:, :, :2, :2].add(0.5), TOKENS[:1])[0] != z
+    alone["model"]["network"]["steps_0"]["head"] = jax.tree.map(
+        jnp.zeros_like, alone["model"]["network"]["steps_0"]["head"]
+    )
+    x = jnp.asarray(to_float(BATCH["inputs"]))[:1]
+    z = run(apply(flow), alone, x, TOKENS[:1])[0]
+    changed = run(apply(flow), alone, x.at[:, :, :2, :2].add(0.5), TOKENS[:1])[0] != z
     assert changed[:, :, :2, :2].all() and not changed[:, :, 2:].any() and not changed[:, :, :, 2:].any()
-    changed = run(flow.apply, alone, x.at[:, :, 4:, 2:].add(0.5), TOKENS[:1])[0] != z
+    changed = run(apply(flow), alone, x.at[:, :, 4:, 2:].add(0.5), TOKENS[:1])[0] != z
     assert changed.all()
 
 
 @each_net
 def test_all_words_matter_to_every_patch_and_padding_does_not(architecture):
     flow, params = trained(architecture)
-    x = to_float(BATCH["pixels"])[:1]
-    whole = run(flow.apply, params, x, TOKENS[:1])[0]
-    other = run(flow.apply, params, x, TOKENS[:1] + np.array([[1, 0, 0, 0]]))[0]
+    x = to_float(BATCH["inputs"])[:1]
+    whole = run(apply(flow), params, x, TOKENS[:1])[0]
+    other = run(apply(flow), params, x, TOKENS[:1] + np.array([[1, 0, 0, 0]]))[0]
     assert (jnp.abs(whole - other).reshape(3, 2, 2, 2, 3).max(axis=(1, 3, 4)) > 1e-5).all()
     padded = jax.tree.map(jnp.asarray, params)
-    table = padded["model"]["text"]["embedding"]["embedding"]
-    padded["model"]["text"]["embedding"]["embedding"] = table.at[0].add(1.0)
-    np.testing.assert_allclose(run(flow.apply, padded, x, TOKENS[:1])[0], whole, atol=1e-6)
+    table = padded["model"]["conditioner"]["embedding"]["embedding"]
+    padded["model"]["conditioner"]["embedding"]["embedding"] = table.at[0].add(1.0)
+    np.testing.assert_allclose(run(apply(flow), padded, x, TOKENS[:1])[0], whole, atol=1e-6)
 
 
 @each_net
-def test_a_picture_does_not_depend_on_those_beside_it(architecture):
+def test_an_image_does_not_depend_on_those_beside_it(architecture):
     flow, params = trained(architecture)
     both = run(flow.sample, params, keys(0, 1), TOKENS[:2], shape=SHAPE, guidance=1.0)
     swapped = run(flow.sample, params, keys(2, 1), TOKENS[[3, 1]], shape=SHAPE, guidance=1.0)
@@ -190,7 +200,7 @@ def test_a_picture_does_not_depend_on_those_beside_it(architecture):
 @pytest.mark.parametrize("grid", [(1, 4, 4), (2, 3, 3), (1, 1, 1)])
 def test_couplings_keep_opposite_halves_in_turn(grid):
     channels = 12
-    halves = [half_kept(i, grid, channels) for i in range(8)]
+    halves = [coupling_mask(i, grid, channels) for i in range(8)]
     for i in range(0, 8, 2):
         np.testing.assert_array_equal(halves[i], ~halves[i + 1])
     for i in (0, 4):  # half the channels of each patch, other ones each time
@@ -204,10 +214,10 @@ def test_couplings_keep_opposite_halves_in_turn(grid):
 
 def test_a_coupling_leaves_what_it_reads():
     flow = method("jet", net=dict(couplings=1))
-    params, x = start(flow), to_float(BATCH["pixels"])
-    z = np.asarray(run(flow.apply, params, x, TOKENS)[0]).reshape(4, 3, 2, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5)
+    params, x = start(flow), to_float(BATCH["inputs"])
+    z = np.asarray(run(apply(flow), params, x, TOKENS)[0]).reshape(4, 3, 2, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5)
     x = np.asarray(x).reshape(4, 3, 2, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5)
-    kept = half_kept(0, (1, 3, 2), 12)
+    kept = coupling_mask(0, (1, 3, 2), 12)
     np.testing.assert_array_equal((z == x).reshape(4, 6, 12), np.broadcast_to(kept, (4, 6, 12)))
 
 
@@ -216,10 +226,10 @@ def test_a_coupling_leaves_what_it_reads():
 
 def test_guidance_goes_on_from_the_empty_caption_to_the_caption():
     good, bad = RNG.normal(size=(2, 2, 3, 5))
-    affine = guide(Affine(np.concatenate([good, bad]), np.concatenate([bad, good])), 2.0)
+    affine = apply_guidance(Affine(np.concatenate([good, bad]), np.concatenate([bad, good])), 2.0)
     np.testing.assert_allclose(affine.shift, 3 * good - 2 * bad, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(affine.log_scale, 3 * bad - 2 * good, rtol=1e-6, atol=1e-6)
-    np.testing.assert_array_equal(twice(good, 0.0), good)
+    np.testing.assert_array_equal(duplicate_for_guidance(good, 0.0), good)
 
 
 @each_net
@@ -227,15 +237,15 @@ def test_no_guidance_is_the_caption_alone_to_the_bit(architecture):
     flow, params = trained(architecture)
     noise = flow.draw_noise(keys(0, 1, 2, 3), SHAPE)
     none = run(flow.generate, params, noise, TOKENS, guidance=0.0, denoise=False)
-    np.testing.assert_array_equal(none, run(flow.apply, params, noise, TOKENS, method="inverse"))
+    np.testing.assert_array_equal(none, run(apply(flow, "inverse"), params, noise, TOKENS))
     guided = run(flow.generate, params, noise, TOKENS, guidance=1e-6, denoise=False)
     np.testing.assert_allclose(none, guided, atol=1e-4)
 
 
 @each_net
-def test_guidance_moves_pictures_with_captions_and_no_others(architecture):
+def test_guidance_moves_images_with_captions_and_no_others(architecture):
     flow, params = trained(architecture)
-    noise, empty = flow.draw_noise(keys(0, 1, 2, 3), SHAPE), jnp.broadcast_to(empty_caption(4), (4, 4))
+    noise, empty = flow.draw_noise(keys(0, 1, 2, 3), SHAPE), jnp.broadcast_to(EMPTY, (4, 4))
     plain, guided = (run(flow.generate, params, noise, empty, guidance=g, denoise=False) for g in (0.0, 1.0))
     np.testing.assert_allclose(plain, guided, atol=1e-4)
     plain, guided = (run(flow.generate, params, noise, TOKENS, guidance=g, denoise=False) for g in (0.0, 1.0))
@@ -247,23 +257,23 @@ def test_guidance_moves_pictures_with_captions_and_no_others(architecture):
 
 @each_net
 def test_the_density_integrates_to_one(architecture):
-    """Of a picture of two grey pixels, each a patch: all the mass of a fine grid."""
+    """For an image of two grey pixels, each a patch: all the mass of a fine grid."""
     flow = method(architecture, net=dict(patch_size=1))
     edge = np.linspace(-16, 16, 161, dtype=np.float32)
     y = np.stack(np.meshgrid(edge, edge), axis=-1).reshape(-1, 1, 2, 1, 1)
     tokens = np.repeat(TOKENS[:1], len(y), axis=0)
-    params = start(flow, dict(pixels=y[:1], tokens=tokens[:1]))
-    density = np.exp(np.asarray(run(flow.log_prob, params, y, tokens), np.float64))
+    params = start(flow, dict(inputs=y[:1], cond=dict(tokens=tokens[:1])))
+    density = np.exp(np.asarray(run(flow.log_prob, params, y, as_cond(tokens)), np.float64))
     assert abs(density.sum() * 0.2**2 - 1) < 1e-4
     normal = np.exp(-0.5 * np.square(y.astype(np.float64)).sum(axis=(1, 2, 3, 4))) / (2 * np.pi)
     assert np.abs(density - normal).sum() * 0.2**2 > 0.05  # it is no standard Gaussian
 
 
 def linear(shift, scale):
-    """A stand-in for `Flow.apply`: the flow whose pictures are N(shift, scale^2), pixel by pixel."""
+    """A stand-in for `Flow._apply`: the flow whose images are N(shift, scale^2), pixel by pixel."""
 
-    def apply(self, params, x, *rest, method="__call__"):
-        if method == "inverse":
+    def apply(self, params, x, *rest, cond, call="__call__"):
+        if call == "inverse":
             return x * scale + shift
         return (x - shift) / scale, jnp.full(len(x), -np.log(scale) * np.prod(x.shape[1:]), jnp.float32)
 
@@ -273,7 +283,7 @@ def linear(shift, scale):
 def test_denoising_a_gaussian_is_its_closed_form(monkeypatch):
     """y = x + eps with x ~ N(m, s^2): E[x | y] = (s^2 y + noise_std^2 m) / (s^2 + noise_std^2)."""
     mean, std, noise = 0.3, 0.5, 0.2
-    monkeypatch.setattr(Flow, "apply", linear(mean, np.hypot(std, noise)))
+    monkeypatch.setattr(Flow, "_apply", linear(mean, np.hypot(std, noise)))
     flow = method(noise_std=noise)
     z = flow.draw_noise(keys(0, 1, 2, 3), SHAPE)
     y = flow.generate(None, z, TOKENS, denoise=False)
@@ -296,21 +306,21 @@ def test_bits_of_the_identity_are_those_of_a_standard_gaussian(architecture):
     (flow, params), rng = fresh(architecture), keys(0, 1, 2, 3)
     rng_used = jax.vmap(lambda key: jax.random.split(key, 1)[0])(rng)
     found = run(flow.bits_per_dim, params, rng, BATCH)
-    np.testing.assert_allclose(found, gaussian_bits(BATCH["pixels"], 0, 1, rng_used), atol=1e-5)
+    np.testing.assert_allclose(found, gaussian_bits(BATCH["inputs"], 0, 1, rng_used), atol=1e-5)
 
 
 @pytest.mark.parametrize("noise", ["uniform", "gaussian"])
 def test_the_loss_is_minus_log_likelihood_a_dimension(noise, monkeypatch):
     shift, scale = 0.2, 0.4
-    monkeypatch.setattr(Flow, "apply", linear(shift, scale))
+    monkeypatch.setattr(Flow, "_apply", linear(shift, scale))
     loss, output = loss_of(method(noise=noise, noise_std=0.5), None)
     rng = jax.random.split(jax.random.split(jax.random.key(0))[0], 4)
     if noise == "uniform":
-        expected = gaussian_bits(BATCH["pixels"], shift, scale, rng).mean()
+        expected = gaussian_bits(BATCH["inputs"], shift, scale, rng).mean()
         np.testing.assert_array_equal(output.metrics["bits_per_dim"], loss)
     else:
         eps = np.stack([np.asarray(jax.random.normal(key, SHAPE)) for key in rng])
-        y = BATCH["pixels"] / 127.5 - 1 + 0.5 * eps
+        y = BATCH["inputs"] / 127.5 - 1 + 0.5 * eps
         expected = (0.5 * ((y - shift) / scale) ** 2 + 0.5 * np.log(2 * np.pi) + np.log(scale)).mean()
         assert set(output.metrics) == {"loss", "log_det"}
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
@@ -320,7 +330,7 @@ def test_the_loss_is_minus_log_likelihood_a_dimension(noise, monkeypatch):
 
 def test_samples_are_averaged_in_probability(monkeypatch):
     """A steep density makes draws differ. Each mean of 64 lies between the best draw and the mean of their bits."""
-    monkeypatch.setattr(Flow, "apply", linear(0.0, 0.01))
+    monkeypatch.setattr(Flow, "_apply", linear(0.0, 0.01))
     pixels = np.full((2, *SHAPE), 130, np.uint8)
     rng = keys(0, 1)
     singles = np.stack(
@@ -330,14 +340,14 @@ def test_samples_are_averaged_in_probability(monkeypatch):
         ]
     )
     expected = -np.log(np.exp(-singles).mean(axis=0)) / np.log(2) / pixels[0].size
-    found = method().bits_per_dim(None, rng, dict(pixels=pixels, tokens=TOKENS[:2]), samples=64)
+    found = method().bits_per_dim(None, rng, dict(inputs=pixels, cond=dict(tokens=TOKENS[:2])), samples=64)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     assert (found < singles.mean(axis=0) / np.log(2) / pixels[0].size).all()
 
 
 def test_a_flow_of_levels_gives_each_pixel_its_level(monkeypatch):
     """Noise at the centre of a level comes out as that level, and a level is inverted to its centre."""
-    monkeypatch.setattr(Flow, "apply", linear(0.0, 1.0))
+    monkeypatch.setattr(Flow, "_apply", linear(0.0, 1.0))
     flow, pixels = method(noise="uniform"), np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16, 1)
     centres = (pixels + 0.5) / 128 - 1
     np.testing.assert_allclose(flow.invert(None, keys(0), to_float(pixels), TOKENS[:1]), centres, atol=1e-6)
@@ -347,12 +357,12 @@ def test_a_flow_of_levels_gives_each_pixel_its_level(monkeypatch):
 
 
 @each_net
-def test_training_makes_pictures_likelier(architecture):
-    """From nothing, 60 steps bring flat grey pictures at least half the way to their bound."""
+def test_training_makes_images_likelier(architecture):
+    """From nothing, 60 steps bring flat grey images at least half the way to their bound."""
     import optax
 
     (flow, params), optimizer = fresh(architecture), optax.adam(2e-2)
-    batch = dict(pixels=np.full((4, *SHAPE), 100, np.uint8), tokens=TOKENS)
+    batch = dict(inputs=np.full((4, *SHAPE), 100, np.uint8), cond=dict(tokens=TOKENS))
 
     @jax.jit
     def step(carry, rng):
@@ -373,20 +383,20 @@ def test_training_makes_pictures_likelier(architecture):
 
 
 @each_net
-def test_clips_of_latents_are_learned_and_made(architecture):
+def test_videos_of_latents_are_learned_and_made(architecture):
     flow, shape = method(architecture), (2, 4, 8, 4)
-    batch = dict(pixels=RNG.normal(size=(2, *shape)).astype(np.float32), tokens=TOKENS[:2])
+    batch = dict(inputs=RNG.normal(size=(2, *shape)).astype(np.float32), cond=dict(tokens=TOKENS[:2]))
     params = start(flow, batch)
     loss, _ = loss_of(flow, params, batch)
     assert np.isfinite(loss)
     made = run(flow.sample, params, keys(0, 1), TOKENS[:2], shape=shape, guidance=1.0)
     assert made.shape == (2, *shape) and made.dtype == jnp.float32 and jnp.isfinite(made).all()
-    np.testing.assert_allclose(run(flow.reconstruct, params, keys(0, 1), batch), batch["pixels"], atol=1e-4)
+    np.testing.assert_allclose(run(flow.reconstruct, params, keys(0, 1), batch), batch["inputs"], atol=1e-4)
 
 
 @pytest.mark.parametrize("noise", ["uniform", "gaussian"])
 def test_a_sample_is_generated_from_its_drawn_noise(noise, monkeypatch):
-    monkeypatch.setattr(Flow, "apply", linear(0.1, 0.5))
+    monkeypatch.setattr(Flow, "_apply", linear(0.1, 0.5))
     flow, options = method(noise=noise), dict(guidance=1.0, temperature=0.7)
     drawn = flow.draw_noise(keys(5, 6), SHAPE)
     made = flow.sample(None, keys(5, 6), TOKENS[:2], SHAPE, **options)
@@ -398,21 +408,21 @@ def test_a_sample_is_generated_from_its_drawn_noise(noise, monkeypatch):
 
 @each_net
 @pytest.mark.parametrize("noise", ["uniform", "gaussian"])
-def test_reconstructions_are_the_pictures(architecture, noise):
+def test_reconstructions_are_the_images(architecture, noise):
     flow = method(architecture, noise=noise)
     made = run(flow.reconstruct, trained(architecture)[1], keys(0, 1, 2, 3), BATCH)
-    np.testing.assert_array_equal(to_uint8(made), BATCH["pixels"])
+    np.testing.assert_array_equal(to_uint8(made), BATCH["inputs"])
 
 
 def test_captions_are_dropped_for_the_loss(monkeypatch):
     seen = {}
 
-    def apply(self, params, x, tokens):
-        seen["tokens"] = tokens
+    def apply(self, params, x, cond):
+        seen["tokens"] = cond["tokens"]
         return x, jnp.zeros(len(x))
 
-    monkeypatch.setattr(Flow, "apply", apply)
-    for share, expected in ((0.0, TOKENS), (1.0, np.broadcast_to(empty_caption(4), TOKENS.shape))):
+    monkeypatch.setattr(Flow, "_apply", apply)
+    for share, expected in ((0.0, TOKENS), (1.0, np.broadcast_to(EMPTY, TOKENS.shape))):
         method(caption_drop=share).loss("model", None, BATCH, jax.random.key(0), Axis(), 0)
         np.testing.assert_array_equal(seen["tokens"], expected)
 
@@ -427,9 +437,9 @@ def test_bfloat16_networks_keep_densities_in_float32():
     flow = method(dtype=jnp.bfloat16)
     params = start(flow)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-    z, log_det = run(flow.apply, params, to_float(BATCH["pixels"]), TOKENS)
+    z, log_det = run(apply(flow), params, to_float(BATCH["inputs"]), TOKENS)
     assert z.dtype == log_det.dtype == jnp.float32
-    exact = run(method().apply, params, to_float(BATCH["pixels"]), TOKENS)[1]
+    exact = run(apply(method()), params, to_float(BATCH["inputs"]), TOKENS)[1]
     np.testing.assert_allclose(log_det, exact, rtol=0.1, atol=1.0)
     sample = functools.partial(flow.sample, shape=SHAPE)
     assert jax.eval_shape(sample, params, keys(0, 1), TOKENS[:2]).dtype == jnp.float32
@@ -443,37 +453,37 @@ def test_bfloat16_networks_keep_densities_in_float32():
     [
         (dict(noise="gausian"), "unknown noise of a flow 'gausian': did you mean 'gaussian'"),
         (dict(noise_std=0.0), "noise_std must be positive, got 0.0"),
-        (dict(net=dict(patch_size=5)), "patch_size 5 does not divide pictures of 6 x 4"),
+        (dict(net=dict(patch_size=5)), "patch_size 5 does not divide images of 6 x 4"),
         (dict(net=dict(heads=3)), "width 16 is not divisible by heads 3"),
         (dict(net=dict(couplings=3)), "config key in method.net 'couplings'"),
     ],
 )
-def test_bad_fields_are_told(changes, message):
-    with pytest.raises(BadInput, match=message) as caught:
+def test_bad_fields_are_errors(changes, message):
+    with pytest.raises(UserError, match=message) as caught:
         method(**changes).init(jax.random.key(0), BATCH)
     assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_architecture_names_the_nearest():
     flow = Flow(net=SMALL, vocab_size=32, dtype=jnp.float32, architecture="jett")
-    with pytest.raises(BadInput, match="unknown flow architecture 'jett': did you mean 'jet'"):
+    with pytest.raises(UserError, match="unknown flow architecture 'jett': did you mean 'jet'"):
         flow.init(jax.random.key(0), BATCH)
 
 
 def test_latents_have_no_bits():
-    latents = BATCH | dict(pixels=to_float(BATCH["pixels"]))
-    _, params = trained("autoregressive")
-    with pytest.raises(BadInput, match="bits per dimension are of uint8 pixels, got float32"):
+    latents = BATCH | dict(inputs=to_float(BATCH["inputs"]))
+    _, params = trained("tarflow")
+    with pytest.raises(UserError, match="bits per dimension are of uint8 pixels, got float32"):
         method().bits_per_dim(params, keys(0, 1, 2, 3), latents)
-    with pytest.raises(BadInput, match="method.noise=gaussian"):
+    with pytest.raises(UserError, match="method.noise=gaussian"):
         loss_of(method(noise="uniform"), params, latents)
 
 
-def test_what_cannot_be_asked_is_told():
-    flow, params = trained("autoregressive")
-    with pytest.raises(BadInput, match="at temperature 0 no noise makes a given picture"):
-        flow.invert(params, keys(0), to_float(BATCH["pixels"])[:1], TOKENS[:1], temperature=0.0)
-    with pytest.raises(BadInput, match="samples must be at least 1, got 0"):
+def test_a_missing_ability_is_an_error():
+    flow, params = trained("tarflow")
+    with pytest.raises(UserError, match="at temperature 0 no noise makes a given image"):
+        flow.invert(params, keys(0), to_float(BATCH["inputs"])[:1], TOKENS[:1], temperature=0.0)
+    with pytest.raises(UserError, match="samples must be at least 1, got 0"):
         flow.bits_per_dim(params, keys(0, 1, 2, 3), BATCH, samples=0)
 
 
@@ -485,9 +495,11 @@ def test_what_cannot_be_asked_is_told():
 )
 def test_the_words_of_the_recipe_combine(words):
     config = configs.load(f"configs/flow.py:{words}")
-    flow = configs.build_method(config, 400)
-    assert flow.architecture == ("jet" if "jet" in words else "autoregressive")
+    flow = build_method(config.method, 400, config.dtype)
+    assert flow.architecture == ("jet" if "jet" in words else "tarflow")
     assert flow.noise == ("uniform" if "likelihood" in words else "gaussian")
     size, length = config.data.size, config.data.text_length
-    batch = dict(pixels=jnp.zeros((1, 1, size, size, 3), jnp.uint8), tokens=jnp.zeros((1, length), jnp.int32))
+    batch = dict(
+        inputs=jnp.zeros((1, 1, size, size, 3), jnp.uint8), cond=dict(tokens=jnp.zeros((1, length), jnp.int32))
+    )
     jax.eval_shape(flow.init, jax.random.key(0), batch)

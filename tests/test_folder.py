@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.data import folder, pictures
-from zoo.errors import BadInput
+from zoo.data import folder, images
+from zoo.errors import UserError
 
 
 def colour(value, size=8):
     return Image.new("RGB", (size, size), (value, value, value))
 
 
-def encoded(picture, kind="PNG", **options):
+def encoded(image, kind="PNG", **options):
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
 def write(root, files):
-    """Writes `{name: bytes, str, or the grey value of a picture}`."""
+    """Writes `{name: bytes, str, or the grey value of an image}`."""
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def opened(path, split="train", size=8, frames=1, **options):
 def contents(source):
     """The grey value of every item's frames, and its caption."""
     items = [source[i] for i in range(len(source))]
-    return sorted((item["pixels"][:, 0, 0, 0].tolist(), item["text"]) for item in items)
+    return sorted((item["inputs"][:, 0, 0, 0].tolist(), item["text"]) for item in items)
 
 
 def test_captions_of_all_three_kinds(tmp_path):
@@ -70,12 +70,12 @@ def test_captions_of_all_three_kinds(tmp_path):
     source = opened(tmp_path / "set")
     assert contents(source) == [([1], "one"), ([2], "two words"), ([3], "big cat"), ([4], "set")]
     assert source.texts() == [source[i]["text"] for i in range(len(source))]
-    assert source[0]["pixels"].shape == (1, 8, 8, 3) and source[0]["pixels"].dtype == np.uint8
+    assert source[0]["inputs"].shape == (1, 8, 8, 3) and source[0]["inputs"].dtype == np.uint8
     named = opened(tmp_path / "set", template="a photo of a {}")
     assert ([3], "a photo of a big cat") in contents(named) and ([1], "one") in contents(named)
 
 
-def test_several_captions_of_one_picture(tmp_path):
+def test_several_captions_of_one_image(tmp_path):
     entries = [json.dumps({"file_name": "a.png", "text": text}) for text in ("one", "two")]
     write(tmp_path, {"a.png": 9, "metadata.jsonl": "\n".join(entries)})
     assert contents(opened(tmp_path)) == [([9], "one"), ([9], "two")]
@@ -89,14 +89,14 @@ def test_a_zip_is_the_folder(tmp_path, top):
         assert contents(opened(path, split, holdout=0.3)) == contents(opened(root, split, holdout=0.3))
 
 
-def test_every_kind_of_picture(tmp_path):
+def test_every_kind_of_image(tmp_path):
     kinds = {"a.png": "PNG", "b.jpg": "JPEG", "c.jpeg": "JPEG", "d.webp": "WEBP", "e.bmp": "BMP"}
     kinds["F.PNG"] = "PNG"
     write(tmp_path / "set", {name: encoded(colour(200), kind) for name, kind in kinds.items()})
     source = opened(tmp_path / "set")
     assert len(source) == 6
     for i in range(6):
-        assert abs(source[i]["pixels"].astype(int) - 200).max() <= 2
+        assert abs(source[i]["inputs"].astype(int) - 200).max() <= 2
 
 
 def test_hidden_files_are_ignored(tmp_path):
@@ -121,20 +121,20 @@ def test_other_sizes_are_cropped_and_said_once(tmp_path, capsys):
     wide[:, 8:16] = 255
     write(tmp_path, {"a.png": encoded(Image.fromarray(wide)), "b.png": encoded(colour(7, 32))})
     source = opened(tmp_path, size=8)
-    assert (source[0]["pixels"] == 255).all() and (source[1]["pixels"] == 7).all()
+    assert (source[0]["inputs"] == 255).all() and (source[1]["inputs"] == 7).all()
     assert capsys.readouterr().err.count("cropped at the centre") == 1
     opened(write(tmp_path / "right", {"a.png": 1}))
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("memory", [0, 2**30])
-def test_pictures_that_do_not_decode(tmp_path, capsys, monkeypatch, memory):
-    monkeypatch.setattr(pictures, "MEMORY", memory)
+def test_images_that_do_not_decode(tmp_path, capsys, monkeypatch, memory):
+    monkeypatch.setattr(images, "MEMORY", memory)
     broken = ["", "text", encoded(colour(1))[:50], "x", "y"]
     write(tmp_path, {f"{i}.png": content for i, content in enumerate(broken)})
     write(tmp_path, {"good.png": 5, "worse.jpg": encoded(colour(6), "JPEG")[:200]})
     source = opened(tmp_path)
-    assert all((source[i]["pixels"] == 5).all() for i in range(len(source)))
+    assert all((source[i]["inputs"] == 5).all() for i in range(len(source)))
     said = capsys.readouterr().err
     assert said.count("left out") == (4 if memory else 3)
     assert any(f"{i}.png" in said for i in range(5))
@@ -143,14 +143,14 @@ def test_pictures_that_do_not_decode(tmp_path, capsys, monkeypatch, memory):
 
 
 @pytest.mark.parametrize("memory", [0, 2**30])
-def test_all_pictures_broken(tmp_path, monkeypatch, memory):
-    monkeypatch.setattr(pictures, "MEMORY", memory)
+def test_all_images_broken(tmp_path, monkeypatch, memory):
+    monkeypatch.setattr(images, "MEMORY", memory)
     write(tmp_path, {"a.png": "x", "b.png": "y"})
-    with pytest.raises(BadInput, match="none of the 2 items"):
+    with pytest.raises(UserError, match="none of the 2 items"):
         opened(tmp_path)[0]
 
 
-def test_captions_without_pictures_and_pictures_without_captions(tmp_path, capsys):
+def test_captions_without_images_and_images_without_captions(tmp_path, capsys):
     captions = lines(**{"a.png": "one", "gone.png": "two", "lost.png": "three"})
     write(tmp_path, {"metadata.jsonl": captions, "a.png": 1, "b.png": 2, "sub/c.png": 3})
     assert contents(opened(tmp_path)) == [([1], "one")]
@@ -170,32 +170,32 @@ def test_captions_without_pictures_and_pictures_without_captions(tmp_path, capsy
 )
 def test_metadata_that_cannot_be_read(tmp_path, line, reason):
     write(tmp_path, {"a.png": 1, "metadata.jsonl": lines(**{"a.png": "one"}) + line})
-    with pytest.raises(BadInput, match=f"line 2 of metadata.jsonl {reason}"):
+    with pytest.raises(UserError, match=f"line 2 of metadata.jsonl {reason}"):
         opened(tmp_path)
 
 
 def test_a_caption_that_is_not_utf8(tmp_path):
     write(tmp_path, {"a.png": 1, "a.txt": b"caf\xe9"})
-    with pytest.raises(BadInput, match=r"a.txt is not UTF-8"):
+    with pytest.raises(UserError, match=r"a.txt is not UTF-8"):
         opened(tmp_path)
 
 
 def test_folders_that_cannot_be_used(tmp_path):
-    with pytest.raises(BadInput, match="no folder"):
+    with pytest.raises(UserError, match="no folder"):
         opened(tmp_path / "missing")
-    with pytest.raises(BadInput, match="no picture"):
+    with pytest.raises(UserError, match="no image"):
         opened(write(tmp_path / "texts", {"a.txt": "x", "clip.gif": encoded(colour(1), "GIF")}))
-    with pytest.raises(BadInput, match="neither a folder nor a .zip"):
+    with pytest.raises(UserError, match="neither a folder nor a .zip"):
         opened(write(tmp_path / "files", {"a.tar": "x"}) / "a.tar")
     root = write(tmp_path / "other", {"a.png": 1, "metadata.jsonl": lines(**{"b.png": "x"})})
-    with pytest.raises(BadInput, match="check its file_name"):
+    with pytest.raises(UserError, match="check its file_name"):
         opened(root)
     root = write(tmp_path / "set", {"a.png": 1})
-    with pytest.raises(BadInput, match="did you mean 'test'"):
+    with pytest.raises(UserError, match="did you mean 'test'"):
         opened(root, "tests")
-    with pytest.raises(BadInput, match="holdout 1.0"):
+    with pytest.raises(UserError, match="holdout 1.0"):
         opened(root, holdout=1.0)
-    with pytest.raises(BadInput, match="is empty with holdout"):
+    with pytest.raises(UserError, match="is empty with holdout"):
         opened(root, "test", holdout=1e-9)
 
 
@@ -203,7 +203,7 @@ def test_damaged_zips(tmp_path):
     root = write(tmp_path / "set", {f"{i}.png": encoded(colour(i, 64)) for i in range(5)})
     data = zipped(root, tmp_path / "set.zip").read_bytes()
     (tmp_path / "cut.zip").write_bytes(data[: len(data) // 2])
-    with pytest.raises(BadInput, match="cut.zip cannot be read"):
+    with pytest.raises(UserError, match="cut.zip cannot be read"):
         opened(tmp_path / "cut.zip")
     hole = data.find(b"IDAT") + 6
     (tmp_path / "hole.zip").write_bytes(data[:hole] + b"\0\0\0\0" + data[hole + 4 :])
@@ -211,7 +211,7 @@ def test_damaged_zips(tmp_path):
     write(root, {"0.txt": "a caption that is long enough to be found"})
     data = zipped(root, tmp_path / "text.zip").read_bytes()
     (tmp_path / "text.zip").write_bytes(data.replace(b"caption", b"CAPTION", 1))
-    with pytest.raises(BadInput, match="is damaged at 0.txt"):
+    with pytest.raises(UserError, match="is damaged at 0.txt"):
         opened(tmp_path / "text.zip")
 
 
@@ -220,7 +220,7 @@ def gif(values):
     return encoded(first, "GIF", save_all=True, append_images=others)
 
 
-def test_clips_of_gif_and_numbered_frames(tmp_path, capsys):
+def test_videos_of_gif_and_numbered_frames(tmp_path, capsys):
     files = {f"walks/far/frame_{i}.png": 10 * i for i in range(12)}  # 10 comes after 9, not after 1
     files |= {"walks/far.txt": "far", "walks/near.gif": gif([0, 20, 40, 60, 80])}
     files |= {"walks/short.gif": gif([1, 2]), "walks/few/0.png": 1, "walks/still.png": 3}
@@ -229,14 +229,14 @@ def test_clips_of_gif_and_numbered_frames(tmp_path, capsys):
     assert [text for _, text in found] == ["walks", "far"]
     assert found[1][0] == [0, 60, 110]
     assert np.abs(np.subtract(found[0][0], [0, 40, 80])).max() <= 2
-    assert source[0]["pixels"].shape == (3, 8, 8, 3)
+    assert source[0]["inputs"].shape == (3, 8, 8, 3)
     said = capsys.readouterr().err
     assert "walks/short.gif: it has 2 frames, 3 are asked for" in said and "walks/few: it has 1" in said
-    with pytest.raises(BadInput, match="no clip"):
+    with pytest.raises(UserError, match="no video"):
         opened(write(tmp_path / "stills", {"a.png": 1}), frames=2)
 
 
-def test_a_clip_of_frames_at_the_top_and_one_named_by_metadata(tmp_path):
+def test_a_video_of_frames_at_the_top_and_one_named_by_metadata(tmp_path):
     frames = {f"{i}.png": i for i in range(4)}
     assert contents(opened(write(tmp_path / "walk", frames), frames=2)) == [([0, 3], "walk")]
     root = write(tmp_path / "set", {f"v.1/{name}": value for name, value in frames.items()})
@@ -267,54 +267,54 @@ def test_mp4_from_folder_and_zip(tmp_path, capsys):
 def test_mp4_without_imageio(tmp_path, monkeypatch):
     folder._video_reader.cache_clear()
     monkeypatch.setitem(sys.modules, "imageio.v2", None)
-    with pytest.raises(BadInput, match=r"pip install zoo\[video\]"):
+    with pytest.raises(UserError, match=r"pip install zoo\[video\]"):
         opened(write(tmp_path, {"a.mp4": "x"}), frames=2)
 
 
 @pytest.mark.parametrize("memory", [0, 2**30])
 def test_threads_and_pickle(tmp_path, monkeypatch, memory):
-    monkeypatch.setattr(pictures, "MEMORY", memory)
+    monkeypatch.setattr(images, "MEMORY", memory)
     root = write(tmp_path / "set", {f"{i:03}.png": i for i in range(100)})
     source = opened(zipped(root, tmp_path / "set.zip"))
     again = pickle.loads(pickle.dumps(source))
     with ThreadPoolExecutor(8) as pool:
         items = list(pool.map(again.__getitem__, [i % 100 for i in range(1000)]))
-    assert [item["pixels"][0, 0, 0, 0] for item in items] == [i % 100 for i in range(1000)]
+    assert [item["inputs"][0, 0, 0, 0] for item in items] == [i % 100 for i in range(1000)]
 
 
 def test_small_sets_are_kept(tmp_path, monkeypatch):
     root = write(tmp_path / "set", {"a.png": 5})
     source = opened(root)
     (root / "a.png").unlink()
-    assert (source[0]["pixels"] == 5).all()
+    assert (source[0]["inputs"] == 5).all()
 
 
-# Pictures in every mode.
+# Images in every mode.
 
 
 def test_transparency_becomes_white():
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    assert (pictures.fit(clear, 4) == 255).all()
+    assert (images.fit(clear, 4) == 255).all()
     half = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
-    assert abs(pictures.fit(half, 4).astype(int) - 127).max() <= 1
+    assert abs(images.fit(half, 4).astype(int) - 127).max() <= 1
     palette = Image.new("P", (4, 4), 0)
     palette.info["transparency"] = 0
-    assert (pictures.fit(palette, 4) == 255).all()
-    assert (pictures.fit(Image.new("LA", (4, 4), (9, 255)), 4) == 9).all()
-    assert (pictures.fit(np.zeros((4, 4, 4), np.uint8), 4) == 255).all()
+    assert (images.fit(palette, 4) == 255).all()
+    assert (images.fit(Image.new("LA", (4, 4), (9, 255)), 4) == 9).all()
+    assert (images.fit(np.zeros((4, 4, 4), np.uint8), 4) == 255).all()
 
 
 def test_other_modes():
     sixteen = Image.open(io.BytesIO(encoded(Image.fromarray(np.full((4, 4), 128 * 257, np.uint16)))))
-    assert sixteen.mode.startswith("I") and (pictures.fit(sixteen, 4) == 128).all()
-    assert (pictures.fit(Image.new("L", (4, 4), 7), 4) == 7).all()
-    assert (pictures.fit(Image.new("1", (4, 4), 1), 4) == 255).all()
+    assert sixteen.mode.startswith("I") and (images.fit(sixteen, 4) == 128).all()
+    assert (images.fit(Image.new("L", (4, 4), 7), 4) == 7).all()
+    assert (images.fit(Image.new("1", (4, 4), 1), 4) == 255).all()
     colours = Image.new("P", (4, 4), 1)
     colours.putpalette([0, 0, 0, 10, 20, 30])
-    assert pictures.fit(colours, 4)[0, 0].tolist() == [10, 20, 30]
-    assert pictures.fit(Image.new("CMYK", (4, 4)), 4).tolist() == np.full((4, 4, 3), 255).tolist()
+    assert images.fit(colours, 4)[0, 0].tolist() == [10, 20, 30]
+    assert images.fit(Image.new("CMYK", (4, 4)), 4).tolist() == np.full((4, 4, 3), 255).tolist()
     for shape in [(4, 4), (4, 4, 1), (4, 4, 3)]:
-        assert (pictures.fit(np.full(shape, 7, np.uint8), 4) == 7).all()
+        assert (images.fit(np.full(shape, 7, np.uint8), 4) == 7).all()
 
 
 def test_orientation_is_applied():
@@ -322,35 +322,35 @@ def test_orientation_is_applied():
     turned[:, 4:] = 255  # the right half is bright; orientation 6 asks for a quarter turn clockwise
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = Image.open(io.BytesIO(encoded(Image.fromarray(turned), "PNG", exif=exif)))
-    upright = pictures.fit(picture, 8)
+    image = Image.open(io.BytesIO(encoded(Image.fromarray(turned), "PNG", exif=exif)))
+    upright = images.fit(image, 8)
     assert (upright[:4] == 0).all() and (upright[4:] == 255).all()
 
 
 def test_the_right_size_is_left_as_it_is():
-    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    assert (pictures.fit(picture, 8) == picture).all()
-    assert (pictures.fit(Image.fromarray(picture), 8) == picture).all()
-    taller = np.concatenate([np.zeros((4, 8, 3), np.uint8), picture, np.zeros((4, 8, 3), np.uint8)])
-    assert (pictures.fit(taller, 8) == picture).all()
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    assert (images.fit(image, 8) == image).all()
+    assert (images.fit(Image.fromarray(image), 8) == image).all()
+    taller = np.concatenate([np.zeros((4, 8, 3), np.uint8), image, np.zeros((4, 8, 3), np.uint8)])
+    assert (images.fit(taller, 8) == image).all()
 
 
 def test_shrinking_does_not_alias():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    assert abs(pictures.fit(stripes, 8).astype(int) - 127).max() < 12
+    assert abs(images.fit(stripes, 8).astype(int) - 127).max() < 12
 
 
 def test_a_large_jpeg_is_what_its_png_is():
     rows, columns = np.mgrid[:512, :700]
     waves = 127 + 100 * np.sin(rows / 3) * np.sin(columns / 3)
-    picture = Image.fromarray(np.stack([waves, waves, rows / 3], -1).astype(np.uint8))
-    versions = [Image.open(io.BytesIO(encoded(picture, kind))) for kind in ("PNG", "JPEG")]
-    exact, fast = (pictures.fit(version, 128).astype(int) for version in versions)
+    image = Image.fromarray(np.stack([waves, waves, rows / 3], -1).astype(np.uint8))
+    versions = [Image.open(io.BytesIO(encoded(image, kind))) for kind in ("PNG", "JPEG")]
+    exact, fast = (images.fit(version, 128).astype(int) for version in versions)
     assert abs(exact - fast).mean() < 4
 
 
 def test_spread():
-    assert pictures.spread(5, 5) == [0, 1, 2, 3, 4]
-    assert pictures.spread(9, 3) == [0, 4, 8]
-    assert pictures.spread(9, 1) == [0]
+    assert images.spread(5, 5) == [0, 1, 2, 3, 4]
+    assert images.spread(9, 3) == [0, 4, 8]
+    assert images.spread(9, 1) == [0]

@@ -6,24 +6,25 @@ import numpy as np
 import pytest
 
 from zoo.diffusion.guidance import autoguidance, classifier_free, scale_at
-from zoo.diffusion.paths import PATHS, Estimate
+from zoo.diffusion.paths import PATHS, Prediction
 
 EMPTY = jnp.array([1, 0, 0])
 
 
-def network(z, t, tokens):
+def network(z, t, cond):
     """Depends on all three, each example on itself alone."""
+    tokens = cond["tokens"]
     place = (-1, 1, 1)
     return jnp.tanh(z) * (1 + t.reshape(place)) + jnp.sin(tokens @ jnp.array([1.0, 0.5, 0.3])).reshape(place)
 
 
-def worse(z, t, tokens):
-    return network(0.8 * z, t, tokens) - 0.2
+def worse(z, t, cond):
+    return network(0.8 * z, t, cond) - 0.2
 
 
 FORMS = pytest.mark.parametrize(
     "guide",
-    [functools.partial(classifier_free, network, EMPTY), functools.partial(autoguidance, network, worse)],
+    [functools.partial(classifier_free, network), functools.partial(autoguidance, network, worse)],
     ids=["classifier_free", "autoguidance"],
 )
 
@@ -31,13 +32,13 @@ FORMS = pytest.mark.parametrize(
 @pytest.fixture(scope="module")
 def inputs():
     z = jax.random.normal(jax.random.key(0), (4, 2, 3))
-    return z, jnp.array([0.1, 0.4, 0.6, 0.9]), jnp.array([[5, 1, 0], [7, 8, 1], [1, 0, 0], [9, 1, 0]])
+    return z, jnp.array([0.1, 0.4, 0.6, 0.9]), {"tokens": jnp.array([[5, 1, 0], [7, 8, 1], [1, 0, 0], [9, 1, 0]])}
 
 
 def test_classifier_free_is_two_separate_calls(inputs):
-    z, t, tokens = inputs
-    good, bad = network(z, t, tokens), network(z, t, jnp.tile(EMPTY, (4, 1)))
-    found = classifier_free(network, EMPTY, 1.5)(z, t, tokens)
+    z, t, cond = inputs
+    good, bad = network(z, t, cond), network(z, t, {"tokens": jnp.tile(EMPTY, (4, 1))})
+    found = classifier_free(network, 1.5)(z, t, cond)
     np.testing.assert_allclose(found, good + 1.5 * (good - bad), atol=1e-6)
     assert np.abs(found - good).max() > 0.1
 
@@ -45,17 +46,26 @@ def test_classifier_free_is_two_separate_calls(inputs):
 def test_classifier_free_runs_the_network_once(inputs):
     calls = []
 
-    def counted(z, t, tokens):
-        calls.append((len(z), len(t), len(tokens)))
-        return network(z, t, tokens)
+    def counted(z, t, cond):
+        calls.append((len(z), len(t), len(cond["tokens"])))
+        return network(z, t, cond)
 
-    classifier_free(counted, EMPTY, 1.5)(*inputs)
+    classifier_free(counted, 1.5)(*inputs)
     assert calls == [(8, 8, 8)]
 
 
 def test_the_empty_caption_is_not_guided(inputs):
-    found = classifier_free(network, EMPTY, 4.0)(*inputs)
+    found = classifier_free(network, 4.0)(*inputs)
     np.testing.assert_allclose(found[2], network(*inputs)[2], atol=1e-6)
+
+
+def test_a_negative_takes_the_place_of_the_empty_caption(inputs):
+    z, t, cond = inputs
+    negative = {"tokens": jnp.tile(jnp.array([4, 0, 1]), (4, 1))}
+    good, bad = network(z, t, cond), network(z, t, negative)
+    found = classifier_free(network, 1.5)(z, t, cond | {"negative": negative})
+    np.testing.assert_allclose(found, good + 1.5 * (good - bad), atol=1e-6)
+    assert np.abs(found - classifier_free(network, 1.5)(z, t, cond)).max() > 0.1
 
 
 def test_autoguidance_pushes_away_from_the_worse_network(inputs):
@@ -83,12 +93,12 @@ def test_interval_includes_its_ends():
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
-@pytest.mark.parametrize("prediction", Estimate._fields)
-def test_guiding_the_raw_prediction_guides_picture_noise_and_velocity_alike(path, prediction, inputs):
+@pytest.mark.parametrize("prediction", Prediction._fields)
+def test_guiding_the_raw_prediction_guides_image_noise_and_velocity_alike(path, prediction, inputs):
     """Every conversion is affine in the prediction with weights that sum to one, so it commutes with guidance."""
     z, t, _ = inputs
     networks = network, worse, autoguidance(network, worse, 2.0)
     good, bad, guided = (path.convert(prediction, f(*inputs), z, t) for f in networks)
-    for name in Estimate._fields:
+    for name in Prediction._fields:
         a, b = getattr(good, name), getattr(bad, name)
         np.testing.assert_allclose(getattr(guided, name), a + 2.0 * (a - b), atol=2e-4, err_msg=name)

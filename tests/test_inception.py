@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.make_inception_fixture import random_pictures, random_tensor
-from zoo.errors import BadInput
+from tests.make_inception_fixture import random_images, random_tensor
+from zoo.errors import UserError
 from zoo.nets.inception import Inception
 from zoo.pretrained import inception
 
@@ -34,7 +34,7 @@ def features(params):
 
 
 def preprocessed(resize):
-    return jnp.concatenate([inception.preprocess(picture[None], resize) for picture in random_pictures()])
+    return jnp.concatenate([inception.preprocess(image[None], resize) for image in random_images()])
 
 
 @pytest.mark.parametrize("resize", ["pytorch", "clean"])
@@ -44,7 +44,7 @@ def test_features_are_those_of_pytorch_fid(features, resize):
     np.testing.assert_allclose(ours, THEIRS[f"features_{resize}"], atol=1e-4)
 
 
-def test_the_pictures_of_the_fixture_and_their_resizes_have_features_of_their_own():
+def test_the_images_of_the_fixture_and_their_resizes_have_features_of_their_own():
     """Else the test above would pass for a network that hardly looks at its input."""
     pytorch, clean = THEIRS["features_pytorch"], THEIRS["features_clean"]
     for a, b in ((pytorch[0], pytorch[1]), (pytorch[1], pytorch[2]), (pytorch[0], clean[0]), (pytorch[2], clean[2])):
@@ -52,7 +52,7 @@ def test_the_pictures_of_the_fixture_and_their_resizes_have_features_of_their_ow
 
 
 @pytest.mark.parametrize(("resize", "tolerance"), [("pytorch", 2e-6), ("clean", 1e-4)])  # a level is 8e-3
-def test_pictures_are_resized_and_scaled_as_theirs(resize, tolerance):
+def test_images_are_resized_and_scaled_as_theirs(resize, tolerance):
     x = preprocessed(resize)
     assert x.shape == (3, 299, 299, 3) and x.dtype == jnp.float32
     np.testing.assert_allclose(x[:, ::13, ::13], THEIRS[f"input_{resize}"], atol=tolerance)
@@ -65,14 +65,14 @@ def test_black_and_white_are_the_ends_of_the_scale(resize, white):
         np.testing.assert_allclose(x, value, atol=1e-5)
 
 
-def test_clean_does_not_overshoot_and_keeps_pictures_of_the_right_size():
+def test_clean_does_not_overshoot_and_keeps_images_of_the_right_size():
     pixels = np.random.RandomState(0).randint(0, 2, (1, 299, 299, 3)).astype(np.uint8) * 255
     np.testing.assert_allclose(inception.preprocess(pixels, "clean"), (pixels - 128.0) / 128, atol=1e-5)
     x = inception.preprocess(pixels[:, :100, :100], "clean")  # enlarged checks ring
     assert x.min() == -1 and x.max() == 127 / 128
 
 
-def test_a_picture_does_not_depend_on_those_beside_it(features):
+def test_a_image_does_not_depend_on_those_beside_it(features):
     x = preprocessed("pytorch")
     np.testing.assert_allclose(features(x[::-1])[::-1], features(x), atol=1e-5)
 
@@ -94,7 +94,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
             "Mixed_6e.branch7x7_3.bn.running_var": None,
         },
     )
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(UserError) as error:
         inception.load(path)
     line = str(error.value)
     assert str(path) in line and "\n" not in line
@@ -104,7 +104,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "resize", "said"),
+    ("inputs", "resize", "said"),
     [
         (np.zeros((1, 8, 8, 3), np.float32), "pytorch", "float32"),
         (np.zeros((1, 2, 8, 8, 3), np.uint8), "pytorch", "(1, 2, 8, 8, 3)"),
@@ -112,11 +112,11 @@ def test_weights_of_another_network_are_refused(tmp_path):
         (np.zeros((1, 8, 8, 3), np.uint8), "cleaned", "did you mean 'clean'"),
     ],
 )
-def test_pictures_that_cannot_be_preprocessed_are_refused(pixels, resize, said):
-    with pytest.raises(BadInput, match=re.escape(said)):
-        inception.preprocess(pixels, resize)
+def test_images_that_cannot_be_preprocessed_are_refused(inputs, resize, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        inception.preprocess(inputs, resize)
 
 
-def test_pictures_that_were_not_preprocessed_are_refused(features):
-    with pytest.raises(BadInput, match="preprocess them first"):
+def test_images_that_were_not_preprocessed_are_refused(features):
+    with pytest.raises(UserError, match="preprocess them first"):
         features(jnp.zeros((1, 256, 256, 3)))

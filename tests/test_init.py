@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from zoo.errors import BadInput
-from zoo.run import Run, prepare
-from zoo.training import loop
+from zoo import loop
+from zoo.errors import UserError
+from zoo.runs.dependencies import open_run, prepare
 
 
 @pytest.fixture
@@ -23,12 +23,12 @@ def first_step_of(tiny, tmp_path):
 
 
 def test_a_run_starts_as_another_one_ended(trained, first_step_of, same):
-    run = Run.open(trained)
+    run = open_run(trained)
     state, workdir = first_step_of({"init": str(trained), "seed": 5})
     expected = jax.tree.map(np.asarray, run.params["model"])
     assert same(state.params["model"], expected)
     assert state.ema["model"] and all(same(average, expected) for average in state.ema["model"].values())
-    fresh = Run.open(workdir).recipe.create_state()
+    fresh = open_run(workdir).recipe.create_state()
     assert not same(jax.tree.map(np.asarray, fresh.params["model"]), expected)
 
 
@@ -36,21 +36,21 @@ def test_it_reads_captions_as_that_one_does(trained, tiny):
     data = {"data.source": "scenes/one?examples=8&omit=0"}
     alone = prepare(tiny(data))[1].tokenizer
     started = prepare(tiny(data | {"init": str(trained)}))[1].tokenizer
-    assert started.to_json() == Run.open(trained).recipe.tokenizer.to_json() != alone.to_json()
+    assert started.to_json() == open_run(trained).recipe.tokenizer.to_json() != alone.to_json()
 
 
 def test_a_player_that_the_other_run_lacks_is_drawn(trained, tiny, same):
     config, plain = tiny({"init": str(trained)}, "configs/gan.py:test"), tiny()
     config.method.base, config.sample = plain.method, plain.sample
     _, recipe = prepare(config)
-    state = recipe.first_state()
+    state = recipe.initial_state()
     assert same(
-        jax.tree.map(np.asarray, state.params["model"]), jax.tree.map(np.asarray, Run.open(trained).params["model"])
+        jax.tree.map(np.asarray, state.params["model"]), jax.tree.map(np.asarray, open_run(trained).params["model"])
     )
     assert same(state.params["critic"], recipe.create_state().params["critic"])
 
 
-def test_resuming_needs_the_other_run_no_more(copied, tiny, tmp_path):
+def test_resuming_does_not_need_the_other_run(copied, tiny, tmp_path):
     config = tiny({"init": str(copied), "loop.steps": 1})
     loop.train(config, tmp_path / "run")
     shutil.rmtree(copied)
@@ -62,13 +62,13 @@ def test_resuming_needs_the_other_run_no_more(copied, tiny, tmp_path):
     "changes, words",
     [
         ({"init": "no/such/run"}, ["init", "no/such/run"]),
-        ({"method.net.text_width": 32}, ["another model", "16", "32"]),
+        ({"method.net.conditioner.width": 32}, ["another model", "16", "32"]),
         ({"method.net.text": "cross"}, ["another model", "with"]),
         ({"method.net.depth": 2}, ["another model", "(1, 16, 2, 16) and not (2, 16, 2, 16)"]),
         ({"data.text_length": 8}, ["data.text_length is 8", "16"]),
     ],
 )
 def test_what_a_run_cannot_start_from_is_said(trained, tiny, tmp_path, changes, words):
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(UserError) as error:
         loop.train(tiny({"init": str(trained)} | changes), tmp_path / "run")
     assert all(word in str(error.value) for word in words), error.value

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import math
 
@@ -6,22 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers import Easy
 from zoo.diffusion import ode
 from zoo.diffusion.paths import PATHS
 from zoo.distributions import LEVELS
-from zoo.errors import BadInput
+from zoo.errors import UserError
 from zoo.method import to_float
 from zoo.methods.diffusion import Diffusion, log_density_of_levels
 
 SHAPE = (1, 2, 2, 3)
 DIMENSIONS = math.prod(SHAPE)
 MEAN, STD = 0.3, 0.2
-NET = dict(width=16, depth=1, heads=2, patch_size=1, text_width=16, text_depth=1, attention="auto")
+NET = dict(width=16, depth=1, heads=2, patch_size=1, conditioner=dict(width=16, depth=1, heads=2), attention="auto")
 TOKENS = np.array([[5, 1, 0], [6, 7, 1], [8, 1, 0], [1, 0, 0]], np.int32)
 
 
 def method(**changes):
-    return Diffusion(**dict(net=NET, vocab_size=16, dtype=jnp.float32) | changes)
+    return Easy(Diffusion(**dict(net=NET, vocab_size=16, dtype=jnp.float32) | changes))
 
 
 def keys(count, seed=0):
@@ -107,11 +109,11 @@ def test_times_go_from_end_to_end_in_growing_steps():
     times = np.asarray(ode.times_from(0.004, 0.99, 20))
     np.testing.assert_allclose(times[[0, -1]], [0.004, 0.99], atol=1e-6)
     assert (np.diff(times, n=2) > 0).all()
-    with pytest.raises(BadInput, match="at least 1 step"):
+    with pytest.raises(UserError, match="at least 1 step"):
         ode.times_from(0.0, 1.0, 0)
 
 
-# ---- bits per dimension of pictures whose distribution is known
+# ---- bits per dimension of images whose distribution is known
 
 
 def levels_posterior(z, alpha, sigma, log_weights):
@@ -126,7 +128,7 @@ def perfect(monkeypatch):
     """perfect(log_weights) makes the network the perfect one for pixels of these log-probabilities of levels."""
 
     def perfect(log_weights):
-        def apply(self, params, z, t, tokens):
+        def apply(self, params, z, t, cond):
             path, place = PATHS[self.path], t.reshape(-1, 1, 1, 1, 1)
             alpha, sigma = path.alpha(place), path.sigma(place)
             x = levels_posterior(z, alpha, sigma, log_weights)
@@ -154,7 +156,7 @@ def of_sixteen():
 def draw(log_weights, count, seed=0):
     chances = np.exp(log_weights)
     chosen = np.random.default_rng(seed).choice(LEVELS, size=(count, *SHAPE), p=chances / chances.sum())
-    return dict(pixels=chosen.astype(np.uint8), tokens=np.tile(TOKENS[:1], (count, 1)))
+    return dict(inputs=chosen.astype(np.uint8), cond=dict(tokens=np.tile(TOKENS[:1], (count, 1))))
 
 
 @pytest.mark.parametrize("prediction, path", [("x", "linear"), ("eps", "linear"), ("v", "linear"), ("v", "cosine")])
@@ -164,12 +166,12 @@ def test_bits_are_the_bound_that_is_documented(prediction, path, perfect):
     model, batch = method(path=path, prediction=prediction), draw(of_gaussian(), 4)
     found = quick(lambda b: model.bits_per_dim({}, keys(4), b, steps=48, trace="exact", start=0.01), batch)
     noise = jnp.stack([jax.random.normal(jax.random.split(key)[0], SHAPE) for key in keys(4)])
-    x, alpha, sigma = to_float(batch["pixels"]), *(getattr(PATHS[path], n)(0.01) for n in ("alpha", "sigma"))
+    x, alpha, sigma = to_float(batch["inputs"]), *(getattr(PATHS[path], n)(0.01) for n in ("alpha", "sigma"))
     z = np.asarray(alpha * x + sigma * noise, np.float64)[..., None]
     each = -0.5 * ((z - alpha * np.linspace(-1, 1, LEVELS)) / sigma) ** 2 - np.log(sigma * np.sqrt(2 * np.pi))
     log_p = np.log(np.sum(np.exp(each + of_gaussian()), axis=-1))
     bound = -(log_p - np.log(np.exp(each).sum(-1))).sum((1, 2, 3, 4)) / DIMENSIONS / np.log(2)
-    # An eps-network's noise begins at 0.99, where the picture still shows a little.
+    # An eps-network's noise begins at 0.99, where the image still shows a little.
     np.testing.assert_allclose(found, bound, atol=2e-2 if prediction == "eps" else 3e-4)
 
 
@@ -215,29 +217,31 @@ def test_density_of_levels_sums_to_256_and_is_flat_at_half_a_level():
 @functools.cache
 def params():
     model, rng = method(), np.random.default_rng(0)
-    tree = jax.eval_shape(model.init, jax.random.key(0), dict(pixels=jnp.zeros((1, *SHAPE)), tokens=TOKENS[:1]))
+    tree = jax.eval_shape(
+        model.init, jax.random.key(0), dict(inputs=jnp.zeros((1, *SHAPE)), cond=dict(tokens=TOKENS[:1]))
+    )
     return jax.tree.map(lambda p: (0.15 * rng.normal(size=p.shape)).astype(np.float32), tree)
 
 
-BATCH = dict(pixels=np.random.default_rng(0).integers(0, 256, (4, *SHAPE), dtype=np.uint8), tokens=TOKENS)
+BATCH = dict(inputs=np.random.default_rng(0).integers(0, 256, (4, *SHAPE), dtype=np.uint8), cond=dict(tokens=TOKENS))
 
 
 def bits_of(batch, rng, model=None, **options):
     return quick(lambda b: (model or method()).bits_per_dim(params(), rng, b, **dict(steps=4) | options), batch)
 
 
-def test_bits_do_not_depend_on_the_pictures_beside_it():
+def test_bits_do_not_depend_on_the_images_beside_it():
     whole, order = bits_of(BATCH, keys(4)), np.array([2, 0])
-    part = bits_of({name: x[order] for name, x in BATCH.items()}, keys(4)[order])
+    part = bits_of(jax.tree.map(lambda x: x[order], BATCH), keys(4)[order])
     np.testing.assert_allclose(part, whole[order], rtol=1e-4)
-    other = bits_of(BATCH | dict(tokens=TOKENS[::-1]), keys(4))
+    other = bits_of(BATCH | dict(cond=dict(tokens=TOKENS[::-1])), keys(4))
     assert np.abs(other - whole).max() > 1e-4  # captions are read
 
 
 def test_every_option_of_bits_is_read_and_probes_come_nearer_to_the_exact_trace(monkeypatch):
     mix = np.random.default_rng(0).normal(size=(DIMENSIONS, DIMENSIONS)).astype(np.float32)
 
-    def apply(self, params, z, t, tokens):
+    def apply(self, params, z, t, cond):
         return jnp.tanh(z.reshape(len(z), -1) @ mix).reshape(z.shape)
 
     monkeypatch.setattr(Diffusion, "apply", apply)
@@ -246,7 +250,8 @@ def test_every_option_of_bits_is_read_and_probes_come_nearer_to_the_exact_trace(
     assert 0 < errors[1] < errors[0] / 4
     for changes in (dict(steps=5), dict(start=0.1)):
         assert np.abs(bits_of(BATCH, keys(4), trace="exact", **changes) - exact).max() > 1e-4
-    assert set(Diffusion.bits_per_dim.__kwdefaults__) == {"steps", "trace", "probes", "start"}
+    options = {field.name for field in dataclasses.fields(Diffusion.LikelihoodOptions)}
+    assert options == {"steps", "trace", "probes", "start"}
 
 
 @pytest.mark.parametrize(
@@ -258,14 +263,14 @@ def test_every_option_of_bits_is_read_and_probes_come_nearer_to_the_exact_trace(
         (dict(start=0.0), "start must lie between 0 and 1"),
     ],
 )
-def test_options_that_cannot_be_are_told(options, message):
-    with pytest.raises(BadInput, match=message):
+def test_options_that_cannot_be_are_errors(options, message):
+    with pytest.raises(UserError, match=message):
         method().bits_per_dim(params(), keys(4), BATCH, **options)
 
 
 def test_latents_have_no_levels():
-    with pytest.raises(BadInput, match="latents"):
-        method().bits_per_dim(params(), keys(4), BATCH | dict(pixels=np.zeros((4, *SHAPE), np.float32)))
+    with pytest.raises(UserError, match="latents"):
+        method().bits_per_dim(params(), keys(4), BATCH | dict(inputs=np.zeros((4, *SHAPE), np.float32)))
 
 
 def test_the_fused_kernel_is_not_asked_for_derivatives(monkeypatch):

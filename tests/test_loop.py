@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.errors import BadInput
-from zoo.run import Run
-from zoo.training import loop
+from zoo import loop
+from zoo.errors import UserError
+from zoo.runs.dependencies import open_run
 from zoo.training.checkpoint import Checkpoints
-from zoo.training.stop import Stop
+from zoo.training.shutdown import GracefulShutdown
 
 # Long enough to be killed in the middle of.
 LONG = {
@@ -52,7 +52,7 @@ def test_metrics_have_the_promised_names(trained):
 def test_rates_fit_together(trained, short):
     recipe_flops = [line["flops_per_second"] / line["images_per_second"] for line in lines_of(trained)[1:]]
     assert max(recipe_flops) == pytest.approx(min(recipe_flops), rel=1e-6)
-    # Every parameter that multiplies takes part at least once forwards, in a picture of at least one token.
+    # Every parameter that multiplies takes part at least once forwards, in an image of at least one token.
     assert recipe_flops[0] > 2 * 32 * 32
 
 
@@ -112,7 +112,7 @@ def test_a_workdir_of_another_run_is_refused_with_the_difference(copied, short):
     other = short.copy_and_resolve_references()
     other.seed = 5
     before = (copied / "config.json").read_text()
-    with pytest.raises(BadInput, match="holds another run; it differs in seed: 0 -> 5; choose another --workdir"):
+    with pytest.raises(UserError, match="holds another run; it differs in seed: 0 -> 5; choose another --workdir"):
         loop.train(other, copied)
     assert (copied / "config.json").read_text() == before
 
@@ -121,16 +121,16 @@ def test_a_checkpoint_of_another_run_is_refused_even_without_its_config_json(cop
     other = short.copy_and_resolve_references()
     other.method.caption_drop = 0.3
     (copied / "config.json").unlink()
-    with pytest.raises(BadInput, match="holds another run; it differs in method.caption_drop: 0.1 -> 0.3"):
+    with pytest.raises(UserError, match="holds another run; it differs in method.caption_drop: 0.1 -> 0.3"):
         loop.train(other, copied)
 
 
-def test_a_config_that_cannot_be_used_does_not_claim_the_workdir(short, trained, tmp_path):
+def test_a_config_that_cannot_be_used_does_not_take_the_workdir(short, trained, tmp_path):
     wrong = short.copy_and_resolve_references()
     wrong.method.net.patch_size = 7
-    with pytest.raises(BadInput):
+    with pytest.raises(UserError):
         loop.train(wrong, tmp_path / "run")
-    loop.claim(tmp_path / "run", short)  # the corrected one is welcome
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def stop_at(monkeypatch, number, step):
@@ -145,17 +145,17 @@ def stop_at(monkeypatch, number, step):
     monkeypatch.setattr(loop.Training, "log", and_signal)
 
 
-@pytest.mark.parametrize("number", Stop.SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", GracefulShutdown.SIGNALS, ids=lambda number: number.name)
 def test_a_signal_saves_and_says_how_to_resume(
     number, trained, short, tmp_path, same, saved_state, monkeypatch, capsys
 ):
-    before = [signal.getsignal(each) for each in Stop.SIGNALS]
+    before = [signal.getsignal(each) for each in GracefulShutdown.SIGNALS]
     workdir = fresh(trained, tmp_path / "run")
     with monkeypatch.context() as patch:
         stop_at(patch, number, 3)
         assert loop.train(short, workdir).step == 3
     assert "stopped and saved at step 3 of 4; the same command resumes" in capsys.readouterr().err
-    assert [signal.getsignal(each) for each in Stop.SIGNALS] == before
+    assert [signal.getsignal(each) for each in GracefulShutdown.SIGNALS] == before
     loop.train(short, workdir)
     assert same(saved_state(workdir), saved_state(trained))
 
@@ -169,9 +169,9 @@ def usual_interrupt():
 
 
 def test_a_second_signal_acts_as_usual(usual_interrupt):
-    with pytest.raises(KeyboardInterrupt), Stop() as stop:
+    with pytest.raises(KeyboardInterrupt), GracefulShutdown() as shutdown:
         signal.raise_signal(signal.SIGINT)
-        assert stop.asked
+        assert shutdown.requested
         signal.raise_signal(signal.SIGINT)
 
 
@@ -196,7 +196,7 @@ def test_a_run_that_was_stopped_and_killed_ends_as_one_that_was_not(
 
     process = start(*words)
     first = wait_for_checkpoint(tmp_path / "run", process)
-    assert Run.open(tmp_path / "run").step >= first  # a run that is training can be read
+    assert open_run(tmp_path / "run").step >= first  # a run that is training can be read
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -233,8 +233,8 @@ def test_a_run_that_was_stopped_and_killed_ends_as_one_that_was_not(
         ({"data.source": "scene/one"}, "did you mean 'scenes'"),
     ],
 )
-def test_a_value_that_cannot_be_is_told_before_training(tiny, tmp_path, changes, message):
-    with pytest.raises(BadInput, match=message) as caught:
+def test_a_value_that_cannot_be_is_an_error_before_training(tiny, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
         loop.train(tiny(changes), tmp_path / "run")
     assert "\n" not in str(caught.value)
 
@@ -242,7 +242,7 @@ def test_a_value_that_cannot_be_is_told_before_training(tiny, tmp_path, changes,
 def test_a_resumed_run_must_end_at_a_whole_call(copied, short):
     other = short.copy_and_resolve_references()
     other.loop.update(steps=8, steps_per_call=8)
-    with pytest.raises(BadInput, match="loop.steps 8 less the 4 done is no multiple of loop.steps_per_call 8"):
+    with pytest.raises(UserError, match="loop.steps 8 less the 4 done is no multiple of loop.steps_per_call 8"):
         loop.train(other, copied)
 
 
@@ -265,7 +265,7 @@ def test_a_run_that_diverges_stops_and_names_the_first_bad_metric(trained, tiny,
             "players.model.learning_rate": 1e30,
         }
     )
-    with pytest.raises(BadInput, match="not finite, first of all model/update_norm.*another --workdir"):
+    with pytest.raises(UserError, match="not finite, first of all model/update_norm.*another --workdir"):
         loop.train(config, tmp_path / "run")
     steps = [line["step"] for line in lines_of(tmp_path / "run")] if (tmp_path / "run/metrics.jsonl").exists() else []
     assert max(steps, default=0) <= 3

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo import lora
-from zoo.config import build_family
-from zoo.errors import BadInput
+from zoo.adapters import lora
+from zoo.errors import UserError
+from zoo.families import build_method
 
 PARAMS = {
     "layers": {"mlp": {"kernel": jnp.ones((3, 4, 5)), "bias": jnp.ones((3, 5))}},
@@ -42,9 +42,9 @@ def test_kernels_alone_are_changed_and_each_layer_by_its_own():
 
 def test_the_levels_of_a_hierarchy_are_stacks_too():
     net = dict(patch_size=2, width=8, bottleneck=2, encoder_blocks=(3, 2), decoder_blocks=(3, 2), latent_dim=2, heads=2)
-    section = dict(name="vae", net=net | dict(text_width=8, text_depth=1, text_heads=2, mixtures=1))
-    batch = dict(pixels=jnp.zeros((1, 1, 8, 8, 3), jnp.uint8), tokens=jnp.zeros((1, 4), jnp.int32))
-    vae = build_family(section, "method", 20, jnp.float32)
+    section = dict(name="vae", net=net | dict(conditioner=dict(width=8, depth=1, heads=2), mixtures=1))
+    batch = dict(inputs=jnp.zeros((1, 1, 8, 8, 3), jnp.uint8), cond=dict(tokens=jnp.zeros((1, 4), jnp.int32)))
+    vae = build_method(section, 20, "float32")
     shapes = jax.eval_shape(lambda: lora.init(RNG, vae.init(RNG, batch)["model"], "kernel$", 2))
     blocks = {name: pair["a"].shape for name, pair in shapes.items() if "/level_" in name}
     assert len(blocks) > 4
@@ -60,5 +60,5 @@ def test_the_pattern_chooses():
     "pattern, rank, words", [("nothing", 2, "matches no kernel"), ("bias", 2, "no kernel"), ("mlp", 0, "at least 1")]
 )
 def test_what_cannot_be_is_said(pattern, rank, words):
-    with pytest.raises(BadInput, match=words):
+    with pytest.raises(UserError, match=words):
         lora.init(RNG, PARAMS, pattern, rank)

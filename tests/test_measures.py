@@ -5,32 +5,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zoo.data.scenes import make_example
-from zoo.errors import BadInput
-from zoo.pretrained import clip as clips
-from zoo.run import Data
-from zoo.scoring import distances, trust
-from zoo.scoring.clip_score import ref_clip_score
-from zoo.scoring.compare import trained_seconds
-from zoo.scoring.curves import read_metrics
-from zoo.scoring.features import clip_features, of_source
-from zoo.scoring.judge import best_of, get_judge
-from zoo.scoring.measures import (
+from zoo.commands.compare import trained_seconds
+from zoo.commands.curves import read_metrics
+from zoo.errors import UserError
+from zoo.evaluation import clip_eval, distances
+from zoo.evaluation.clip_score import ref_clip_score
+from zoo.evaluation.features import clip_features, of_source
+from zoo.evaluation.measures import known_entropy, labels_of
+from zoo.evaluation.registry import (
     MEASURES,
-    OF_RUNS,
+    EvalContext,
     Sample,
     Score,
-    Task,
+    evaluate,
     first_of,
     floor,
-    known_entropy,
-    labels_of,
-    make_task,
-    measure,
+    make_context,
     scrambled,
     shuffled,
 )
-from zoo.scoring.report import show, to_json, to_markdown, to_table
+from zoo.evaluation.report import show, to_json, to_markdown, to_table
+from zoo.evaluation.rerank import best_of, get_reward
+from zoo.pretrained import clip as clips
+from zoo.runs.recipe import Data
+from zoo.scenes.dataset import make_example
 
 CLIP = Path(__file__).parent / "fixtures" / "clip" / "gelu"  # random weights: features, but no sense
 DATA = Data("scenes/one?examples=1500", 16)
@@ -47,20 +45,20 @@ def real(count=120):
 
 
 @functools.cache
-def task():
-    return make_task({"clip": network()}, DATA, real(), 200)
+def context():
+    return make_context({"clip": network()}, DATA, real(), 200)
 
 
 # ---- features
 
 
-def test_features_are_those_of_the_network_one_picture_at_a_time():
+def test_features_are_those_of_the_network_one_image_at_a_time():
     clip = clips.load(CLIP)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (7, 2, 24, 24, 3)).astype(np.uint8)  # no resizing: 24 px is what it sees
-    found = network().pictures(pixels)
+    found = network().images(pixels)
     for frames, row in zip(pixels, found, strict=True):
-        each = clip.model.apply({"params": clip.params}, clip.normalise(frames), method="pictures")
+        each = clip.model.apply({"params": clip.params}, clip.normalise(frames), method="encode_image")
         np.testing.assert_allclose(row, np.mean(each, axis=0), atol=2e-5)
 
 
@@ -70,10 +68,10 @@ def test_the_prefix_stands_before_every_caption():
     assert np.abs(prefixed.texts(["cats"]) - plain.texts(["cats"])).max() > 1e-3
 
 
-def test_features_of_real_pictures_are_made_once(monkeypatch, tmp_path):
+def test_features_of_real_images_are_made_once(monkeypatch, tmp_path):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
     pixels = np.random.default_rng(0).integers(0, 256, (4, 1, 24, 24, 3)).astype(np.uint8)
-    source = [{"pixels": picture, "text": ""} for picture in pixels]
+    source = [{"inputs": image, "text": ""} for image in pixels]
     first = of_source(network(), source, {"source": "x"}, [0, 1, 2])
     [file] = (tmp_path / "features").iterdir()
     np.save(file, first + 1)
@@ -91,12 +89,13 @@ def test_networks_of_other_weights_have_other_names_on_disk():
 # ---- measures
 
 
-def test_real_pictures_are_near_perfect_and_the_floor_is_not():
-    best, missing = measure(real(), task(), ["all"])
-    assert set(missing) == {"fid", "inception_kid", "copying", "ref_clip_score", *OF_RUNS}
+def test_real_images_are_near_perfect_and_the_floor_is_not():
+    best, missing = evaluate(real(), context(), ["all"])
+    of_runs = [name for name, measure in MEASURES.items() if measure.of_run]
+    assert set(missing) == {"fid", "inception_kid", "memorization", "ref_clip_score", *of_runs}
     assert "--references" in missing["ref_clip_score"] and "--workdir" in missing["bits_per_dim"]
-    assert "--inception" in missing["fid"] and "repeats itself" in missing["copying"]  # of so few possible scenes
-    worst = floor(real(), task(), [name for name in MEASURES if name not in missing])
+    assert "--inception" in missing["fid"] and "repeats itself" in missing["memorization"]  # of so few possible scenes
+    worst = floor(real(), context(), [name for name in MEASURES if name not in missing])
     assert best.keys() == worst.keys()
     assert best["all"].value == 1.0 and worst["all"].value < 0.1
     for name in ("cmmd", "cmmd_median", "kid", "frechet"):
@@ -110,28 +109,28 @@ def test_real_pictures_are_near_perfect_and_the_floor_is_not():
 
 def test_scores_are_those_of_the_functions():
     fake = scrambled(real(), 0)
-    features = network().pictures(fake.pictures)
-    scores, _ = measure(fake, task(), ["frechet", "cmmd", "recall"])
-    assert scores["frechet"].value == distances.frechet(features, task().reference["clip"])
-    assert scores["cmmd"].value == distances.cmmd(features, task().reference["clip"])
-    cut = task().reference["clip"][np.linspace(0, 199, 120).round().astype(int)]
+    features = network().images(fake.images)
+    scores, _ = evaluate(fake, context(), ["frechet", "cmmd", "recall"])
+    assert scores["frechet"].value == distances.frechet(features, context().reference["clip"])
+    assert scores["cmmd"].value == distances.cmmd(features, context().reference["clip"])
+    cut = context().reference["clip"][np.linspace(0, 199, 120).round().astype(int)]
     assert scores["recall"].value == distances.precision_recall(cut, features)[1]
-    assert "of 120 pictures" in scores["frechet"].note
+    assert "of 120 images" in scores["frechet"].note
 
 
-def test_too_few_pictures_for_an_interval_are_said():
-    few = Sample(real().pictures[:6], real().captions[:6])
-    score = measure(few, task(), ["precision"])[0]["precision"]
-    assert score.interval is None and score.note == "of 6 pictures, too few for an interval"
+def test_too_few_images_for_an_interval_are_said():
+    few = Sample(real().images[:6], real().captions[:6])
+    score = evaluate(few, context(), ["precision"])[0]["precision"]
+    assert score.interval is None and score.note == "of 6 images, too few for an interval"
 
 
-def test_references_may_be_of_any_number_and_stay_with_their_pictures():
-    few = Sample(real().pictures[:3], real().captions[:3], [["a star"], ["a ring", "a red thing"], ["a cross"] * 3])
-    found, _ = measure(few, task(), ["ref_clip_score"])
+def test_references_may_be_of_any_number_and_stay_with_their_images():
+    few = Sample(real().images[:3], real().captions[:3], [["a star"], ["a ring", "a red thing"], ["a cross"] * 3])
+    found, _ = evaluate(few, context(), ["ref_clip_score"])
     net = network()
-    pictures, texts = net.pictures(few.pictures), net.texts(few.captions)
+    images, texts = net.images(few.images), net.texts(few.captions)
     each = [
-        ref_clip_score(pictures[i : i + 1], texts[i : i + 1], net.texts(lines)[None])[0]
+        ref_clip_score(images[i : i + 1], texts[i : i + 1], net.texts(lines)[None])[0]
         for i, lines in enumerate(few.references)
     ]
     assert found["ref_clip_score"].value == pytest.approx(np.mean(each), abs=1e-6)
@@ -145,31 +144,31 @@ def test_the_entropy_is_known_of_one_data_set():
 
 
 def test_a_measure_asked_for_by_name_must_be_had():
-    nothing = Task({}, {}, None, None)
+    nothing = EvalContext({}, {}, None, None)
     for name, message in (
         ("oracle", "needs scenes"),
         ("clip_score", "needs clip: give its weights by --clip"),
         ("fid", "needs inception"),
     ):
-        with pytest.raises(BadInput, match=message):
-            measure(real(), nothing, [name])
-    with pytest.raises(BadInput, match="needs real pictures to compare with"):
-        measure(real(), Task({"clip": network()}, {}, None, None), ["kid"])
-    with pytest.raises(BadInput, match="needs the captions"):
-        measure(Sample(real().pictures, None), task(), ["clip_score"])
-    with pytest.raises(BadInput, match="did you mean 'frechet'"):
-        measure(real(), task(), ["freche"])
-    with pytest.raises(BadInput, match="r_precision: 9 different captions|r_precision: 8 different|r_precision: 10"):
-        measure(Sample(real().pictures[:10], real().captions[:10]), task(), ["r_precision"])
+        with pytest.raises(UserError, match=message):
+            evaluate(real(), nothing, [name])
+    with pytest.raises(UserError, match="needs real images to compare with"):
+        evaluate(real(), EvalContext({"clip": network()}, {}, None, None), ["kid"])
+    with pytest.raises(UserError, match="needs the captions"):
+        evaluate(Sample(real().images, None), context(), ["clip_score"])
+    with pytest.raises(UserError, match="did you mean 'frechet'"):
+        evaluate(real(), context(), ["freche"])
+    with pytest.raises(UserError, match="r_precision: 9 different captions|r_precision: 8 different|r_precision: 10"):
+        evaluate(Sample(real().images[:10], real().captions[:10]), context(), ["r_precision"])
 
 
 def test_shuffled_captions_are_all_anothers_and_scrambled_pixels_are_the_same_ones():
-    sample = Sample(real().pictures, [f"caption {i}" for i in range(120)])
+    sample = Sample(real().images, [f"caption {i}" for i in range(120)])
     assert sorted(shuffled(sample, 0).captions) == sorted(sample.captions)
     assert not any(a == b for a, b in zip(shuffled(sample, 0).captions, sample.captions, strict=True))
-    mixed = scrambled(sample, 0).pictures
-    assert not (mixed == sample.pictures).all()
-    for a, b in zip(mixed, sample.pictures, strict=True):
+    mixed = scrambled(sample, 0).images
+    assert not (mixed == sample.images).all()
+    for a, b in zip(mixed, sample.images, strict=True):
         assert (np.sort(a.reshape(-1, 3), axis=0) == np.sort(b.reshape(-1, 3), axis=0)).all()
 
 
@@ -180,8 +179,8 @@ def test_labels():
 
 
 def test_accuracy_knows_shapes_from_scrambled_ones():
-    good, _ = measure(real(), task(), ["accuracy"])
-    lost, _ = measure(shuffled(real(), 0), task(), ["accuracy"])
+    good, _ = evaluate(real(), context(), ["accuracy"])
+    lost, _ = evaluate(shuffled(real(), 0), context(), ["accuracy"])
     assert good["accuracy"].value > lost["accuracy"].value + 0.2
 
 
@@ -218,57 +217,57 @@ def test_seconds_of_training_are_summed_over_windows_and_not_over_restarts(tmp_p
     assert trained_seconds(tmp_path, 8) == pytest.approx(4 * 8 / 8 + 2 * 8 / 2)  # the start goes at the first rate
 
 
-# ---- judges
+# ---- rewards
 
 
-def test_the_oracle_picks_the_picture_that_fits():
-    pictures = np.stack([make_example("one", "train", i, 16, 1)[0] for i in range(6)])
+def test_the_oracle_picks_the_image_that_fits():
+    images = np.stack([make_example("one", "train", i, 16, 1)[0] for i in range(6)])
     texts = [make_example("one", "train", i, 16, 1)[1] for i in range(6)]
-    judge = get_judge("oracle", "one")
-    assert judge(pictures, texts).tolist() == [2.0] * 6
-    assert judge(pictures[[1]], ["a thing on a grey background"])[0] in (1.0 + 1, 0.0)
-    tripled = np.concatenate([np.stack([pictures[(i + 1) % 6], pictures[i], pictures[(i + 2) % 6]]) for i in range(6)])
-    chosen = best_of(tripled, texts, 3, judge)
-    assert (judge(tripled[chosen], texts) == 2.0).all()
+    reward = get_reward("oracle", "one")
+    assert reward(images, texts).tolist() == [2.0] * 6
+    assert reward(images[[1]], ["a thing on a grey background"])[0] in (1.0 + 1, 0.0)
+    tripled = np.concatenate([np.stack([images[(i + 1) % 6], images[i], images[(i + 2) % 6]]) for i in range(6)])
+    chosen = best_of(tripled, texts, 3, reward)
+    assert (reward(tripled[chosen], texts) == 2.0).all()
     assert chosen.tolist() == [int(i) for i in np.arange(6) * 3 + (chosen % 3)]
 
 
-def test_judges_are_named():
-    with pytest.raises(BadInput, match="did you mean 'oracle'"):
-        get_judge("oracel", "one")
-    with pytest.raises(BadInput, match="judge by clip"):
-        get_judge("oracle", None)
-    scores = get_judge("clip", None, CLIP)(real().pictures[:3], real().captions[:3])
+def test_rewards_are_named():
+    with pytest.raises(UserError, match="no such run"):
+        get_reward("oracel", "one")
+    with pytest.raises(UserError, match="zoo:clip"):
+        get_reward("oracle", None)
+    scores = get_reward(str(CLIP), None)(real().images[:3], real().captions[:3])
     assert scores.shape == (3,) and (scores >= 0).all()
 
 
-# ---- trust
+# ---- clip_eval
 
 
 def test_auc_and_ranks_against_the_definitions():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 5, 40), rng.integers(0, 5, 30)
     pairs = [(x > y) + 0.5 * (x == y) for x in a for y in b]
-    assert trust.auc(a, b) == pytest.approx(np.mean(pairs))
+    assert clip_eval.auc(a, b) == pytest.approx(np.mean(pairs))
     values = np.array([3.0, 1.0, 3.0, 2.0])
-    assert trust.ranks(values).tolist() == [3.5, 1.0, 3.5, 2.0]
+    assert clip_eval.ranks(values).tolist() == [3.5, 1.0, 3.5, 2.0]
 
 
 def test_recall_at_1_counts_equal_captions_as_right():
     eye = np.eye(3, dtype=np.float32)
-    assert trust.recall_at_1(eye, eye[[0, 2, 1]], ["a", "b", "b"])["picture_to_text_r1"] == 1.0
-    said = trust.recall_at_1(eye, eye[[0, 2, 1]], ["a", "b", "c"])
-    assert said == {"picture_to_text_r1": 1 / 3, "text_to_picture_r1": 1 / 3}
+    assert clip_eval.recall_at_1(eye, eye[[0, 2, 1]], ["a", "b", "b"])["image_to_text_r1"] == 1.0
+    said = clip_eval.recall_at_1(eye, eye[[0, 2, 1]], ["a", "b", "c"])
+    assert said == {"image_to_text_r1": 1 / 3, "text_to_image_r1": 1 / 3}
 
 
-def test_falsified_captions_are_false_of_their_scene():
-    from zoo.data.grammar import holds, parse
+def test_hard_negatives_are_false_of_their_scene():
+    from zoo.scenes.grammar import holds, parse
 
     made = 0
     for i in range(100):
         _, text, scene = make_example("full", "test_seen", i, 32, 1)
         item = {"text": text, "attributes": scene.to_json()}
-        wrong = trust.falsified(item, 1, np.random.default_rng(i))
+        wrong = clip_eval.hard_negative(item, 1, np.random.default_rng(i))
         if wrong is not None:
             assert False in holds(parse(wrong), scene).values()
             made += 1

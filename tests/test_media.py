@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from zoo import media
-from zoo.errors import BadInput
+from zoo.errors import UserError
 
 
-def clips(count, frames, height, width, channels=3):
+def videos(count, frames, height, width, channels=3):
     rng = np.random.default_rng(0)
     return rng.integers(0, 200, (count, frames, height, width, channels), dtype=np.uint8)
 
@@ -21,43 +21,43 @@ def find(big, small):
     return any(np.array_equal(big[y : y + height, x : x + width], small) for y, x in corners)
 
 
-def test_grid_holds_every_picture_scaled_by_whole_numbers():
-    pictures = clips(5, 2, 8, 12)
-    laid = media.grid(pictures, columns=3)
+def test_grid_holds_every_image_scaled_by_whole_numbers():
+    images = videos(5, 2, 8, 12)
+    laid = media.grid(images, columns=3)
     assert laid.dtype == np.uint8 and laid.shape[0] == 2 and laid.shape[3] == 3
     for frame in range(2):
-        for picture in pictures[:, frame]:
-            assert find(laid[frame], picture.repeat(8, axis=0).repeat(8, axis=1))
+        for image in images[:, frame]:
+            assert find(laid[frame], image.repeat(8, axis=0).repeat(8, axis=1))
     assert 3 * 96 <= laid.shape[2] < 3 * 96 + 60 and 2 * 64 <= laid.shape[1] < 2 * 64 + 60
 
 
 def test_grid_order_is_left_to_right_then_down():
-    pictures = np.broadcast_to(np.array([10, 60, 120], np.uint8)[:, None, None, None, None], (3, 1, 8, 8, 3))
-    laid = media.grid(pictures, columns=2, scale=1)[0, :, :, 0]
+    images = np.broadcast_to(np.array([10, 60, 120], np.uint8)[:, None, None, None, None], (3, 1, 8, 8, 3))
+    laid = media.grid(images, columns=2, scale=1)[0, :, :, 0]
     first, second, third = (tuple(np.argwhere(laid == value)[0]) for value in (10, 60, 120))
     assert first[0] == second[0] < third[0] and first[1] == third[1] < second[1]
 
 
 @pytest.mark.parametrize(("width", "wanted"), [(8, 96), (64, 128), (96, 96), (100, 100)])
-def test_small_pictures_are_made_visible(width, wanted):
-    assert wanted <= media.grid(clips(1, 1, 8, width)).shape[2] <= wanted + 20
+def test_small_images_are_made_visible(width, wanted):
+    assert wanted <= media.grid(videos(1, 1, 8, width)).shape[2] <= wanted + 20
 
 
-def test_grey_pictures():
-    laid = media.grid(clips(2, 1, 8, 8, channels=1), scale=1)
+def test_grey_images():
+    laid = media.grid(videos(2, 1, 8, 8, channels=1), scale=1)
     assert laid.shape[-1] == 3 and (laid[..., 0] == laid[..., 2]).all()
 
 
 def test_labels_are_wrapped_below():
-    pictures = clips(2, 3, 96, 96)
-    plain = media.grid(pictures, columns=2)
-    short = media.grid(pictures, columns=2, labels=["a", "b"])
-    long = media.grid(pictures, columns=2, labels=["a", "a caption of many words that do not fit on a line"])
-    endless = media.grid(pictures, columns=2, labels=["a", "x" * 60])
+    images = videos(2, 3, 96, 96)
+    plain = media.grid(images, columns=2)
+    short = media.grid(images, columns=2, labels=["a", "b"])
+    long = media.grid(images, columns=2, labels=["a", "a caption of many words that do not fit on a line"])
+    endless = media.grid(images, columns=2, labels=["a", "x" * 60])
     assert plain.shape[1] < short.shape[1] < long.shape[1]
     assert short.shape[1] < endless.shape[1] and plain.shape[2] == long.shape[2] == endless.shape[2]
     assert (long[0, 110:] == long[1, 110:]).all() and (long[0, 110:] < 100).any()
-    assert media.grid(pictures, labels=["", ""]).shape == short.shape
+    assert media.grid(images, labels=["", ""]).shape == short.shape
 
 
 def test_wrapping_loses_nothing():
@@ -73,7 +73,7 @@ METADATA = {"prompt": 'a "red" star; = # \\ ☃ é\nsecond line', "seed": "7"}
 @pytest.mark.parametrize("suffix", [".png", ".gif", ".mp4", ".PNG"])
 def test_metadata_round_trip(tmp_path, suffix):
     path = tmp_path / "new" / f"x{suffix}"
-    frames = clips(1, 1, 16, 16)[0]
+    frames = videos(1, 1, 16, 16)[0]
     media.save(path, frames, metadata=METADATA)
     assert media.read_metadata(path) == METADATA
     media.save(path, frames)
@@ -83,16 +83,16 @@ def test_metadata_round_trip(tmp_path, suffix):
 
 def test_a_long_text_survives(tmp_path):
     for suffix in (".png", ".gif", ".mp4"):
-        media.save(tmp_path / f"x{suffix}", clips(1, 1, 16, 16)[0], metadata={"config": "long ☃ " * 700})
+        media.save(tmp_path / f"x{suffix}", videos(1, 1, 16, 16)[0], metadata={"config": "long ☃ " * 700})
         assert media.read_metadata(tmp_path / f"x{suffix}") == {"config": "long ☃ " * 700}
 
 
 def test_png_is_exact(tmp_path):
-    frames = clips(1, 1, 9, 7)[0]
+    frames = videos(1, 1, 9, 7)[0]
     media.save(tmp_path / "x.png", frames)
     assert (np.asarray(Image.open(tmp_path / "x.png")) == frames[0]).all()
-    with pytest.raises(BadInput, match="one frame, not 2"):
-        media.save(tmp_path / "y.png", clips(1, 2, 8, 8)[0])
+    with pytest.raises(UserError, match="one frame, not 2"):
+        media.save(tmp_path / "y.png", videos(1, 2, 8, 8)[0])
 
 
 def test_gif_keeps_frames_and_speed(tmp_path):
@@ -118,25 +118,25 @@ def test_mp4_keeps_frames_and_speed(tmp_path, height, width):
 
 
 def test_bad_files(tmp_path):
-    frames = clips(1, 1, 8, 8)[0]
-    with pytest.raises(BadInput, match="'.gf': did you mean '.gif'"):
+    frames = videos(1, 1, 8, 8)[0]
+    with pytest.raises(UserError, match="'.gf': did you mean '.gif'"):
         media.save(tmp_path / "x.gf", frames)
-    with pytest.raises(BadInput, match="unknown kind of file 'x'"):
+    with pytest.raises(UserError, match="unknown kind of file 'x'"):
         media.save(tmp_path / "x", frames)
-    with pytest.raises(BadInput, match="fps 0"):
+    with pytest.raises(UserError, match="fps 0"):
         media.save(tmp_path / "x.gif", frames, fps=0)
-    with pytest.raises(BadInput, match="no file"):
+    with pytest.raises(UserError, match="no file"):
         media.read_metadata(tmp_path / "x.png")
     for suffix in (".png", ".gif", ".mp4"):
         (tmp_path / f"bad{suffix}").write_bytes(b"nothing")
-        with pytest.raises(BadInput, match="damaged"):
+        with pytest.raises(UserError, match="damaged"):
             media.read_metadata(tmp_path / f"bad{suffix}")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
-    media.save(tmp_path / "x.png", clips(1, 1, 8, 8)[0], metadata=METADATA)
-    with pytest.raises(BadInput):
-        media.save(tmp_path / "x.png", clips(1, 2, 8, 8)[0])
+    media.save(tmp_path / "x.png", videos(1, 1, 8, 8)[0], metadata=METADATA)
+    with pytest.raises(UserError):
+        media.save(tmp_path / "x.png", videos(1, 2, 8, 8)[0])
     with pytest.raises(TypeError):
         media.save(tmp_path / "x.png", np.zeros((1, 8, 8, 3)))
     assert media.read_metadata(tmp_path / "x.png") == METADATA
@@ -145,6 +145,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 def test_mp4_without_imageio(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio.v2", None)
-    with pytest.raises(BadInput, match=r"pip install zoo\[video\]"):
-        media.save(tmp_path / "x.mp4", clips(1, 2, 8, 8)[0])
+    with pytest.raises(UserError, match=r"pip install zoo\[video\]"):
+        media.save(tmp_path / "x.mp4", videos(1, 2, 8, 8)[0])
     assert os.listdir(tmp_path) == []

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from zoo.data import world as worlds
-from zoo.data.grammar import parse
-from zoo.data.negatives import GROUPS, swap_word
-from zoo.data.scenes import make_example
+from zoo.scenes import world as worlds
+from zoo.scenes.dataset import make_example
+from zoo.scenes.grammar import parse
+from zoo.scenes.negatives import GROUPS, swap_word
 
 
 def swaps(text, count=200):
@@ -32,7 +32,7 @@ def test_without_such_a_word_there_is_no_swap(text):
     assert swaps(text) == {None}
 
 
-@pytest.mark.parametrize("world, frames", [("one", 1), ("full", 1), ("clips", 8)])
+@pytest.mark.parametrize("world, frames", [("one", 1), ("full", 1), ("video", 8)])
 def test_swapped_captions_of_scenes_are_of_the_grammar_and_say_something_else(world, frames):
     changed = 0
     for i in range(200):

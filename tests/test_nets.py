@@ -1,20 +1,27 @@
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.data.text import END
-from zoo.errors import BadInput
+from zoo.conditions import END
+from zoo.errors import UserError
+from zoo.nets.conditioning import Conditioned, Text, TextTransformer, build_network
 from zoo.nets.layers import RMSNorm, SwiGLU, attend, patchify, rotary_table, rotate, sincos_table, unpatchify
-from zoo.nets.text_encoder import TextEncoder
 from zoo.nets.transformer import Block, Transformer
 
-TINY = dict(vocab_size=32, width=16, depth=2, heads=2, patch_size=4, text_width=16, text_depth=1)
-JOINT = Transformer(**TINY)
-CROSS = Transformer(**TINY, text="cross")
-LEARNED = Transformer(**TINY, positions="learned")
+TINY = dict(width=16, depth=2, heads=2, patch_size=4, conditioner=dict(width=16, depth=1, heads=2))
+
+
+def transformer(dtype=jnp.float32, **changes):
+    return build_network(Transformer, TINY | changes, "net", 32, dtype)
+
+
+JOINT = transformer()
+CROSS = transformer(text="cross")
+LEARNED = transformer(positions="learned")
 KINDS = pytest.mark.parametrize("net", [JOINT, CROSS], ids=["joint", "cross"])
 PLACES = pytest.mark.parametrize("net", [JOINT, LEARNED], ids=["rotary", "learned"])
 
@@ -28,8 +35,9 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 
 def shapes(net, frames=1, size=8):
-    """Of the parameters of a network that is started with such clips."""
-    return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, frames, size, size, 3)), T[:1], IDS[:1])
+    """Of the parameters of a network that is started with such videos."""
+    video = jnp.zeros((1, frames, size, size, 3))
+    return jax.eval_shape(functools.partial(net.init, cond={"tokens": IDS[:1]}), jax.random.key(0), video, T[:1])
 
 
 @functools.cache
@@ -41,7 +49,7 @@ def rough(net):
 
 @functools.cache
 def compiled(net):
-    return jit(net.apply)
+    return jit(lambda params, z, t, ids: net.apply(params, z, t, cond={"tokens": ids}))
 
 
 def run(net, z=Z, t=T, ids=IDS, params=None):
@@ -58,11 +66,11 @@ def change(params, path, value):
 
 
 def test_output_is_zero_at_the_start_and_layers_differ():
-    variables = jit(JOINT.init)(jax.random.key(0), Z, T, IDS)
+    variables = jit(functools.partial(JOINT.init, cond={"tokens": IDS}))(jax.random.key(0), Z, T)
     out = run(JOINT, params=variables)
     assert out.shape == Z.shape
     assert not out.any()
-    kernel = variables["params"]["layers"]["attention"]["query"]["kernel"]
+    kernel = variables["params"]["network"]["layers"]["attention"]["query"]["kernel"]
     assert len(kernel) == TINY["depth"]
     assert np.abs(kernel[0] - kernel[1]).max() > 0.01
 
@@ -81,7 +89,7 @@ def test_every_block_is_the_identity_at_the_start(text):
 
 
 @KINDS
-def test_output_depends_on_picture_time_and_caption(net):
+def test_output_depends_on_image_time_and_caption(net):
     out = run(net)
     ids = IDS.copy()
     ids[:, 0] = 20
@@ -91,7 +99,7 @@ def test_output_depends_on_picture_time_and_caption(net):
 
 @pytest.mark.parametrize("net", [JOINT, CROSS], ids=["joint", "cross"])
 def test_words_are_read_by_attention_and_not_only_through_their_mean(net):
-    params = change(rough(net), "params/caption/kernel", np.zeros_like)
+    params = change(rough(net), "params/network/caption/kernel", np.zeros_like)
     ids = IDS.copy()
     ids[:, 0] = 20
     assert np.abs(run(net, ids=ids, params=params) - run(net, params=params)).max() > 1e-3
@@ -118,7 +126,7 @@ def test_padding_is_not_read(net):
         rows[0] += 3.0
         return rows
 
-    params = change(rough(net), "params/text/embedding/embedding", scramble)
+    params = change(rough(net), "params/conditioner/embedding/embedding", scramble)
     np.testing.assert_allclose(run(net, params=params), run(net), atol=1e-4)
 
 
@@ -127,35 +135,37 @@ def test_more_padding_changes_nothing(net):
     def lengthen(table):
         return np.concatenate([table, np.full((2, 16), 7.0, np.float32)])
 
-    params = change(rough(net), "params/text/positions", lengthen)
+    params = change(rough(net), "params/conditioner/positions", lengthen)
     padded = np.pad(IDS, ((0, 0), (0, 2)))
     np.testing.assert_allclose(run(net, ids=padded, params=params), run(net), atol=1e-4)
 
 
 def test_text_is_read_in_both_directions_and_pooled_without_padding():
-    encoder = TextEncoder(vocab_size=32, width=16, depth=1, heads=2)
-    params = jit(encoder.init)(jax.random.key(0), IDS)
-    encode = jit(lambda ids: encoder.apply(params, ids))
+    encoder = TextTransformer(vocab_size=32, width=16, depth=1, heads=2)
+    params = jit(encoder.init)(jax.random.key(0), {"tokens": IDS})
+    encode = jit(lambda ids: encoder.apply(params, {"tokens": ids}))
     read = lambda ids: jax.tree.map(np.asarray, encode(ids))
     before, other = read(IDS), IDS.copy()
     other[:, 0], last = 20, np.array([3, 1, 5])
     after = read(other)
     np.testing.assert_array_equal(before.lengths, last + 1)
-    assert np.abs(after.tokens[range(3), last] - before.tokens[range(3), last]).max() > 1e-3  # END sees the first word
+    assert (
+        np.abs(after.embeddings[range(3), last] - before.embeddings[range(3), last]).max() > 1e-3
+    )  # END sees the first word
     other = IDS.copy()
     other[0, 2] = 20
-    assert np.abs(read(other).tokens[0, 0] - before.tokens[0, 0]).max() > 1e-3  # the first sees the third
+    assert np.abs(read(other).embeddings[0, 0] - before.embeddings[0, 0]).max() > 1e-3  # the first sees the third
     for row, length in enumerate(last + 1):
-        mean = np.mean(before.tokens[row, :length], axis=0)
+        mean = np.mean(before.embeddings[row, :length], axis=0)
         np.testing.assert_allclose(before.pooled[row], mean, atol=1e-5)
 
 
 @KINDS
-def test_frames_of_a_clip_do_not_see_each_other(net):
-    clip = np.concatenate([Z, Z[::-1]], axis=1)  # (3, 2, 8, 8, 3)
-    out = run(net, z=clip)
+def test_frames_of_a_video_do_not_see_each_other(net):
+    video = np.concatenate([Z, Z[::-1]], axis=1)  # (3, 2, 8, 8, 3)
+    out = run(net, z=video)
     for frame in (0, 1):
-        np.testing.assert_allclose(out[:, [frame]], run(net, z=clip[:, [frame]]), atol=1e-4)
+        np.testing.assert_allclose(out[:, [frame]], run(net, z=video[:, [frame]]), atol=1e-4)
 
 
 @PLACES
@@ -181,22 +191,26 @@ def test_no_parameter_is_idle(net):
 
 
 def test_remat_changes_neither_output_nor_gradient():
-    plain = Transformer(**TINY | dict(text_depth=0))
+    plain = transformer(conditioner=dict(width=16, depth=0, heads=2))
     params = rough(plain)["params"]
 
     def value_and_grad(net):
         def loss(layers):
-            return jnp.square(net.apply({"params": params | {"layers": layers}}, Z, T, IDS)).mean()
+            network = params["network"] | {"layers": layers}
+            return jnp.square(net.apply({"params": params | {"network": network}}, Z, T, cond={"tokens": IDS})).mean()
 
-        return jit(jax.value_and_grad(loss))(params["layers"])
+        return jit(jax.value_and_grad(loss))(params["network"]["layers"])
 
-    (loss, gradient), (again, gradient_again) = value_and_grad(plain), value_and_grad(plain.clone(remat=True))
+    (loss, gradient), (again, gradient_again) = (
+        value_and_grad(plain),
+        value_and_grad(transformer(conditioner=dict(width=16, depth=0, heads=2), remat=True)),
+    )
     np.testing.assert_allclose(again, loss, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-3), gradient_again, gradient)
 
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
-    half = JOINT.clone(dtype=jnp.bfloat16)
+    half = transformer(jnp.bfloat16)
     assert {a.dtype for a in jax.tree.leaves(shapes(half))} == {np.dtype(np.float32)}
     out, exact = run(half, params=rough(JOINT)), run(JOINT)
     assert out.dtype == np.float32
@@ -204,7 +218,7 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
     assert 1e-4 < difference < 0.05  # it does compute in 16 bits, and well
 
 
-def test_parameters_do_not_depend_on_the_picture_with_rotary_positions():
+def test_parameters_do_not_depend_on_the_image_with_rotary_positions():
     assert shapes(JOINT) == shapes(JOINT, frames=2, size=16)
     assert shapes(LEARNED) != shapes(LEARNED, size=16)
 
@@ -234,7 +248,7 @@ def test_rotary_product_depends_on_the_offset_alone():
     np.testing.assert_allclose(table[1:, 1:, 1:, 1:], table[:-1, :-1, :-1, :-1], atol=1e-5)
     assert np.isclose(table[2, 3, 2, 3], q @ k, atol=1e-5)
     offsets = table[2, 2].ravel()
-    assert np.abs(offsets[:, None] - offsets)[~np.eye(30, dtype=bool)].min() > 1e-5  # every offset is told apart
+    assert np.abs(offsets[:, None] - offsets)[~np.eye(30, dtype=bool)].min() > 1e-5  # every offset differs
 
 
 def test_rotation_keeps_lengths():
@@ -251,7 +265,7 @@ def test_fixed_positions_differ_everywhere():
     assert distance[~np.eye(32, dtype=bool)].min() > 0.1
 
 
-def test_patches_are_the_squares_of_the_picture_and_go_back():
+def test_patches_are_the_squares_of_the_image_and_go_back():
     z = np.arange(2 * 3 * 4 * 8 * 3).reshape(2, 3, 4, 8, 3)
     patches = patchify(z, 2)
     assert patches.shape == (2, 3, 2, 4, 12)
@@ -275,14 +289,29 @@ def test_gated_feed_forward_has_the_parameters_of_a_plain_one():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(patch_size=3), "patch_size 3 does not divide pictures of 8 x 8"),
+        (dict(patch_size=3), "patch_size 3 does not divide images of 8 x 8"),
         (dict(text="joined"), "did you mean 'joint'"),
         (dict(positions="rotarry"), "did you mean 'rotary'"),
         (dict(attention="cuddn"), "did you mean 'cudnn'"),
         (dict(heads=3), "not divisible by"),
-        (dict(heads=8, text_depth=0), "divisible by 4, got 2"),
+        (dict(heads=8), "divisible by 4, got 2"),
     ],
 )
 def test_bad_options_are_refused_with_what_is_wrong(changes, message):
-    with pytest.raises(BadInput, match=message):
-        shapes(Transformer(**TINY | changes))
+    with pytest.raises(UserError, match=message):
+        shapes(transformer(**changes))
+
+
+def test_networks_take_encoded_text_from_any_conditioner():
+    """One that is no transformer: the network's result depends on its output alone."""
+
+    class Fixed(nn.Module):
+        @nn.compact
+        def __call__(self, cond):
+            return Text(cond["text"], jnp.full(3, 2, jnp.int32), cond["text"].mean(axis=1))
+
+    net = Conditioned(JOINT.network, Fixed())
+    text = np.random.default_rng(2).normal(size=(3, 2, 16)).astype(np.float32)
+    params = {"params": {"network": rough(JOINT)["params"]["network"]}}
+    out = net.apply(params, Z, T, cond={"text": text})
+    assert out.shape == Z.shape and np.abs(out - net.apply(params, Z, T, cond={"text": text + 1})).max() > 1e-3

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from zoo.errors import BadInput
+from zoo.errors import UserError
 from zoo.training.optim import Optimizer, build_all
 from zoo.trees import matches
 
@@ -63,7 +63,7 @@ def test_the_schedule_is_what_moves_the_parameters():
 
 
 def test_unknown_decay_names_the_nearest():
-    with pytest.raises(BadInput, match="did you mean 'cosine'"):
+    with pytest.raises(UserError, match="did you mean 'cosine'"):
         Optimizer(decay="cosin").schedule(10)
 
 
@@ -119,8 +119,8 @@ def test_frozen_gradients_do_not_count_for_the_clip():
 
 
 @pytest.mark.parametrize("changes", [{"freeze": "kernels"}, {"weight_decay": 0.1, "weight_decay_on": "^bias"}])
-def test_a_pattern_that_matches_nothing_is_told_with_examples_of_paths(changes):
-    with pytest.raises(BadInput, match="matches no parameter.*first/bias"):
+def test_a_pattern_that_matches_nothing_is_an_error_with_examples_of_paths(changes):
+    with pytest.raises(UserError, match="matches no parameter.*first/bias"):
         train(steady(**changes), ONES)
 
 
@@ -152,10 +152,10 @@ def test_a_player_without_a_section_gets_the_defaults():
 
 
 def test_a_section_for_an_unknown_player_names_the_nearest():
-    with pytest.raises(BadInput, match="unknown player 'modle': did you mean 'model'"):
+    with pytest.raises(UserError, match="unknown player 'modle': did you mean 'model'"):
         build_all({"modle": {}}, ("model",))
 
 
 def test_an_unknown_key_of_a_player_names_its_section():
-    with pytest.raises(BadInput, match="players.model 'learning_rates': did you mean 'learning_rate'"):
+    with pytest.raises(UserError, match="players.model 'learning_rates': did you mean 'learning_rate'"):
         build_all({"model": {"learning_rates": 1.0}}, ("model",))

@@ -5,14 +5,14 @@ import pytest
 
 from zoo.diffusion.paths import (
     PATHS,
-    Estimate,
+    Prediction,
     draw_times,
     get_path,
     shift_time,
     squared_error,
 )
 from zoo.diffusion.samplers import time_grid
-from zoo.errors import BadInput
+from zoo.errors import UserError
 
 BOTH = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
 SHAPE = (64, 2, 3)
@@ -31,10 +31,10 @@ def random_pair(seed=0):
 
 
 @BOTH
-def test_path_runs_from_the_picture_to_the_noise(path, x64):
+def test_path_runs_from_the_image_to_the_noise(path, x64):
     x, eps, _ = random_pair()
-    np.testing.assert_allclose(path.mix(x, eps, np.zeros(64)), x, atol=1e-15)
-    np.testing.assert_allclose(path.mix(x, eps, np.ones(64)), eps, atol=1e-15)
+    np.testing.assert_allclose(path.interpolate(x, eps, np.zeros(64)), x, atol=1e-15)
+    np.testing.assert_allclose(path.interpolate(x, eps, np.ones(64)), eps, atol=1e-15)
 
 
 @BOTH
@@ -56,32 +56,32 @@ def test_cosine_path_preserves_variance_and_linear_is_straight(x64):
 def test_velocity_is_the_derivative_of_z(path, x64):
     x, eps, t = random_pair()
     h = 1e-5
-    slope = (path.mix(x, eps, t + h) - path.mix(x, eps, t - h)) / (2 * h)
+    slope = (path.interpolate(x, eps, t + h) - path.interpolate(x, eps, t - h)) / (2 * h)
     np.testing.assert_allclose(path.velocity(x, eps, t), slope, atol=1e-8)
 
 
-def test_linear_velocity_is_noise_minus_picture(x64):
+def test_linear_velocity_is_noise_minus_image(x64):
     x, eps, t = random_pair()
     np.testing.assert_allclose(PATHS["linear"].velocity(x, eps, t), eps - x, rtol=1e-14)
 
 
 @BOTH
-@pytest.mark.parametrize("prediction", Estimate._fields)
+@pytest.mark.parametrize("prediction", Prediction._fields)
 def test_each_prediction_gives_back_all_three(path, prediction, x64):
     x, eps, t = random_pair()
-    truth = Estimate(x, eps, path.velocity(x, eps, t))
-    found = path.convert(prediction, getattr(truth, prediction), path.mix(x, eps, t), t)
-    for name in Estimate._fields:
+    truth = Prediction(x, eps, path.velocity(x, eps, t))
+    found = path.convert(prediction, getattr(truth, prediction), path.interpolate(x, eps, t), t)
+    for name in Prediction._fields:
         np.testing.assert_allclose(getattr(found, name), getattr(truth, name), atol=1e-11, err_msg=name)
 
 
 @BOTH
-@pytest.mark.parametrize("prediction", Estimate._fields)
+@pytest.mark.parametrize("prediction", Prediction._fields)
 def test_any_output_of_a_network_gives_a_consistent_estimate(path, prediction, x64):
     value, z, t = random_pair(1)
     found = path.convert(prediction, value, z, t)
     np.testing.assert_allclose(getattr(found, prediction), value)
-    np.testing.assert_allclose(path.mix(found.x, found.eps, t), z, atol=1e-11)
+    np.testing.assert_allclose(path.interpolate(found.x, found.eps, t), z, atol=1e-11)
     np.testing.assert_allclose(path.velocity(found.x, found.eps, t), found.v, atol=1e-11)
 
 
@@ -89,7 +89,7 @@ def test_any_output_of_a_network_gives_a_consistent_estimate(path, prediction, x
 def test_velocity_converts_at_both_ends(path, x64):
     x, eps, _ = random_pair()
     for t in (np.zeros(64), np.ones(64)):
-        found = path.convert("v", path.velocity(x, eps, t), path.mix(x, eps, t), t)
+        found = path.convert("v", path.velocity(x, eps, t), path.interpolate(x, eps, t), t)
         np.testing.assert_allclose(found.x, x, atol=1e-13)
         np.testing.assert_allclose(found.eps, eps, atol=1e-13)
 
@@ -97,7 +97,7 @@ def test_velocity_converts_at_both_ends(path, x64):
 def test_float32_keeps_what_each_conversion_promises():
     x, eps, t = (jnp.float32(a) for a in random_pair())
     for path in PATHS.values():
-        z, v = path.mix(x, eps, t), path.velocity(x, eps, t)
+        z, v = path.interpolate(x, eps, t), path.velocity(x, eps, t)
         found = path.convert("v", v, z, t)
         assert found.x.dtype == jnp.float32
         np.testing.assert_allclose(found.x, x, atol=1e-5)
@@ -165,10 +165,10 @@ def test_shift_moves_the_drawn_times_towards_noise(distribution):
 
 
 def errors(path):
-    """The error of the same wrong picture in every space, (64,), and the times."""
+    """The error of the same wrong image in every space, (64,), and the times."""
     x, eps, t = random_pair()
-    wrong, z = x + random_pair(2)[0], path.mix(x, eps, t)
-    target = Estimate(x, eps, path.velocity(x, eps, t))
+    wrong, z = x + random_pair(2)[0], path.interpolate(x, eps, t)
+    target = Prediction(x, eps, path.velocity(x, eps, t))
     estimate = path.convert("x", wrong, z, t)
     found = {space: squared_error(space, path, estimate, target, t) for space in ("x", "eps", "v", "min_snr")}
     return found, np.square(wrong - x).mean(axis=(1, 2)), t
@@ -209,8 +209,8 @@ def test_min_snr_weighs_the_error_of_x_by_at_most_five(path, x64):
 
 def test_min_snr_is_finite_where_there_is_no_noise():
     one = jnp.ones((1, 2))
-    zero = Estimate(one * 0, one * 0, one * 0)
-    assert squared_error("min_snr", PATHS["linear"], Estimate(one, one, one), zero, jnp.zeros(1)) == 5
+    zero = Prediction(one * 0, one * 0, one * 0)
+    assert squared_error("min_snr", PATHS["linear"], Prediction(one, one, one), zero, jnp.zeros(1)) == 5
 
 
 @pytest.mark.parametrize(
@@ -222,6 +222,6 @@ def test_min_snr_is_finite_where_there_is_no_noise():
         (lambda: squared_error("min_srn", PATHS["linear"], None, None, None), "min_snr"),
     ],
 )
-def test_unknown_name_is_told_with_the_nearest_known(call, nearest):
-    with pytest.raises(BadInput, match=f"did you mean '{nearest}'"):
+def test_unknown_name_is_an_error_with_the_nearest_known(call, nearest):
+    with pytest.raises(UserError, match=f"did you mean '{nearest}'"):
         call()

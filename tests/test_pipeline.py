@@ -3,17 +3,18 @@ import itertools
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from zoo.data import pipeline
 from zoo.data.text import Tokenizer
-from zoo.errors import BadInput
+from zoo.errors import UserError
 
 
 class Numbers:
-    """Item i is a 4 x 4 picture that says i, brighter on its right."""
+    """Item i is a 4 x 4 image that says i, brighter on its right."""
 
     def __init__(self, count, size=4):
         values = np.arange(count, dtype=np.uint8)
@@ -24,7 +25,7 @@ class Numbers:
         return len(self.pixels)
 
     def __getitem__(self, i):
-        return {"pixels": self.pixels[i], "text": f"number {i}"}
+        return {"inputs": self.pixels[i], "text": f"number {i}"}
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +41,25 @@ def take(count, *args, **options):
 
 
 def values(batches):
-    return [batch["pixels"][:, 0, 0, 0, 0].tolist() for batch in batches]
+    return [batch["inputs"][:, 0, 0, 0, 0].tolist() for batch in batches]
 
 
 def same(a, b):
-    return len(a) == len(b) and all((x[key] == y[key]).all() for x, y in zip(a, b, strict=True) for key in x)
+    return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+def joined(parts):
+    """The batches of which each of several streams has a part."""
+    return [jax.tree.map(lambda *leaves: np.concatenate(leaves), *step) for step in zip(*parts, strict=True)]
 
 
 def test_a_batch(tokenizer):
     [batch] = take(1, Numbers(50), tokenizer, 8)
-    assert batch.keys() == {"pixels", "tokens"}
-    assert batch["pixels"].shape == (8, 1, 4, 4, 3) and batch["pixels"].dtype == np.uint8
-    assert batch["tokens"].shape == (8, 8) and batch["tokens"].dtype == np.int32
-    assert tokenizer.decode(batch["tokens"]) == [f"number {i}" for i in values([batch])[0]]
+    assert batch.keys() == {"inputs", "cond"}
+    assert batch["inputs"].shape == (8, 1, 4, 4, 3) and batch["inputs"].dtype == np.uint8
+    tokens = batch["cond"]["tokens"]
+    assert tokens.shape == (8, 8) and tokens.dtype == np.int32
+    assert tokenizer.decode(tokens) == [f"number {i}" for i in values([batch])[0]]
 
 
 def test_every_epoch_has_every_item_in_another_order(tokenizer):
@@ -80,29 +87,27 @@ def test_parts_of_the_processes_make_the_batch_of_one(tokenizer):
     for count in (2, 3):
         options = [{"flip": True, "start": 2, "shard": (i, count)} for i in range(count)]
         parts = [take(6, Numbers(15), tokenizer, 12, **chosen) for chosen in options]
-        steps = zip(*parts, strict=True)
-        joined = [{key: np.concatenate([part[key] for part in step]) for key in step[0]} for step in steps]
-        assert same(joined, whole)
+        assert same(joined(parts), whole)
 
 
 def test_the_stream_of_items_does_not_depend_on_the_batch(tokenizer):
     small, large = (take(24 // size, Numbers(10), tokenizer, size, flip=True) for size in (4, 12))
     assert sum(values(small), []) == sum(values(large), [])
-    joined = [np.concatenate([batch["pixels"] for batch in batches]) for batches in (small, large)]
-    assert (joined[0] == joined[1]).all()
+    one, other = (np.concatenate([batch["inputs"] for batch in batches]) for batches in (small, large))
+    assert (one == other).all()
 
 
 def test_flip_mirrors_half_of_the_items(tokenizer):
     source = Numbers(100)
     before = source.pixels.copy()
     [batch] = take(1, source, tokenizer, 1000, flip=True)
-    mirrored = batch["pixels"][:, 0, 0, 0, 2] == 255
+    mirrored = batch["inputs"][:, 0, 0, 0, 2] == 255
     assert 430 < mirrored.sum() < 570
-    upright = np.where(mirrored[:, None, None, None, None], batch["pixels"][..., ::-1, :], batch["pixels"])
+    upright = np.where(mirrored[:, None, None, None, None], batch["inputs"][..., ::-1, :], batch["inputs"])
     assert (upright == before[upright[:, 0, 0, 0, 0]]).all()
     assert (source.pixels == before).all()
     [plain] = take(1, source, tokenizer, 1000)
-    assert (plain["pixels"][:, 0, 0, -1, 2] == 255).all()
+    assert (plain["inputs"][:, 0, 0, -1, 2] == 255).all()
     places = [np.flatnonzero(mirrored).tolist(), *(flips(seed, tokenizer) for seed in (2, 3))]
     assert len(set(map(tuple, places))) == 3
 
@@ -111,13 +116,13 @@ def test_negatives_are_the_captions_with_a_word_swapped(tokenizer):
     source = Numbers(10)
     source.__class__ = type("Coloured", (Numbers,), {"__getitem__": coloured})
     [batch] = take(1, source, tokenizer, 10, negatives=True)
-    right, wrong = (tokenizer.decode(batch[name]) for name in ("tokens", "negatives"))
+    right, wrong = (tokenizer.decode(batch[name]["tokens"]) for name in ("cond", "negatives"))
     assert all(w == "" if "7" in r else w.startswith("a ") and w != r for r, w in zip(right, wrong, strict=True))
     assert sum("7" in r for r in right) == 1
 
 
 def coloured(self, i):
-    return {"pixels": self.pixels[i], "text": "7" if i == 7 else "a red"}
+    return {"inputs": self.pixels[i], "text": "7" if i == 7 else "a red"}
 
 
 def test_negatives_do_not_depend_on_where_a_stream_starts_or_how_it_is_shared(tokenizer):
@@ -126,8 +131,7 @@ def test_negatives_do_not_depend_on_where_a_stream_starts_or_how_it_is_shared(to
     whole = take(6, source, tokenizer, 4, negatives=True)
     assert same(take(3, source, tokenizer, 4, negatives=True, start=3), whole[3:])
     parts = [take(6, source, tokenizer, 4, negatives=True, shard=(i, 2)) for i in range(2)]
-    joined = [{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*parts, strict=True)]
-    assert same(joined, whole)
+    assert same(joined(parts), whole)
     assert not same(take(6, source, tokenizer, 4, negatives=True, seed=2), whole)
 
 
@@ -137,36 +141,36 @@ def test_sources_are_joined(tmp_path):
         for shade in shades:
             Image.new("RGB", (4, 4), (shade,) * 3).save(tmp_path / folder / f"{shade}.png")
             (tmp_path / folder / f"{shade}.txt").write_text(f"shade {shade}")
-    joined = pipeline.open_source(f"folder:{tmp_path}/dark + folder:{tmp_path}/light", "train", 4, 1)
-    assert [joined[i]["pixels"][0, 0, 0, 0] for i in range(len(joined))] == [1, 2, 3, 201, 202]
-    assert joined.texts() == pipeline.captions(joined) == [f"shade {i}" for i in (1, 2, 3, 201, 202)]
+    both = pipeline.open_source(f"folder:{tmp_path}/dark + folder:{tmp_path}/light", "train", 4, 1)
+    assert [both[i]["inputs"][0, 0, 0, 0] for i in range(len(both))] == [1, 2, 3, 201, 202]
+    assert both.texts() == pipeline.captions(both) == [f"shade {i}" for i in (1, 2, 3, 201, 202)]
     with pytest.raises(IndexError):
-        joined[5]
+        both[5]
 
 
 def flips(seed, tokenizer):
     [batch] = take(1, Numbers(100), tokenizer, 1000, flip=True, seed=seed)
-    return np.flatnonzero(batch["pixels"][:, 0, 0, 0, 2] == 255).tolist()
+    return np.flatnonzero(batch["inputs"][:, 0, 0, 0, 2] == 255).tolist()
 
 
 def test_mirroring_differs_between_epochs(tokenizer):
     batches = take(40, Numbers(1), tokenizer, 1, flip=True)
-    assert 5 < sum(batch["pixels"][0, 0, 0, 0, 2] == 255 for batch in batches) < 35
+    assert 5 < sum(batch["inputs"][0, 0, 0, 0, 2] == 255 for batch in batches) < 35
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_source_smaller_than_a_batch(tokenizer, count):
     batches = take(3, Numbers(count), tokenizer, 8)
-    assert all(batch["pixels"].shape[0] == 8 for batch in batches)
+    assert all(batch["inputs"].shape[0] == 8 for batch in batches)
     assert sorted(sum(values(batches), []))[:: 24 // count] == list(range(count))
 
 
 def test_bad_sizes(tokenizer):
-    with pytest.raises(BadInput, match="batch_size 9 is not a multiple of the 2"):
+    with pytest.raises(UserError, match="batch_size 9 is not a multiple of the 2"):
         pipeline.stream(Numbers(3), tokenizer, 9, seed=0, shard=(0, 2))
-    with pytest.raises(BadInput, match="batch_size 0"):
+    with pytest.raises(UserError, match="batch_size 0"):
         pipeline.stream(Numbers(3), tokenizer, 0, seed=0)
-    with pytest.raises(BadInput, match="empty"):
+    with pytest.raises(UserError, match="empty"):
         pipeline.stream(Numbers(0), tokenizer, 8, seed=0)
 
 
@@ -209,9 +213,9 @@ def test_batches_are_prepared_ahead(tokenizer):
 def test_an_error_of_the_source_reaches_the_consumer(tokenizer):
     class Broken(Numbers):
         def __getitem__(self, i):
-            raise BadInput("the disk is gone")
+            raise UserError("the disk is gone")
 
-    with pytest.raises(BadInput, match="the disk is gone"):
+    with pytest.raises(UserError, match="the disk is gone"):
         take(1, Broken(50), tokenizer, 8)
 
 
@@ -225,13 +229,13 @@ def test_captions():
             return [f"listed {i}" for i in range(len(self))]
 
         def __getitem__(self, i):
-            raise AssertionError("a picture was decoded")
+            raise AssertionError("an image was decoded")
 
     assert pipeline.captions(Listed(10), limit=2) == ["listed 0", "listed 9"]
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     root = tmp_path / "red ball"
     root.mkdir()
     for i in range(30):
@@ -240,10 +244,10 @@ def pictures(tmp_path):
 
 
 @pytest.mark.parametrize("separator", [":", "/"])
-def test_a_spec_names_scheme_place_and_options(pictures, separator):
-    source = pipeline.open_source(f"folder{separator}{pictures}", "train", 8, 1)
+def test_a_spec_names_scheme_place_and_options(images, separator):
+    source = pipeline.open_source(f"folder{separator}{images}", "train", 8, 1)
     assert len(source) == 30 and source[0]["text"] == "red ball"
-    spec = f"folder{separator}{pictures}?holdout=0.4&template=a photo of a {{}}"
+    spec = f"folder{separator}{images}?holdout=0.4&template=a photo of a {{}}"
     parts = [pipeline.open_source(spec, split, 8, 1) for split in ("train", "test")]
     assert sum(map(len, parts)) == 30 and len(parts[1]) > 0
     assert parts[0][0]["text"] == "a photo of a red ball"
@@ -254,7 +258,7 @@ def test_options_are_read_by_their_type():
         pass
 
     assert pipeline._options(opener, "count=3&rate=3&word=3") == {"count": 3, "rate": 3.0, "word": "3"}
-    with pytest.raises(BadInput, match="count=3.5: '3.5' is not int"):
+    with pytest.raises(UserError, match="count=3.5: '3.5' is not int"):
         pipeline._options(opener, "count=3.5")
 
 
@@ -272,5 +276,5 @@ def test_options_are_read_by_their_type():
     ],
 )
 def test_bad_specs(spec, message):
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         pipeline.open_source(spec, "train", 8, 1)

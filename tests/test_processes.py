@@ -49,7 +49,7 @@ def test_checkpoints_and_grids_are_written_once(together):
 
 
 def test_what_two_processes_left_is_what_one_can_go_on_from(together, saved_state):
-    assert {"config", "params", "ema", "optimizer"} <= {
+    assert {"metadata", "params", "ema", "optimizer"} <= {
         path.name for path in (together / "checkpoints" / "4").iterdir()
     }
     assert (together / "config.json").read_text()

@@ -3,14 +3,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.errors import BadInput
-from zoo.scoring.resize import differentiable_crop, resize, shortest_side_and_crop, weights
+from zoo.errors import UserError
+from zoo.resize import differentiable_crop, resize, shortest_side_and_crop, weights
 
 PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 def noise(height, width, channels=3):
-    """The worst for roundings: two pictures, the second of 0 and 255 alone, on which bicubic overshoots."""
+    """The worst for roundings: two images, the second of 0 and 255 alone, on which bicubic overshoots."""
     pixels = np.random.default_rng(height * width).integers(0, 256, (2, height, width, channels), dtype=np.uint8)
     pixels[1] = np.where(pixels[1] < 128, 0, 255)
     return pixels
@@ -55,7 +55,7 @@ def test_channels_are_apart_and_no_compilation_is_needed():
 
 
 @pytest.mark.parametrize(("old", "new"), [((90, 120), (31, 40)), ((300, 90), (75, 80)), ((20, 31), (50, 64))])
-def test_pictures_equal_one_call_of_pillow_to_one_step(old, new):
+def test_images_equal_one_call_of_pillow_to_one_step(old, new):
     """Where Pillow 13 goes along columns first, as in the second case, the roundings between differ."""
     y, x = np.mgrid[: old[0], : old[1]] / 12
     waves = np.sin(np.stack([x + 0.3 * y, 0.5 * y * x / 4, x - y], axis=-1))
@@ -89,13 +89,13 @@ def test_weights_are_means_that_mirror(old, new, method):
 
 def test_bad_input():
     pixels = noise(8, 8)
-    with pytest.raises(BadInput, match="'bicubik'.*did you mean 'bicubic'"):
+    with pytest.raises(UserError, match="'bicubik'.*did you mean 'bicubic'"):
         resize(pixels, 4, 4, "bicubik")
-    with pytest.raises(BadInput, match="8 pixels to 0"):
+    with pytest.raises(UserError, match="8 pixels to 0"):
         resize(pixels, 4, 0)
-    with pytest.raises(BadInput, match="8 pixels to 0"):
+    with pytest.raises(UserError, match="8 pixels to 0"):
         shortest_side_and_crop(pixels, 0)
-    with pytest.raises(BadInput, match="uint8.*float32"):
+    with pytest.raises(UserError, match="uint8.*float32"):
         resize(pixels.astype(np.float32), 4, 4)
 
 

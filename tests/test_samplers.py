@@ -7,7 +7,7 @@ import pytest
 
 from zoo.diffusion.paths import PATHS, shift_time
 from zoo.diffusion.samplers import SAMPLERS, integrate, time_grid
-from zoo.errors import BadInput
+from zoo.errors import UserError
 
 BOTH = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
 MEAN, STD = 0.7, 0.4  # of the data: a Gaussian, so that everything is known in closed form
@@ -200,7 +200,7 @@ def test_few_steps_from_pure_noise_are_finite(sampler, steps, path):
 
 @BOTH
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
-def test_exponential_samplers_end_at_the_predicted_picture(sampler, path):
+def test_exponential_samplers_end_at_the_predicted_image(sampler, path):
     z = jnp.linspace(-2, 2, 5)
     found = integrate(sampler, functools.partial(one_point, path), path, z, time_grid(3))
     np.testing.assert_allclose(found, MEAN, atol=1e-6)
@@ -212,33 +212,33 @@ def test_time_grid_runs_down_evenly_and_then_is_shifted(x64):
     np.testing.assert_allclose(time_grid(4, shift=3.0), shift_time(np.array([1, 0.75, 0.5, 0.25, 0]), 3.0))
     np.testing.assert_allclose(time_grid(2, shift=3.0), [1, 0.75, 0])
     assert time_grid(7, shift=1.7)[-1] == 0
-    shifted = time_grid(4, shift=3.0, start=0.99, end=0.1)  # never beyond where it was told to begin
+    shifted = time_grid(4, shift=3.0, start=0.99, end=0.1)  # never beyond the start
     np.testing.assert_allclose(shifted[jnp.array([0, -1])], [0.99, 0.1])
     assert (shifted[1:-1] > time_grid(4, start=0.99, end=0.1)[1:-1]).all()
 
 
-def test_unknown_sampler_is_told_with_the_nearest_known():
-    with pytest.raises(BadInput, match="did you mean 'dpmpp_2m'"):
+def test_unknown_sampler_is_an_error_with_the_nearest_known():
+    with pytest.raises(UserError, match="did you mean 'dpmpp_2m'"):
         integrate("dpmpp_2", None, PATHS["linear"], jnp.ones(1), time_grid(1))
 
 
 @pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"ddim"}))
 def test_eta_is_refused_by_deterministic_samplers(sampler):
-    with pytest.raises(BadInput, match="only the ddim sampler"):
+    with pytest.raises(UserError, match="only ddim does"):
         integrate(sampler, None, PATHS["linear"], jnp.ones(1), time_grid(1), eta=0.5)
 
 
 @pytest.mark.parametrize("steps", [0, -3])
 def test_no_steps_are_refused(steps):
-    with pytest.raises(BadInput, match=f"at least 1 step, got steps={steps}"):
+    with pytest.raises(UserError, match=f"at least 1 step, got steps={steps}"):
         time_grid(steps)
 
 
 @BOTH
-def test_the_way_is_kept(path):
+def test_the_trajectory_is_returned(path):
     z, times = jnp.array([0.3, -1.2]), time_grid(4)
     run = functools.partial(integrate, "ddim", functools.partial(curved, path), path, eta=0.5, draw_noise=noise_like(z))
-    way = run(z, times, keep=True)
-    assert way.shape == (5, 2) and (way[0] == z).all()
-    np.testing.assert_allclose(way[-1], run(z, times), rtol=1e-6)
-    np.testing.assert_allclose(way[2], run(z, times[:3]), rtol=1e-6)
+    states = run(z, times, return_trajectory=True)
+    assert states.shape == (5, 2) and (states[0] == z).all()
+    np.testing.assert_allclose(states[-1], run(z, times), rtol=1e-6)
+    np.testing.assert_allclose(states[2], run(z, times[:3]), rtol=1e-6)

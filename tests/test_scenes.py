@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from zoo import errors
-from zoo.data import grammar, scenes, world
-from zoo.data.world import SPLITS, WORLDS, Scene, Thing
+from zoo.scenes import dataset, grammar, world
+from zoo.scenes.world import SPLITS, WORLDS, Scene, Thing
 
 
 def draw(name: str, count: int, split: str = "train", seed: int = 0) -> list[Scene]:
@@ -34,7 +34,7 @@ def test_held_out_never_in_train_always_in_test_unseen(name):
 
 
 def test_train_still_shows_every_value_and_every_kind_of_motion():
-    things = [thing for scene in draw("clips", 1500) for thing in scene.things]
+    things = [thing for scene in draw("video", 1500) for thing in scene.things]
     assert {thing.colour for thing in things} == set(world.COLOURS)
     assert {thing.shape for thing in things} == set(world.SHAPES)
     assert {(thing.motion, thing.speed) for thing in things} == {("static", None)} | {
@@ -59,7 +59,7 @@ def test_json_round_trip(name):
     assert all(Scene.from_json(scene.to_json()) == scene for scene in draw(name, 50))
 
 
-def test_small_picture_is_the_box_average_of_a_large_one():
+def test_small_image_is_the_box_average_of_a_large_one():
     for scene in draw("full", 50):
         large, small = world.render(scene, 64)[0], world.render(scene, 32)[0]
         averaged = large.reshape(32, 2, 32, 2, 3).astype(float).mean((1, 3))
@@ -67,7 +67,7 @@ def test_small_picture_is_the_box_average_of_a_large_one():
 
 
 def test_double_frame_rate_contains_the_single_one():
-    for scene in draw("clips", 30):
+    for scene in draw("video", 30):
         slow = world.render(scene, 32, frames=8, frame_rate=8)
         assert np.array_equal(slow, world.render(scene, 32, frames=16, frame_rate=16)[::2])
         assert np.array_equal(slow, world.render(scene, 32, frames=8))
@@ -79,7 +79,7 @@ def test_nothing_is_cut_off_at_the_border(name):
         for thing in scene.things:
             for seconds in (0, 0.4, 1):
                 pose = world.pose(thing, WORLDS[name], seconds)
-                # The same, with an empty picture's width all around.
+                # The same, with an empty image's width all around.
                 centre = tuple((place + 1) / 3 for place in pose.centre)
                 cut, _ = world.coverage(thing.shape, pose.centre, pose.radius, pose.angle, 64)
                 whole, _ = world.coverage(thing.shape, centre, pose.radius / 3, pose.angle, 192)
@@ -97,24 +97,24 @@ def test_shapes_are_centred_on_their_mass():
 
 
 def test_shapes_and_sizes_differ_at_16_px():
-    pictures = {}
+    images = {}
     for shape in world.SHAPES:
         for size in world.SIZES:
             scene = Scene("one", "black", (Thing(shape, "white", size, (0, 1)),))
-            pictures[shape, size] = world.render(scene, 16).astype(float)
-    for first in pictures:
-        for second in pictures:
-            difference = np.abs(pictures[first] - pictures[second]).sum() / 3 / 250
+            images[shape, size] = world.render(scene, 16).astype(float)
+    for first in images:
+        for second in images:
+            difference = np.abs(images[first] - images[second]).sum() / 3 / 250
             assert first == second or difference > 5  # whole pixels
 
 
 def test_unknown_world_split_and_bad_frames_are_bad_input():
     rng = np.random.default_rng(0)
-    with pytest.raises(errors.BadInput, match="did you mean 'clips'"):
-        world.draw_scene(rng, "clip", "train")
-    with pytest.raises(errors.BadInput, match="unknown split"):
+    with pytest.raises(errors.UserError, match="did you mean 'video'"):
+        world.draw_scene(rng, "videos", "train")
+    with pytest.raises(errors.UserError, match="unknown split"):
         world.draw_scene(rng, "one", "test")
-    with pytest.raises(errors.BadInput, match="0 frames"):
+    with pytest.raises(errors.UserError, match="0 frames"):
         world.render(draw("one", 1)[0], 16, frames=0)
 
 
@@ -128,8 +128,8 @@ def test_captions_are_true_of_their_scene(name, omit):
     for i in range(2000):
         scene = world.draw_scene(rng, name, SPLITS[i % 3])
         text = grammar.describe(scene, rng, omit)
-        judged = grammar.holds(grammar.parse(text), scene)
-        assert False not in judged.values(), text
+        holds = grammar.holds(grammar.parse(text), scene)
+        assert False not in holds.values(), text
         assert text == text.lower()
 
 
@@ -171,7 +171,7 @@ def test_captions_vary_and_leave_out(name):
 
 def test_a_false_claim_is_found_for_every_attribute():
     scene = Scene(
-        "clips",
+        "video",
         "grey",
         (
             Thing("circle", "red", "small", (0, 0), motion="left", speed="slow"),
@@ -201,11 +201,11 @@ def test_a_false_claim_is_found_for_every_attribute():
         "speed": ("slowly", "quickly"),
     }
     for attribute, (old, new) in swaps.items():
-        judged = grammar.holds(grammar.parse(true.replace(old, new)), scene)
-        assert [name for name, right in judged.items() if right is False] == [attribute]
+        holds = grammar.holds(grammar.parse(true.replace(old, new)), scene)
+        assert [name for name, right in holds.items() if right is False] == [attribute]
     for relation, right in {"left of": True, "above": True, "right of": False, "below": False}.items():
-        judged = grammar.holds(grammar.parse(f"a circle that starts {relation} a star"), scene)
-        assert judged["relation"] is right
+        holds = grammar.holds(grammar.parse(f"a circle that starts {relation} a star"), scene)
+        assert holds["relation"] is right
 
 
 def test_ambiguous_things_are_matched_in_the_best_way():
@@ -218,16 +218,16 @@ def test_ambiguous_things_are_matched_in_the_best_way():
         ),
     )
 
-    def judge(text):
+    def holds(text):
         return grammar.holds(grammar.parse(text), scene)
 
-    assert judge("a circle at the bottom right")["position"] is True
-    assert judge("a circle and a small red circle") == judge("a circle and a circle") | {"size": True, "colour": True}
-    assert judge("a circle below a circle")["relation"] is True
-    assert judge("a red circle and a red circle")["colour"] is False  # one thing is not two
-    assert judge("a circle, a circle and a circle")["shape"] is False
+    assert holds("a circle at the bottom right")["position"] is True
+    assert holds("a circle and a small red circle") == holds("a circle and a circle") | {"size": True, "colour": True}
+    assert holds("a circle below a circle")["relation"] is True
+    assert holds("a red circle and a red circle")["colour"] is False  # one thing is not two
+    assert holds("a circle, a circle and a circle")["shape"] is False
     # Two of three claims hold for the blue one, only one for the red one.
-    assert judge("a large blue circle at the top left") == judge("a large blue circle") | {"position": False}
+    assert holds("a large blue circle at the top left") == holds("a large blue circle") | {"position": False}
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_ambiguous_things_are_matched_in_the_best_way():
     ],
 )
 def test_text_outside_of_the_grammar_is_bad_input(text):
-    with pytest.raises(errors.BadInput) as caught:
+    with pytest.raises(errors.UserError) as caught:
         grammar.parse(text)
     assert "\n" not in str(caught.value)
 
@@ -253,17 +253,17 @@ def test_text_outside_of_the_grammar_is_bad_input(text):
 
 
 def test_source_reads_back_what_is_rendered(tmp_path, capsys):
-    for name, size, frames in (("one", 16, 1), ("full", 32, 1), ("clips", 32, 4), ("entropy", 16, 1)):
-        source = scenes.open_source(name, "train", size, frames, examples=20, cache=tmp_path)
+    for name, size, frames in (("one", 16, 1), ("full", 32, 1), ("video", 32, 4), ("entropy", 16, 1)):
+        source = dataset.open_source(name, "train", size, frames, examples=20, cache=tmp_path)
         assert len(source) == 20
         for i in range(20):
-            pixels, text, scene = scenes.make_example(name, "train", i, size, frames)
-            assert source[i]["pixels"].dtype == np.uint8
-            assert source[i]["pixels"].shape == (frames, size, size, 3)
-            assert np.array_equal(source[i]["pixels"], pixels)
+            pixels, text, scene = dataset.make_example(name, "train", i, size, frames)
+            assert source[i]["inputs"].dtype == np.uint8
+            assert source[i]["inputs"].shape == (frames, size, size, 3)
+            assert np.array_equal(source[i]["inputs"], pixels)
             assert source[i]["text"] == text
             assert Scene.from_json(source[i]["attributes"]) == scene
-        assert np.array_equal(source[-1]["pixels"], source[19]["pixels"])
+        assert np.array_equal(source[-1]["inputs"], source[19]["inputs"])
         with pytest.raises(IndexError):
             source[20]
     said = capsys.readouterr().out.splitlines()
@@ -271,29 +271,29 @@ def test_source_reads_back_what_is_rendered(tmp_path, capsys):
 
 
 def test_source_is_deterministic_and_built_once(tmp_path, capsys):
-    first = scenes.open_source("one", "test_unseen", 16, examples=200, cache=tmp_path / "a")
-    again = scenes.open_source("one", "test_unseen", 16, examples=200, cache=tmp_path / "a")
-    other = scenes.open_source("one", "test_unseen", 16, examples=200, cache=tmp_path / "b")
+    first = dataset.open_source("one", "test_unseen", 16, examples=200, cache=tmp_path / "a")
+    again = dataset.open_source("one", "test_unseen", 16, examples=200, cache=tmp_path / "a")
+    other = dataset.open_source("one", "test_unseen", 16, examples=200, cache=tmp_path / "b")
     assert capsys.readouterr().out.count("building") == 2
     assert len(first) == len(again) == len(other) == 20
     for i in range(20):
         assert world.is_held_out(Scene.from_json(first[i]["attributes"]))
         assert first[i]["text"] == again[i]["text"] == other[i]["text"]
-        assert np.array_equal(first[i]["pixels"], other[i]["pixels"])
+        assert np.array_equal(first[i]["inputs"], other[i]["inputs"])
 
 
 def test_split_test_is_test_seen(tmp_path):
-    one, other = (scenes.open_source("one", split, 16, examples=20, cache=tmp_path) for split in ("test", "test_seen"))
+    one, other = (dataset.open_source("one", split, 16, examples=20, cache=tmp_path) for split in ("test", "test_seen"))
     assert [one[i]["text"] for i in range(len(one))] == [other[i]["text"] for i in range(len(other))]
 
 
 def test_source_can_be_pickled(tmp_path):
-    source = scenes.open_source("one", "train", 16, examples=10, cache=tmp_path)
+    source = dataset.open_source("one", "train", 16, examples=10, cache=tmp_path)
     assert pickle.loads(pickle.dumps(source))[7]["text"] == source[7]["text"]
 
 
 def test_captions_omit_as_often_as_asked(tmp_path):
-    none, some = (scenes.open_source("one", "train", 16, examples=400, omit=o, cache=tmp_path) for o in (0, 0.3))
+    none, some = (dataset.open_source("one", "train", 16, examples=400, omit=o, cache=tmp_path) for o in (0, 0.3))
     assert _share_silent(none.texts()) == 0
     assert 0.25 < _share_silent(some.texts()) < 0.35  # five standard deviations of 2,000 draws
     assert pickle.loads(pickle.dumps(some)).texts() == some.texts()
@@ -309,13 +309,13 @@ def _share_silent(texts):
     ("name", "omit"), [("one", -0.1), ("one", 1.0), ("one", float("nan")), ("entropy", 0.3), ("modes", 0.3)]
 )
 def test_a_share_to_omit_that_is_none_is_bad_input(tmp_path, name, omit):
-    with pytest.raises(errors.BadInput, match="omit"):
-        scenes.open_source(name, "train", 16, omit=omit, cache=tmp_path)
+    with pytest.raises(errors.UserError, match="omit"):
+        dataset.open_source(name, "train", 16, omit=omit, cache=tmp_path)
 
 
 def test_sizes_of_one_example_show_one_scene():
-    _, text, scene = scenes.make_example("full", "train", 5, 32, 1)
-    _, other_text, other_scene = scenes.make_example("full", "train", 5, 64, 1)
+    _, text, scene = dataset.make_example("full", "train", 5, 32, 1)
+    _, other_text, other_scene = dataset.make_example("full", "train", 5, 64, 1)
     assert (text, scene) == (other_text, other_scene)
 
 
@@ -324,13 +324,13 @@ def test_what_a_killed_build_left_is_not_used(tmp_path):
     leftover = home / "incomplete.ABCDEF_1.0.0"
     leftover.mkdir(parents=True)
     (leftover / "scenes-train.array_record-00000-of-00001").write_bytes(b"half")
-    assert len(scenes.open_source("one", "train", 16, examples=10, cache=tmp_path)) == 10
+    assert len(dataset.open_source("one", "train", 16, examples=10, cache=tmp_path)) == 10
     assert not leftover.exists()
 
 
 def test_two_processes_build_one_data_set(tmp_path):
     code = (
-        "from zoo.data.scenes import open_source;"
+        "from zoo.scenes.dataset import open_source;"
         f"print(len(open_source('one', 'train', 16, examples=500, cache={str(tmp_path)!r})))"
     )
     runs = [
@@ -344,7 +344,7 @@ def test_two_processes_build_one_data_set(tmp_path):
 
 def test_tensorflow_is_never_imported(tmp_path):
     code = (
-        "import sys; from zoo.data.scenes import open_source;"
+        "import sys; from zoo.scenes.dataset import open_source;"
         f"open_source('one', 'train', 16, examples=10, cache={str(tmp_path)!r})[0];"
         "assert 'tensorflow' not in sys.modules and 'jax' not in sys.modules"
     )
@@ -359,37 +359,37 @@ def test_tensorflow_is_never_imported(tmp_path):
         (("entropy", "test_unseen", 16), "unknown split"),
         (("one", "train", 15), "at least 16 px"),
         (("full", "train", 16), "at least 32 px"),
-        (("clips", "train", 32, 3), "at least 4 frames"),
+        (("video", "train", 32, 3), "at least 4 frames"),
         (("full", "train", 32, 8), "stand still"),
         (("one", "train", 16, 1, 0), "at least 1 example"),
     ],
 )
 def test_bad_input(arguments, message, tmp_path):
-    with pytest.raises(errors.BadInput, match=message):
-        scenes.open_source(*arguments, cache=tmp_path)
+    with pytest.raises(errors.UserError, match=message):
+        dataset.open_source(*arguments, cache=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_cache_that_is_a_file_is_bad_input(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(errors.BadInput, match="set ZOO_CACHE"):
-        scenes.open_source("one", "train", 16, examples=10, cache=tmp_path / "file")
+    with pytest.raises(errors.UserError, match="set ZOO_CACHE"):
+        dataset.open_source("one", "train", 16, examples=10, cache=tmp_path / "file")
 
 
 # ---- entropy
 
 
 def test_entropy_scenes_stay_apart_without_their_low_bits():
-    levels = scenes.NOISE_LEVELS
-    clean = [world.render(scene, 16) for scene in scenes.equal_scenes("entropy")]
-    seen = {(picture // levels).tobytes() for picture in clean}
-    assert len(seen) == len(scenes.equal_scenes("entropy")) == 2 * 4 * 3 * 6 * 8
-    noisy = scenes.noisy(clean[0], np.random.default_rng(0))
+    levels = dataset.NOISE_LEVELS
+    clean = [world.render(scene, 16) for scene in dataset.equal_scenes("entropy")]
+    seen = {(image // levels).tobytes() for image in clean}
+    assert len(seen) == len(dataset.equal_scenes("entropy")) == 2 * 4 * 3 * 6 * 8
+    noisy = dataset.noisy(clean[0], np.random.default_rng(0))
     assert np.array_equal(noisy // levels, clean[0] // levels)
 
 
 def test_entropy_noise_is_uniform():
-    values = scenes.noisy(np.full((500, 500), 250, np.uint8), np.random.default_rng(0))
+    values = dataset.noisy(np.full((500, 500), 250, np.uint8), np.random.default_rng(0))
     counts = np.bincount(values.ravel() - 240, minlength=16)
     expected = 500 * 500 / 16
     chi_square = ((counts - expected) ** 2 / expected).sum()
@@ -397,14 +397,14 @@ def test_entropy_noise_is_uniform():
 
 
 def test_entropy_figure_by_brute_force():
-    # -sum p log2 p over every picture there is, for one dimension's noise at a time: the noise is independent.
-    scene_bits = -sum(1 / 1152 * np.log2(1 / 1152) for _ in scenes.equal_scenes("entropy"))
+    # -sum p log2 p over every image there is, for one dimension's noise at a time: the noise is independent.
+    scene_bits = -sum(1 / 1152 * np.log2(1 / 1152) for _ in dataset.equal_scenes("entropy"))
     noise_bits = -sum(1 / 16 * np.log2(1 / 16) for _ in range(16)) * 16 * 16 * 3
-    assert scenes.entropy_bits_per_dim(16) == pytest.approx((scene_bits + noise_bits) / 768, abs=1e-12)
-    assert scenes.entropy_bits_per_dim(32) == pytest.approx(4 + np.log2(1152) / 3072, abs=1e-12)
+    assert dataset.entropy_bits_per_dim(16) == pytest.approx((scene_bits + noise_bits) / 768, abs=1e-12)
+    assert dataset.entropy_bits_per_dim(32) == pytest.approx(4 + np.log2(1152) / 3072, abs=1e-12)
 
 
 def test_entropy_examples_are_equiprobable():
-    names = [dataclasses.astuple(scenes.make_example("entropy", "train", i, 16, 1)[2]) for i in range(600)]
+    names = [dataclasses.astuple(dataset.make_example("entropy", "train", i, 16, 1)[2]) for i in range(600)]
     backgrounds = np.unique([name[1] for name in names], return_counts=True)[1]
     assert len(backgrounds) == 3 and backgrounds.min() > 150 and len(set(names)) > 400

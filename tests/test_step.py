@@ -9,7 +9,7 @@ import pytest
 from zoo.method import Axis, Output
 from zoo.training import parallel
 from zoo.training.optim import Optimizer
-from zoo.training.state import create, make_step
+from zoo.training.state import Step, create
 
 OPTIMIZER = Optimizer(
     learning_rate=0.1, warmup_steps=0, decay="constant", clip_norm=1e9, ema_half_lives=(2.0, 8.0), ema_rampup=1e9
@@ -90,7 +90,7 @@ def begin(method, optimizer=OPTIMIZER):
 def compiled(method, optimizer, accumulate, devices):
     optimizers = {player: optimizer for player in method.players}
     axis = parallel.Devices() if devices else Axis()
-    step = make_step(method, optimizers, 100, 3, axis, accumulate)
+    step = Step(method, optimizers, 100, 3, axis, accumulate)
     return parallel.pmap(step) if devices else jax.jit(step)
 
 
@@ -103,11 +103,11 @@ def train(cls, data, optimizer=OPTIMIZER, accumulate=1, state=None, devices=Fals
     step = compiled(method, optimizer, accumulate, devices)
     state = begin(method, optimizer) if state is None else state
     if devices:
-        state, metrics = step(parallel.replicate(state), parallel.stack_and_shard(data))
+        state, metrics = step(parallel.replicate(state), {}, parallel.stack_and_shard(data))
         for leaf in jax.tree.leaves((state, metrics)):
             assert all((np.asarray(leaf[0]) == np.asarray(copy)).all() or np.isnan(copy).any() for copy in leaf)
         return parallel.unreplicate(state), parallel.unreplicate(metrics)
-    return jax.tree.map(np.asarray, step(state, jax.tree.map(lambda *x: np.stack(x), *data)))
+    return jax.tree.map(np.asarray, step(state, {}, jax.tree.map(lambda *x: np.stack(x), *data)))
 
 
 def close(a, b, tolerance):
@@ -261,7 +261,7 @@ def test_a_step_that_is_not_finite_leaves_no_trace_but_its_count(same, value):
     after, _ = train(Regression, [bad], state=before)
     for field in ("params", "optimizer", "ema"):
         assert same(getattr(after, field), getattr(before, field)), field
-    assert (after.step, after.skipped, after.bad_in_a_row) == (3, 1, 1)
+    assert (after.step, after.skipped, after.consecutive_nonfinite) == (3, 1, 1)
 
 
 def test_training_goes_on_after_a_bad_step_as_if_it_had_not_been(same):
@@ -273,13 +273,13 @@ def test_training_goes_on_after_a_bad_step_as_if_it_had_not_been(same):
         (smooth.params, smooth.optimizer, smooth.ema),
         1e-6,
     )
-    assert (interrupted.step, interrupted.skipped, interrupted.bad_in_a_row) == (5, 1, 0)
+    assert (interrupted.step, interrupted.skipped, interrupted.consecutive_nonfinite) == (5, 1, 0)
 
 
 def test_bad_steps_in_a_row_are_counted_until_a_good_one():
     data = batches(5)
     three, _ = train(Regression, poisoned(poisoned(poisoned(data, 1), 3), 4))
-    assert (three.skipped, three.bad_in_a_row) == (3, 2)
+    assert (three.skipped, three.consecutive_nonfinite) == (3, 2)
 
 
 def test_one_player_that_is_not_finite_holds_back_the_other_too(same):
@@ -304,7 +304,7 @@ def test_an_update_of_too_large_a_gradient_is_left_out_and_counted_but_is_not_ba
     assert metrics["model/grad_norm"][2] > 100 > np.delete(metrics["model/grad_norm"], 2).max()
     for field in ("params", "optimizer", "ema"):
         close(getattr(skipped, field), getattr(smooth, field), 1e-6)
-    assert (skipped.step, skipped.skipped, skipped.bad_in_a_row) == (5, 1, 0)
+    assert (skipped.step, skipped.skipped, skipped.consecutive_nonfinite) == (5, 1, 0)
     assert train(Regression, data)[0].skipped == 0  # none is left out by default
 
 
@@ -313,7 +313,10 @@ def test_a_player_that_skips_does_not_hold_back_the_other(same):
     before = begin(METHODS[Duel])
     after, _ = train(Duel, batches(1), dataclasses.replace(OPTIMIZER, skip_norm=2.1))
     assert same(after.params["second"], jax.tree.map(np.asarray, before.params["second"]))
-    assert after.params["first"]["w"] != before.params["first"]["w"] and (after.skipped, after.bad_in_a_row) == (1, 0)
+    assert after.params["first"]["w"] != before.params["first"]["w"] and (
+        after.skipped,
+        after.consecutive_nonfinite,
+    ) == (1, 0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -321,7 +324,7 @@ def test_a_step_that_is_not_finite_is_bad_and_counted_once_where_large_gradients
     [bad] = batches(1)
     bad["y"] = np.full_like(bad["y"], value)
     after, _ = train(Regression, [bad], dataclasses.replace(OPTIMIZER, skip_norm=100.0))
-    assert (after.step, after.skipped, after.bad_in_a_row) == (1, 1, 1)
+    assert (after.step, after.skipped, after.consecutive_nonfinite) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("row", [0, 7])
@@ -333,7 +336,7 @@ def test_one_device_that_is_not_finite_holds_back_all(same, row):
     assert state.skipped == 1 and np.isnan(metrics["model/loss"][1])
 
 
-def test_the_learning_rate_that_is_told_is_the_one_that_was_used():
+def test_the_learning_rate_metric_is_the_rate_that_was_used():
     rising = dataclasses.replace(OPTIMIZER, warmup_steps=10, betas=(0.0, 0.0))  # moves by the rate in each of three
     _, metrics = train(Regression, poisoned(batches(4), 1), rising)
     used = metrics["model/update_norm"] / np.sqrt(3)
@@ -362,7 +365,7 @@ def test_frozen_parameters_of_a_player_stay_in_its_averages_too(same):
 
 
 @pytest.mark.parametrize("size, accumulate, advice", [(6, 1, "multiple of 4"), (8, 3, "multiple of 12")])
-def test_a_batch_that_devices_and_parts_do_not_divide_is_told(size, accumulate, advice):
+def test_a_batch_that_devices_and_parts_do_not_divide_is_an_error(size, accumulate, advice):
     with pytest.raises(ValueError, match=advice):
         parallel.per_device(size, accumulate)
     assert parallel.per_device(24, 3) == 6

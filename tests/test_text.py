@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zoo.data.text import END, PAD, RARE, SMALLEST, Tokenizer
-from zoo.errors import BadInput
+from zoo.errors import UserError
 
 CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in ("circle", "star")] * 4
 
@@ -52,7 +52,7 @@ def test_a_row_is_ids_then_end_then_padding(tokenizer):
 def test_rare_words_are_one_token_wherever_they_stand(tokenizer):
     ids = [tokenizer.encode([f"x{tokenizer.rare(i)}y"])[0, 1] for i in range(RARE)]
     assert ids == list(range(2, 2 + RARE))
-    with pytest.raises(BadInput, match="rare word 64"):
+    with pytest.raises(UserError, match="rare word 64"):
         tokenizer.rare(64)
 
 
@@ -79,7 +79,7 @@ def test_vocab_size_is_what_the_captions_yield():
 
 @pytest.mark.parametrize(("vocab_size", "length"), [(SMALLEST - 1, 8), (400, 1)])
 def test_too_small_sizes(vocab_size, length):
-    with pytest.raises(BadInput, match="at least"):
+    with pytest.raises(UserError, match="at least"):
         Tokenizer.train(CAPTIONS, vocab_size, length)
 
 
@@ -105,7 +105,7 @@ def test_half_a_surrogate_pair_does_not_stop_a_run(tokenizer):
 
 
 def test_training_takes_seconds():
-    captions = [f"a picture number {i * 7919 % 100_003} of a star" for i in range(100_000)]
+    captions = [f"an image number {i * 7919 % 100_003} of a star" for i in range(100_000)]
     start = time.monotonic()
     Tokenizer.train(captions, 2000, 32)
     assert time.monotonic() - start < 15

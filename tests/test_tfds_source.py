@@ -7,9 +7,9 @@ import pytest
 import tensorflow_datasets
 from PIL import Image
 
-from zoo.data import pictures
+from zoo.data import images
 from zoo.data.pipeline import open_source
-from zoo.errors import BadInput
+from zoo.errors import UserError
 
 features = tensorflow_datasets.features
 
@@ -22,7 +22,7 @@ def png(value):
 
 
 class TinyToy(tensorflow_datasets.core.GeneratorBasedBuilder):
-    """Six pictures and clips of grey i, two classes."""
+    """Six images and videos of grey i, two classes."""
 
     VERSION = tensorflow_datasets.core.Version("1.0.0")
 
@@ -34,7 +34,7 @@ class TinyToy(tensorflow_datasets.core.GeneratorBasedBuilder):
                     "image": features.Image(shape=(None, None, 3)),
                     "label": features.ClassLabel(names=["big_cat", "dog"]),
                     "caption": features.Text(),
-                    "clip": features.Tensor(shape=(4, 8, 8, 3), dtype=np.uint8),
+                    "video": features.Tensor(shape=(4, 8, 8, 3), dtype=np.uint8),
                     "frames": features.Sequence(features.Image(shape=(8, 8, 3))),
                 }
             ),
@@ -45,15 +45,15 @@ class TinyToy(tensorflow_datasets.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, count):
         for i in range(count):
-            clip = np.full((4, 8, 8, 3), i, np.uint8)
-            clip[3] = 100 + i
+            video = np.full((4, 8, 8, 3), i, np.uint8)
+            video[3] = 100 + i
             yield (
                 i,
                 {
                     "image": png(i),
                     "label": i % 2,
                     "caption": f"numéro {i}",
-                    "clip": clip,
+                    "video": video,
                     "frames": [png(i), png(50 + i)],
                 },
             )
@@ -73,7 +73,7 @@ def opened(data_dir, options="", name="tiny_toy", split="train", size=8, frames=
 
 def contents(source):
     items = [source[i] for i in range(len(source))]
-    return sorted((item["pixels"][:, 0, 0, 0].tolist(), item["text"]) for item in items)
+    return sorted((item["inputs"][:, 0, 0, 0].tolist(), item["text"]) for item in items)
 
 
 CLASSES = ["big cat", "dog"]
@@ -81,11 +81,11 @@ CLASSES = ["big cat", "dog"]
 
 @pytest.mark.parametrize("memory", [0, 2**30])
 def test_classes_become_captions(data_dir, monkeypatch, memory):
-    monkeypatch.setattr(pictures, "MEMORY", memory)
+    monkeypatch.setattr(images, "MEMORY", memory)
     source = opened(data_dir)
     assert contents(source) == [([i], f"a photo of a {CLASSES[i % 2]}") for i in range(6)]
     assert source.texts() == [source[i]["text"] for i in range(6)]
-    assert source[0]["pixels"].shape == (1, 8, 8, 3) and source[0]["pixels"].dtype == np.uint8
+    assert source[0]["inputs"].shape == (1, 8, 8, 3) and source[0]["inputs"].dtype == np.uint8
     again = pickle.loads(pickle.dumps(source))
     assert contents(again) == contents(source)
 
@@ -96,17 +96,17 @@ def test_template_text_and_splits(data_dir):
     assert len(opened(data_dir, split="train[:50%]")) == 3
 
 
-def test_clips(data_dir):
-    source = opened(data_dir, "&image_feature=clip", frames=2)
+def test_videos(data_dir):
+    source = opened(data_dir, "&image_feature=video", frames=2)
     assert contents(source)[5][0] == [5, 105]
-    assert contents(opened(data_dir, "&image_feature=clip"))[5][0] == [5]
+    assert contents(opened(data_dir, "&image_feature=video"))[5][0] == [5]
     assert contents(opened(data_dir, "&image_feature=frames", frames=2))[5][0] == [5, 55]
-    with pytest.raises(BadInput, match="has 1 frames, 2 are asked for"):
+    with pytest.raises(UserError, match="has 1 frames, 2 are asked for"):
         opened(data_dir, frames=2)
 
 
 def test_other_sizes_are_said_once(data_dir, capsys):
-    assert opened(data_dir, size=4)[0]["pixels"].shape == (1, 4, 4, 3)
+    assert opened(data_dir, size=4)[0]["inputs"].shape == (1, 4, 4, 3)
     assert capsys.readouterr().err.count("cropped at the centre") == 1
 
 
@@ -125,7 +125,7 @@ def test_other_sizes_are_said_once(data_dir, capsys):
     ],
 )
 def test_what_cannot_be_opened(data_dir, arguments, message):
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         opened(data_dir, **arguments)[0]
 
 

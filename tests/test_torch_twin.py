@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.data.text import drop_captions
+from zoo import conditions
 from zoo.diffusion.paths import draw_times
 from zoo.method import Axis, to_float
 from zoo.methods.diffusion import Diffusion
@@ -18,7 +18,7 @@ torch.set_num_threads(1)  # its threads spin, which on busy cores costs more tha
 from tests import torch_twin as twin  # noqa: E402  it imports torch
 
 SIZE, LENGTH, TOTAL_STEPS = 8, 5, 10
-NET = dict(width=32, depth=2, heads=2, patch_size=4, text_width=16, text_depth=1)
+NET = dict(width=32, depth=2, heads=2, patch_size=4, conditioner=dict(width=16, depth=1, heads=1))
 METHOD = Diffusion(NET, vocab_size=20, dtype=jnp.float32, caption_drop=0.3)
 OPTIMIZER = Optimizer(ema_half_lives=(2.0,), warmup_steps=2, clip_norm=0.1)
 
@@ -31,7 +31,7 @@ def batch(frames=2):
     lengths = np.arange(4)[:, None] + 1
     tokens = np.where(np.arange(LENGTH) < lengths, random.integers(1, METHOD.vocab_size, (4, LENGTH)), 0)
     pixels = random.integers(0, 256, (4, frames, SIZE, SIZE, 3), dtype=np.uint8)
-    return {"pixels": jnp.array(pixels), "tokens": jnp.array(tokens, jnp.int32)}
+    return {"inputs": jnp.array(pixels), "cond": {"tokens": jnp.array(tokens, jnp.int32)}}
 
 
 def random_like(tree):
@@ -44,7 +44,7 @@ def random_like(tree):
 
 
 @functools.cache
-def first_state():
+def initial_state():
     create = functools.partial(state.create, METHOD, {"model": OPTIMIZER}, jax.random.key(0))
     shapes = jax.eval_shape(create, batch())
     params = random_like(shapes.params)
@@ -59,17 +59,17 @@ def new_twin(params):
 def noise(rng, data):
     """What Diffusion.loss draws: x, eps, t, tokens, for the twin."""
     rng_time, rng_noise, rng_drop = jax.random.split(rng, 3)
-    x = to_float(data["pixels"])
+    x = to_float(data["inputs"])
     t = draw_times(rng_time, len(x), "logit_normal")
-    tokens = drop_captions(rng_drop, data["tokens"], METHOD.caption_drop)
+    tokens = conditions.drop(rng_drop, data["cond"], METHOD.caption_drop)["tokens"]
     drawn = x, jax.random.normal(rng_noise, x.shape), t, np.asarray(tokens, np.int64)
     return [twin.tensor(value) for value in drawn]
 
 
 def test_forward_agrees():
-    params = first_state().params
+    params = initial_state().params
     x, _, t, tokens = noise(jax.random.key(2), batch(frames=1))
-    ours = np.asarray(quick_jit(METHOD.apply)(params, x.numpy(), t.numpy(), tokens.numpy()))
+    ours = np.asarray(quick_jit(METHOD.apply)(params, x.numpy(), t.numpy(), {"tokens": tokens.numpy()}))
     theirs = new_twin(params)(x, t, tokens).detach().numpy()
     assert np.abs(ours).mean() > 0.1
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4 * np.abs(ours).max())
@@ -79,8 +79,8 @@ def test_forward_agrees():
 def trained():
     """Three steps of the training loop on one batch: the state after them, and the metrics of each."""
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), batch())
-    steps = state.make_step(METHOD, {"model": OPTIMIZER}, TOTAL_STEPS, 0, Axis())
-    return quick_jit(steps)(first_state(), stacked)
+    steps = state.Step(METHOD, {"model": OPTIMIZER}, TOTAL_STEPS, 0, Axis())
+    return quick_jit(steps)(initial_state(), {}, stacked)
 
 
 def noise_of_step(step):
@@ -91,7 +91,7 @@ def noise_of_step(step):
 
 def test_loss_and_gradient_norm_agree():
     _, metrics = trained()
-    model = new_twin(first_state().params)
+    model = new_twin(initial_state().params)
     loss = twin.flow_loss(model, *noise_of_step(0))
     loss.backward()
     norm = torch.stack(torch._foreach_norm([p.grad for p in model.parameters()])).norm()
@@ -100,7 +100,7 @@ def test_loss_and_gradient_norm_agree():
 
 
 def test_training_steps_agree():
-    began, (ended, _) = first_state(), trained()
+    began, (ended, _) = initial_state(), trained()
     trainer = twin.Trainer(new_twin(began.params), METHOD, OPTIMIZER, TOTAL_STEPS)
     for step in range(3):
         trainer.learn(*noise_of_step(step))

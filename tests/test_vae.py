@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers import Easy, as_cond
 from zoo import config as configs
-from zoo.data.text import END, empty_caption
-from zoo.distributions import Gaussian, Latent, importance_bound, mixture_log_prob, mixture_mean, normal_kl, sum_each
-from zoo.errors import BadInput
+from zoo.conditions import END
+from zoo.distributions import Gaussian, Latent, iwae_bound, mixture_log_prob, mixture_mean, normal_kl, sum_except_batch
+from zoo.errors import UserError
+from zoo.families import build_method
 from zoo.method import Axis, normal_each, to_float
 from zoo.methods.vae import Vae
 from zoo.nets.autoencoder import average_channels, channel_to_space, repeat_channels, space_to_channel
@@ -25,27 +27,26 @@ NET = dict(
     latent_dim=2,
     attention_size=2,
     heads=2,
-    text_width=8,
-    text_depth=1,
-    text_heads=2,
+    conditioner=dict(width=8, depth=1, heads=2),
     mixtures=2,
 )
 PLAIN = dict(widths=(4, 8), blocks=1, latent_dim=3, mixtures=1)
 ARCHITECTURES = {"hierarchical": NET, "autoencoder": PLAIN}
 SHAPE = (1, 8, 8, 3)
+EMPTY = np.array([END, 0, 0, 0], np.int32)
 DIMENSIONS = math.prod(SHAPE)
 RNG = np.random.default_rng(0)
 BATCH = dict(
-    pixels=RNG.integers(0, 256, (4, *SHAPE), dtype=np.uint8),
-    tokens=np.array([[5, 6, END, 0], [7, END, 0, 0], [8, 9, 10, END], [11, END, 0, 0]], np.int32),
+    inputs=RNG.integers(0, 256, (4, *SHAPE), dtype=np.uint8),
+    cond=dict(tokens=np.array([[5, 6, END, 0], [7, END, 0, 0], [8, 9, 10, END], [11, END, 0, 0]], np.int32)),
 )
-PIXELS = to_float(BATCH["pixels"])
+PIXELS = to_float(BATCH["inputs"])
 
 
 @functools.cache
 def method(architecture="hierarchical", **changes):
     fields = dict(net=ARCHITECTURES[architecture], vocab_size=32, dtype=jnp.float32, architecture=architecture)
-    return Vae(**fields | changes)
+    return Easy(Vae(**fields | changes))
 
 
 @functools.cache
@@ -69,11 +70,15 @@ def keys(*numbers):
 class Stub:
     """A network that is a few lines: two groups of latents, and a mixture that depends on them and the caption."""
 
+    @property
+    def network(self):
+        return self
+
     def noise_shapes(self, shape):
         return [(2, 1, 1, 1, 5)]
 
-    def apply(self, variables, x, tokens, eps):
-        p = variables["params"]
+    def apply(self, variables, x, eps, cond):
+        p, tokens = variables["params"], cond["tokens"]
         like = jnp.zeros_like(eps[0]) + x.mean(axis=(1, 2, 3, 4)).reshape(-1, 1, 1, 1, 1, 1)
         size = jnp.array([2.0, 0.01]).reshape(1, 2, 1, 1, 1, 1)  # the second group tells next to nothing
         posterior = Gaussian(p["mean"] * size + 0.01 * like, -0.5 * size)
@@ -97,7 +102,7 @@ def simple_loss(**changes):
 
 
 def simple(**changes):
-    return Simple(**dict(net={}, vocab_size=32, dtype=jnp.float32) | changes)
+    return Easy(Simple(**dict(net={}, vocab_size=32, dtype=jnp.float32) | changes))
 
 
 def loss_of(step=0, batch=BATCH, seed=0, **changes):
@@ -108,7 +113,7 @@ def loss_of(step=0, batch=BATCH, seed=0, **changes):
 
 @jax.jit
 def means_of(params, x, tokens):
-    return method()._apply_means(params, x, tokens)
+    return method()._apply_means(params, x, as_cond(tokens))
 
 
 RUNS = [keys(*range(4 * i, 4 * i + 4)) for i in range(20)]
@@ -148,18 +153,18 @@ def linear_bound(samples, shift=0.0, stretch=1.0, count=1):
         posterior, prior = Gaussian(jnp.float32(mean + shift), log_std), Gaussian(jnp.zeros((6, 2)), jnp.zeros((6, 2)))
         z = posterior.sample(normal_each(rng, (2,)))
         likelihood = Gaussian(z @ loading.T + B, jnp.full((6, 5), np.log(NOISE)))
-        return sum_each(likelihood.log_prob(X)) + Latent(posterior, prior, z).log_ratio()
+        return sum_except_batch(likelihood.log_prob(X)) + Latent(posterior, prior, z).log_ratio()
 
     @jax.jit
     def bounds(seeds):
-        return jax.lax.map(lambda seed: importance_bound(log_weight, jax.random.split(seed, 6), samples), seeds)
+        return jax.lax.map(lambda seed: iwae_bound(log_weight, jax.random.split(seed, 6), samples), seeds)
 
     return np.asarray(bounds(jax.random.split(jax.random.key(0), count))).mean(axis=0)
 
 
 @pytest.mark.parametrize("samples", [1, 7])
 def test_the_bound_is_the_evidence_where_the_posterior_is_exact(samples):
-    """Of each picture and in each draw: the weights do not vary."""
+    """Of each image and in each draw: the weights do not vary."""
     np.testing.assert_allclose(linear_bound(samples), evidence(), rtol=1e-4, atol=1e-4)
 
 
@@ -179,8 +184,8 @@ def test_the_bound_of_one_sample_falls_short_by_the_kl_to_the_exact_posterior():
 
 
 def test_a_bound_of_no_samples_is_refused():
-    with pytest.raises(BadInput, match="samples must be at least 1, got 0"):
-        importance_bound(lambda rng: rng, keys(0), 0)
+    with pytest.raises(UserError, match="samples must be at least 1, got 0"):
+        iwae_bound(lambda rng: rng, keys(0), 0)
 
 
 # ---- the loss
@@ -191,10 +196,10 @@ def test_loss_is_distortion_and_rate_in_bits_per_dimension(least):
     """Reckoned anew from what the network says, for the noise that the loss drew."""
     rng_noise, _ = jax.random.split(jax.random.key(0))
     eps = simple().draw_noise(jax.random.split(rng_noise, 4), SHAPE)
-    raw, [latent] = Stub().apply({"params": SIMPLE["model"]}, PIXELS, BATCH["tokens"], eps)
+    raw, [latent] = Stub().apply({"params": SIMPLE["model"]}, PIXELS, eps, BATCH["cond"])
     nats = np.asarray(mixture_log_prob(raw, PIXELS, least), np.float64).sum(axis=(1, 2, 3))
     assert least == -7.0 or nats.mean() != pytest.approx(
-        float(sum_each(mixture_log_prob(raw, PIXELS)).mean()), rel=1e-2
+        float(sum_except_batch(mixture_log_prob(raw, PIXELS)).mean()), rel=1e-2
     )
     rates = kl_by_hand(latent)
     loss, output = loss_of(caption_drop=0.0, least_log_scale=least)
@@ -208,7 +213,7 @@ def test_loss_is_distortion_and_rate_in_bits_per_dimension(least):
 
 
 def kl_by_hand(latent):
-    """The mean over pictures of each group, in float64."""
+    """The mean over images of each group, in float64."""
     (mean, log_std), (mean_p, log_std_p) = (map(np.float64, gaussian) for gaussian in latent[:2])
     kl = log_std_p - log_std + (np.exp(2 * log_std) + (mean - mean_p) ** 2) / (2 * np.exp(2 * log_std_p)) - 0.5
     return kl.sum(axis=(2, 3, 4, 5)).mean(axis=0)
@@ -244,7 +249,7 @@ def test_free_bits_are_the_least_that_each_group_costs():
 def test_free_bits_leave_the_rate_of_a_group_below_without_a_gradient():
     def slope(free_bits):
         loss = lambda p: simple(free_bits=free_bits).loss("model", p, BATCH, jax.random.key(0), Axis(), 0)[0]
-        return jax.jit(jax.grad(loss))(SIMPLE)["model"]["prior"]  # takes no part in what the picture is made of
+        return jax.jit(jax.grad(loss))(SIMPLE)["model"]["prior"]  # takes no part in what the image is made of
 
     first_alone = slope(1.0)  # the second tells less than a bit
     assert slope(1e4) == 0.0
@@ -263,9 +268,9 @@ def test_free_bits_are_compared_with_the_mean_over_devices():
 
 
 def test_dropped_captions_are_not_read():
-    other = BATCH | dict(tokens=BATCH["tokens"][::-1])
+    other = BATCH | dict(cond=dict(tokens=BATCH["cond"]["tokens"][::-1]))
     assert loss_of(caption_drop=1.0)[0] == loss_of(caption_drop=1.0, batch=other)[0]
-    empty = BATCH | dict(tokens=np.tile(empty_caption(4), (4, 1)))
+    empty = BATCH | dict(cond=dict(tokens=np.tile(EMPTY, (4, 1))))
     assert loss_of(caption_drop=1.0)[0] == loss_of(caption_drop=0.0, batch=empty)[0]
     assert loss_of(caption_drop=0.0)[0] != loss_of(caption_drop=0.0, batch=other)[0]
 
@@ -284,20 +289,22 @@ def test_all_parameters_learn(architecture):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
 
 
-# ---- pictures, noise and latents
+# ---- images, noise and latents
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_sampling_is_generating_of_drawn_noise(architecture):
     options = dict(shape=SHAPE, temperature=0.5)
-    sampled = compiled(architecture, "sample", **options)(params(architecture), keys(1, 2, 3, 4), BATCH["tokens"])
+    sampled = compiled(architecture, "sample", **options)(
+        params(architecture), keys(1, 2, 3, 4), BATCH["cond"]["tokens"]
+    )
     noise = method(architecture).draw_noise(keys(1, 2, 3, 4), SHAPE)
-    made = compiled(architecture, "generate", temperature=0.5)(params(architecture), noise, BATCH["tokens"])
+    made = compiled(architecture, "generate", temperature=0.5)(params(architecture), noise, BATCH["cond"]["tokens"])
     np.testing.assert_allclose(sampled, made, atol=1e-6)
-    assert sampled.shape == (4, *SHAPE) and sampled.dtype == jnp.float32 and np.abs(sampled).max() <= 1
+    assert sampled.shape == (4, *SHAPE) and sampled.dtype == jnp.float32 and np.abs(sampled).max() <= 1 + 1e-6
 
 
-def test_noise_is_standard_and_its_own_in_each_group_and_picture():
+def test_noise_is_standard_and_its_own_in_each_group_and_image():
     noise = method().draw_noise(keys(*range(500)), (2, 16, 16, 3))
     assert [eps.shape[1:] for eps in noise] == [(2, 2, 4, 4, 2), (1, 2, 8, 8, 2)]  # groups, frames, ...
     for eps in noise:
@@ -310,16 +317,18 @@ def test_temperature_is_that_of_the_noise():
     noise = method().draw_noise(keys(1, 2, 3, 4), SHAPE)
     halved = jax.tree.map(lambda eps: eps / 2, noise)
     generate = compiled("hierarchical", "generate")
-    cooled = compiled("hierarchical", "generate", temperature=0.5)(params(), noise, BATCH["tokens"])
-    np.testing.assert_allclose(cooled, generate(params(), halved, BATCH["tokens"]), atol=1e-6)
-    assert not np.allclose(cooled, generate(params(), noise, BATCH["tokens"]), atol=1e-3)
+    cooled = compiled("hierarchical", "generate", temperature=0.5)(params(), noise, BATCH["cond"]["tokens"])
+    np.testing.assert_allclose(cooled, generate(params(), halved, BATCH["cond"]["tokens"]), atol=1e-6)
+    assert not np.allclose(cooled, generate(params(), noise, BATCH["cond"]["tokens"]), atol=1e-3)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_generating_of_inverted_noise_is_the_reconstruction(architecture):
     options = dict(temperature=0.5)
-    noise = compiled(architecture, "invert", **options)(params(architecture), keys(0, 1, 2, 3), PIXELS, BATCH["tokens"])
-    again = compiled(architecture, "generate", **options)(params(architecture), noise, BATCH["tokens"])
+    noise = compiled(architecture, "invert", **options)(
+        params(architecture), keys(0, 1, 2, 3), PIXELS, BATCH["cond"]["tokens"]
+    )
+    again = compiled(architecture, "generate", **options)(params(architecture), noise, BATCH["cond"]["tokens"])
     reconstructed = compiled(architecture, "reconstruct")(params(architecture), keys(0, 1, 2, 3), BATCH)
     np.testing.assert_allclose(again, reconstructed, atol=2e-5)
     assert jax.tree.map(jnp.shape, noise) == jax.tree.map(
@@ -327,14 +336,14 @@ def test_generating_of_inverted_noise_is_the_reconstruction(architecture):
     )
 
 
-def test_a_picture_cannot_be_inverted_at_temperature_zero():
-    with pytest.raises(BadInput, match="temperature 0"):
-        method().invert(params(), keys(0, 1, 2, 3), PIXELS, BATCH["tokens"], temperature=0.0)
+def test_an_image_cannot_be_inverted_at_temperature_zero():
+    with pytest.raises(UserError, match="temperature 0"):
+        method().invert(params(), keys(0, 1, 2, 3), PIXELS, BATCH["cond"]["tokens"], temperature=0.0)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", ["bits_per_dim", "reconstruct"])
-def test_a_picture_does_not_depend_on_those_beside_it(architecture, name):
+def test_an_image_does_not_depend_on_those_beside_it(architecture, name):
     function = compiled(architecture, name)
     whole = function(params(architecture), keys(0, 1, 2, 3), BATCH)
     turned = function(params(architecture), keys(2, 3, 0, 0), take(BATCH, [2, 3, 0, 0]))
@@ -343,8 +352,8 @@ def test_a_picture_does_not_depend_on_those_beside_it(architecture, name):
 
 def test_a_sample_does_not_depend_on_those_beside_it():
     sample = compiled("hierarchical", "sample", shape=SHAPE, temperature=0.5)
-    whole = sample(params(), keys(0, 1, 2, 3), BATCH["tokens"])
-    turned = sample(params(), keys(2, 3, 0, 0), BATCH["tokens"][np.array([2, 3, 0, 0])])
+    whole = sample(params(), keys(0, 1, 2, 3), BATCH["cond"]["tokens"])
+    turned = sample(params(), keys(2, 3, 0, 0), BATCH["cond"]["tokens"][np.array([2, 3, 0, 0])])
     np.testing.assert_allclose(whole[np.array([2, 3, 0, 0])], turned, atol=1e-5)
     assert not np.allclose(whole[0], whole[1], atol=1e-3)
 
@@ -362,31 +371,31 @@ def test_bits_per_dim_agree_with_the_loss_and_fall_with_more_samples():
     assert one.mean() == pytest.approx(np.mean(losses), rel=0.02)
 
 
-def test_frames_of_a_clip_are_pictures_by_themselves():
+def test_frames_of_a_video_are_images_by_themselves():
     """Given the caption."""
-    frames = BATCH["pixels"][:, 0].reshape(2, 2, *SHAPE[1:])
-    clips = dict(pixels=frames, tokens=BATCH["tokens"][:2])
-    raw = means_of(params(), to_float(frames), clips["tokens"])[0]
+    frames = BATCH["inputs"][:, 0].reshape(2, 2, *SHAPE[1:])
+    videos = dict(inputs=frames, cond=dict(tokens=BATCH["cond"]["tokens"][:2]))
+    raw = means_of(params(), to_float(frames), videos["cond"]["tokens"])[0]
     for frame in range(2):
-        alone = means_of(params(), to_float(frames[:, frame, None]), clips["tokens"])[0]
+        alone = means_of(params(), to_float(frames[:, frame, None]), videos["cond"]["tokens"])[0]
         np.testing.assert_allclose(raw[:, frame, None], alone, atol=1e-5)
 
 
 def test_the_latents_of_an_autoencoder_are_its_posteriors_means():
     latents = compiled("autoencoder", "encode")(params("autoencoder"), PIXELS)
     assert latents.shape == (4, 1, 2, 2, 3) and latents.dtype == jnp.float32  # f4
-    pictures = compiled("autoencoder", "decode")(params("autoencoder"), latents)
+    images = compiled("autoencoder", "decode")(params("autoencoder"), latents)
     reconstructed = compiled("autoencoder", "reconstruct")(params("autoencoder"), keys(0, 1, 2, 3), BATCH)
-    np.testing.assert_allclose(pictures, reconstructed, atol=1e-5)
+    np.testing.assert_allclose(images, reconstructed, atol=1e-5)
 
 
 def test_a_hierarchy_has_no_one_latent():
     for call in (lambda: method().encode(params(), PIXELS), lambda: method().decode(params(), PIXELS)):
-        with pytest.raises(BadInput, match="architecture=autoencoder"):
+        with pytest.raises(UserError, match="architecture=autoencoder"):
             call()
 
 
-def test_a_picture_takes_one_pass():
+def test_an_image_takes_one_pass():
     assert method().evaluations(temperature=0.7) == 1
 
 
@@ -395,7 +404,7 @@ def test_a_picture_takes_one_pass():
 
 def test_a_hierarchy_begins_with_standard_priors_and_the_last_layers_begin_small():
     fresh = jax.jit(method().init)(jax.random.key(0), BATCH)
-    _, latents = means_of(fresh, PIXELS, BATCH["tokens"])
+    _, latents = means_of(fresh, PIXELS, BATCH["cond"]["tokens"])
     for latent in latents:
         np.testing.assert_array_equal(latent.prior.mean, 0.0)
         np.testing.assert_array_equal(latent.prior.log_std, 0.0)
@@ -438,7 +447,8 @@ def test_padding_of_a_caption_changes_nothing():
     tree = jax.tree.map(lambda x: x, params())
     long = np.array([[5, 6, END, 0]], np.int32)
     made = compiled("hierarchical", "generate")(tree, noise, long)
-    tree["model"]["text"] = tree["model"]["text"] | {"positions": tree["model"]["text"]["positions"].at[3].set(9.0)}
+    text = tree["model"]["conditioner"]
+    tree["model"]["conditioner"] = text | {"positions": text["positions"].at[3].set(9.0)}
     np.testing.assert_allclose(compiled("hierarchical", "generate")(tree, noise, long), made, atol=1e-6)
 
 
@@ -458,16 +468,17 @@ def test_shortcuts_move_channels_and_back():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_architectures_go_with_each_word(architecture, words):
     config = configs.load(f"configs/vae.py:{'autoencoder,' if architecture == 'autoencoder' else ''}{words}")
-    model = configs.build_method(config, 400)
+    model = build_method(config.method, 400, config.dtype)
     assert model.architecture == architecture
     size = config.data.size
     batch = dict(
-        pixels=jax.ShapeDtypeStruct((1, 1, size, size, 3), jnp.uint8), tokens=jax.ShapeDtypeStruct((1, 8), jnp.int32)
+        inputs=jax.ShapeDtypeStruct((1, 1, size, size, 3), jnp.uint8),
+        cond=dict(tokens=jax.ShapeDtypeStruct((1, 8), jnp.int32)),
     )
     shapes = jax.eval_shape(model.init, jax.random.key(0), batch)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
     kept = config.data.size // (4 if architecture == "autoencoder" else config.method.net.patch_size)
-    assert model.network.noise_shapes((1, size, size, 3))[-1][2:4] == (kept, kept)
+    assert model.network.network.noise_shapes((1, size, size, 3))[-1][2:4] == (kept, kept)
 
 
 @pytest.mark.parametrize(
@@ -488,19 +499,19 @@ def test_the_architectures_go_with_each_word(architecture, words):
         (dict(net=PLAIN | dict(widths=(4, 24)), architecture="autoencoder"), "24 after 4"),
     ],
 )
-def test_what_cannot_be_is_told_before_training(changes, message):
+def test_what_cannot_be_is_an_error_before_training(changes, message):
     model = Vae(**dict(net=NET, vocab_size=32, dtype=jnp.float32) | changes)
-    with pytest.raises(BadInput, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         jax.eval_shape(model.init, jax.random.key(0), BATCH)
     assert "\n" not in str(caught.value)
 
 
-def test_pictures_must_be_in_levels_and_in_colour():
-    latents = BATCH | dict(pixels=np.zeros((4, *SHAPE), np.float32))
-    grey = BATCH | dict(pixels=BATCH["pixels"][..., :1])
-    with pytest.raises(BadInput, match="uint8 pixels, got float32"):
+def test_images_must_be_in_levels_and_in_colour():
+    latents = BATCH | dict(inputs=np.zeros((4, *SHAPE), np.float32))
+    grey = BATCH | dict(inputs=BATCH["inputs"][..., :1])
+    with pytest.raises(UserError, match="uint8 pixels, got float32"):
         method().init(jax.random.key(0), latents)
-    with pytest.raises(BadInput, match="uint8 pixels, got float32"):
+    with pytest.raises(UserError, match="uint8 pixels, got float32"):
         method().bits_per_dim(params(), keys(0, 1, 2, 3), latents)
-    with pytest.raises(BadInput, match="1 channels"):
+    with pytest.raises(UserError, match="1 channels"):
         method().init(jax.random.key(0), grey)

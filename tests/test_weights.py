@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zoo.errors import BadInput
-from zoo.pretrained import weights
+from zoo import weights
+from zoo.errors import UserError
 
 FIXTURES = Path(__file__).with_name("fixtures") / "inception"  # made by torch, see make_inception_fixture.py
 TRUTH = np.load(FIXTURES / "tensors.npz")
@@ -107,7 +107,7 @@ WRITERS = pytest.mark.parametrize("write", [write_zip, write_legacy])
 
 
 def refused(path, said="", read=weights.read):
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(UserError) as error:
         read(path)
     line = str(error.value)
     assert said in line and str(path) in line and "\n" not in line and len(line) < 600
@@ -376,7 +376,7 @@ def test_whatever_is_changed_gives_arrays_or_one_line(tmp_path, name):
         try:
             for array in weights.read(path).values():
                 array.tobytes()  # reads every number: a wrong bound would crash here
-        except BadInput as error:
+        except UserError as error:
             assert "\n" not in str(error)
             lines += 1
     assert lines
@@ -500,7 +500,7 @@ def test_what_a_network_lacks_is_named_and_what_it_has_beside_does_not_matter():
     found = {"a": np.zeros((2, 3)), "b": np.zeros(()), "beside": np.zeros(5)}
     weights.check_shapes({"a": (2, 3), "b": ()}, found, "w.pth")
     wanted = {"a": (3, 2), "b": (1,), **{f"c{i}": (1,) for i in range(5)}}
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(UserError) as error:
         weights.check_shapes(wanted, found, "w.pth")
     assert str(error.value) == (
         "w.pth holds other weights: of 7 tensors, 5 missing: c0, c1, c2, ...; 2 of another shape: "

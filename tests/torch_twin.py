@@ -24,14 +24,15 @@ from absl import app, flags
 from torch import Tensor, nn
 
 from zoo import config as configs
-from zoo.data.text import END
-from zoo.errors import BadInput, exit_on_bad_input
+from zoo.conditions import END
+from zoo.errors import UserError, exit_on_user_error
+from zoo.loop import Loop, step_flops, step_function
 from zoo.methods.diffusion import Diffusion
+from zoo.nets.conditioning import Conditioned
 from zoo.nets.layers import rotary_table, sincos_table
-from zoo.nets.transformer import Transformer as FlaxTransformer
-from zoo.run import Data, Recipe
+from zoo.runs.dependencies import Dependencies
+from zoo.runs.recipe import Data, Recipe
 from zoo.training import cost, parallel
-from zoo.training.loop import Loop, step_flops, step_function
 from zoo.training.optim import Optimizer
 
 EPSILON = 1e-6  # of the norms
@@ -111,18 +112,18 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Transformer(nn.Module):
-    """zoo.nets.transformer.Transformer with text="joint" and positions="rotary", for square pictures of `size`."""
+    """The network with its conditioner, with text="joint" and positions="rotary", for square images of `size`."""
 
-    def __init__(self, net: FlaxTransformer, size: int, text_length: int, channels: int = 3):
+    def __init__(self, conditioned: Conditioned, size: int, text_length: int, channels: int = 3):
         super().__init__()
+        net, conditioner = conditioned.network, conditioned.conditioner
         if (net.text, net.positions) != ("joint", "rotary"):
-            raise BadInput("the twin knows only text='joint' with positions='rotary'")
-        width, heads, text_width, self.patch_size = net.width, net.heads, net.text_width, net.patch_size
-        text_heads = max(1, text_width * heads // width)
+            raise UserError("the twin knows only text='joint' with positions='rotary'")
+        width, heads, text_width, self.patch_size = net.width, net.heads, conditioner.width, net.patch_size
         patch, side = net.patch_size**2 * channels, size // net.patch_size
-        self.embedding = nn.Embedding(net.vocab_size, text_width)
+        self.embedding = nn.Embedding(conditioner.vocab_size, text_width)
         self.text_positions = nn.Parameter(torch.zeros(text_length, text_width))
-        self.text_layers = nn.ModuleList(TextLayer(text_width, text_heads) for _ in range(net.text_depth))
+        self.text_layers = nn.ModuleList(TextLayer(text_width, conditioner.heads) for _ in range(conditioner.depth))
         self.text_norm = nn.RMSNorm(text_width, eps=EPSILON)
         self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
         self.caption = nn.Linear(text_width, width)
@@ -167,7 +168,7 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def load_flax(self, params) -> "Transformer":
         """Copies the parameters of the flax network, whose layers lie stacked on the leading axis."""
-        text = params["text"]
+        text, params = params["conditioner"], params["network"]
         self.embedding.weight.copy_(tensor(text["embedding"]["embedding"]))
         self.text_positions.copy_(tensor(text["positions"]))
         for i, layer in enumerate(self.text_layers):
@@ -219,10 +220,15 @@ class Trainer:
     """Training steps of rectified flow: AdamW behind clipping, and the averages of the recipe."""
 
     def __init__(self, model: Transformer, method: Diffusion, optimizer: Optimizer, total_steps: int, compiled=False):
-        if (method.path, method.prediction, method.error, method.times) != ("linear", "v", "v", "logit_normal"):
-            raise BadInput("the twin knows only rectified flow with logit-normal times")
+        if (method.path, method.prediction, method.loss_space, method.time_distribution) != (
+            "linear",
+            "v",
+            "v",
+            "logit_normal",
+        ):
+            raise UserError("the twin knows only rectified flow with logit-normal times")
         if method.time_min or method.time_shift != 1 or optimizer.weight_decay or optimizer.freeze:
-            raise BadInput("the twin knows no time_min, time_shift, weight decay or freezing")
+            raise UserError("the twin knows no time_min, time_shift, weight decay or freezing")
         self.model, self.method, self.clip_norm = model, method, optimizer.clip_norm
         self.params = list(model.parameters())
         self.adam = torch.optim.AdamW(self.params, betas=optimizer.betas, weight_decay=0.0, fused=True)
@@ -268,8 +274,8 @@ def random_batch(recipe: Recipe, count: int) -> dict[str, np.ndarray]:
     tokens = random.integers(3, recipe.tokenizer.vocab_size, (count, data.batch_size, data.text_length))
     lengths = random.integers(1, data.text_length + 1, (count, data.batch_size, 1))
     return {
-        "pixels": random.integers(0, 256, (count, data.batch_size, *data.shape), dtype=np.uint8),
-        "tokens": np.where(np.arange(data.text_length) < lengths, tokens, 0).astype(np.int32),
+        "inputs": random.integers(0, 256, (count, data.batch_size, *data.shape), dtype=np.uint8),
+        "cond": {"tokens": np.where(np.arange(data.text_length) < lengths, tokens, 0).astype(np.int32)},
     }
 
 
@@ -277,13 +283,13 @@ def jax_side(recipe: Recipe, loop: Loop, batch) -> Callable[[], None]:
     """A call takes `loop.steps_per_call` steps, as the training loop does."""
     devices = jax.local_device_count()
     state = parallel.replicate(recipe.create_state())
-    split = {name: x.reshape(len(x), devices, -1, *x.shape[2:]).swapaxes(0, 1) for name, x in batch.items()}
+    split = jax.tree.map(lambda x: x.reshape(len(x), devices, -1, *x.shape[2:]).swapaxes(0, 1), batch)
     batch = next(parallel.prefetch(iter([split])))
     step = parallel.pmap(step_function(recipe, loop, parallel.Devices()))
 
     def call():
         nonlocal state
-        state, metrics = step(state, batch)
+        state, metrics = step(state, {}, batch)
         jax.block_until_ready((state, metrics))
 
     return call
@@ -294,7 +300,7 @@ def torch_side(recipe: Recipe, loop: Loop, batch, compiled: bool) -> Callable[[]
     params = recipe.create_state().params["model"]
     model = Transformer(recipe.method.network, recipe.data.size, recipe.data.text_length).load_flax(params)
     trainer = Trainer(model, recipe.method, recipe.optimizers["model"], loop.steps, compiled)
-    pixels, tokens = tensor(batch["pixels"]), tensor(batch["tokens"]).long()
+    pixels, tokens = tensor(batch["inputs"]), tensor(batch["cond"]["tokens"]).long()
 
     def call():
         for part in zip(pixels, tokens, strict=True):
@@ -334,9 +340,10 @@ def torch_matmul_peak(seconds: float = 0.5, size: int = 1024) -> float:
 def compare(config, rounds: int, steps: int) -> dict:
     """The report."""
     if config.dtype != "float32":
-        raise BadInput("the twin computes in float32 only")
+        raise UserError("the twin computes in float32 only")
     data, loop = configs.build(Data, config.data, "data"), configs.build(Loop, config.loop, "loop")
-    recipe = Recipe(config, SimpleNamespace(vocab_size=data.vocab_size))  # the captions are numbers already
+    # The captions are numbers already.
+    recipe = Recipe(config, SimpleNamespace(vocab_size=data.vocab_size), Dependencies())
     batch = random_batch(recipe, loop.steps_per_call)
     peaks = {"jax": cost.matmul_peak(), "torch": torch_matmul_peak()}
     sides = {
@@ -375,5 +382,5 @@ if __name__ == "__main__":
     configs.define_config_flag()
     flags.DEFINE_integer("rounds", 5, "Times that each side is measured.", lower_bound=1)
     flags.DEFINE_integer("steps", 10, "Training steps a round, a multiple of loop.steps_per_call.", lower_bound=1)
-    with exit_on_bad_input():
+    with exit_on_user_error():
         app.run(main, flags_parser=configs.parse_flags)

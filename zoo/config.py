@@ -4,34 +4,29 @@ A section of a config is the keyword arguments of the thing it configures, so a 
 """
 
 import dataclasses
-import importlib
 import inspect
 import json
 import os
-import pkgutil
 import runpy
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from zoo.errors import BadInput, unknown
-from zoo.method import Method
+from zoo.errors import UserError, unknown_name_error
 
-flags.disclaim_key_flags()  # they are the command's, whose --help tells them
+flags.disclaim_key_flags()  # they belong to the command, whose --help lists them
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+FORMAT_VERSION = 2  # of configs and checkpoints; another one is refused
 
 
 def arguments(text: str | None, known: Sequence[str]) -> set[str]:
-    """Splits the argument of a config file, `FILE:a,b`, into its words; raises BadInput on one it does not know."""
+    """Splits the argument of a config file, `FILE:a,b`, into its words; raises UserError on an unknown one."""
     words = {word for word in (text or "").split(",") if word}
     for word in sorted(words - set(known)):
-        raise unknown("config argument", word, known)
+        raise unknown_name_error("config argument", word, known)
     return words
 
 
@@ -45,106 +40,60 @@ def build(target: Callable, section: Mapping[str, Any], where: str, **extra) -> 
       **extra: arguments that are not the user's to set.
 
     Raises:
-      BadInput: a key is unknown (names the nearest known one) or one is missing.
+      UserError: a key is unknown (names the nearest known one) or one is missing.
     """
     parameters = inspect.signature(target).parameters
     known = [name for name in parameters if name not in extra]
     for key in section:
         if key not in known:
-            raise unknown(f"config key in {where}", key, known)
+            raise unknown_name_error(f"config key in {where}", key, known)
     needed = [name for name in known if parameters[name].default is inspect.Parameter.empty]
     missing = [name for name in needed if name not in section]
     if missing:
-        raise BadInput(f"config section {where} lacks {', '.join(missing)}")
+        raise UserError(f"config section {where} lacks {', '.join(missing)}")
     return target(**section, **extra)
 
 
-def build_method(config: Mapping[str, Any], vocab_size: int) -> Method:
-    """Builds the family that `config.method` describes, see `build_family`."""
-    return build_family(config["method"], "method", vocab_size, get_dtype(config["dtype"]))
-
-
-def build_family(section: Mapping[str, Any], where: str, vocab_size: int, dtype: Any) -> Method:
-    """Builds a family.
-
-    Args:
-      section: `name`, a module below `zoo.methods` whose class has the same name in CamelCase; the other keys are the
-        fields of that class.
-      where: the section's name, for errors.
-      vocab_size, dtype: of the text, and of the computation.
-    """
-    fields = dict(section)
-    name = fields.pop("name", None)
-    if name not in families():
-        raise unknown(where, str(name), families())
-    return build(_family(name), fields, where, vocab_size=vocab_size, dtype=dtype)
-
-
-def families() -> list[str]:
-    """The modules below `zoo.methods`."""
-    return [module.name for module in pkgutil.iter_modules([str(Path(__file__).with_name("methods"))])]
-
-
-def _family(name: str) -> type:
-    module = importlib.import_module(f"zoo.methods.{name}")
-    return getattr(module, "".join(part.capitalize() for part in name.split("_")))
-
-
-def ability(method: Method, name: str) -> Callable:
-    """Returns the function `name` of a method, for those abilities that not every family has.
-
-    Raises:
-      BadInput: this family lacks it; names those that have it.
-    """
-    if not hasattr(method, name):
-        able = ", ".join(families_with(name)) or "none"
-        raise BadInput(f"{type(method).__name__} cannot {name}; a run of these can: {able}")
-    return getattr(method, name)
-
-
-def families_with(name: str) -> list[str]:
-    """The families that have this ability."""
-    return [family for family in families() if hasattr(_family(family), name)]
-
-
-def get_dtype(name: str):
-    """Returns the jax dtype that networks compute in."""
-    if name not in DTYPES:
-        raise unknown("dtype", name, DTYPES)
-    return DTYPES[name]
-
-
 def to_json(config: ml_collections.ConfigDict) -> str:
-    """The config as text; equal configs give equal text."""
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+    """Returns the config as text, with the version of its format; equal configs give equal text."""
+    return json.dumps(config.to_dict() | {"format_version": FORMAT_VERSION}, indent=2, sort_keys=True)
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
-    """The inverse of `to_json`."""
-    return ml_collections.ConfigDict(json.loads(text))
+    """Returns the config that `to_json` wrote. Raises UserError where it is of another format version."""
+    content = json.loads(text)
+    check_format(content.pop("format_version", 1), "config")
+    return ml_collections.ConfigDict(content)
 
 
-def check_options(function: Callable | None, options: Mapping[str, Any], what: str) -> None:
-    """Raises BadInput where a function has no such keyword-only argument, or one of another type than its default.
+def check_format(version: Any, what: str) -> None:
+    """Raises UserError where a file is of another format version than this code reads."""
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"this {what} has format version {version}, and this version of zoo reads {FORMAT_VERSION}: train the run "
+            "again, or use the version of zoo that wrote it"
+        )
+
+
+def build_options(cls: type, values: Mapping[str, Any], what: str) -> Any:
+    """Builds a dataclass of options.
 
     Args:
-      function: None has no arguments.
-      options: name -> value.
-      what: the options are called in the error.
+      cls: frozen dataclass; its defaults also tell the types.
+      values: option -> value.
+      what: name of the options in errors.
+
+    Raises:
+      UserError: an unknown option, one of another type than its default, or a value that the class refuses.
     """
-    parameters = inspect.signature(function).parameters.values() if function else ()
-    known = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    for name, value in options.items():
-        if name not in known:
-            raise unknown(what, name, known)
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    for name, value in values.items():
+        if name not in defaults:
+            raise unknown_name_error(what, name, defaults)
         like = {float: (int, float), tuple: (tuple, list), type(None): object}
-        if not isinstance(value, like.get(type(known[name]), type(known[name]))):
-            raise BadInput(f"{what} {name} must be like {known[name]!r}, got {value!r}")
-
-
-def check_sampling(method: Method, options: Mapping[str, Any]) -> None:
-    """`check_options` of `method.sample`."""
-    check_options(getattr(method, "sample", None), options, f"sampling option of {type(method).__name__}")
+        if not isinstance(value, like.get(type(defaults[name]), type(defaults[name]))):
+            raise UserError(f"{what} {name} must be like {defaults[name]!r}, got {value!r}")
+    return cls(**values)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -169,13 +118,15 @@ def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) 
 
 
 def load(spec: str) -> ml_collections.ConfigDict:
-    """Returns the config of "FILE" or "FILE:ARGUMENTS". Raises BadInput where there is no such file."""
+    """Returns the config of "FILE" or "FILE:ARGUMENTS". Raises UserError where there is no such file."""
     path, _, words = spec.partition(":")
     if not os.path.isfile(path):
-        raise BadInput(f"--config: no such file: {path!r}; the recipes are in configs/, e.g. configs/diffusion.py:demo")
+        raise UserError(
+            f"--config: no such file: {path!r}; the recipes are in configs/, e.g. configs/diffusion.py:demo"
+        )
     get_config = runpy.run_path(path).get("get_config")
     if get_config is None:
-        raise BadInput(f"--config: {path!r} has no get_config function; is it a recipe?")
+        raise UserError(f"--config: {path!r} has no get_config function; is it a recipe?")
     return get_config(words)
 
 
@@ -186,12 +137,12 @@ def define_config_flag() -> None:
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; for `app.run(flags_parser=...)`. Raises BadInput with what is wrong in one line."""
+    """Parses the command line; for `app.run(flags_parser=...)`. Raises UserError with what is wrong in one line."""
     _check_config_flags(argv)
     try:
         rest = flags.FLAGS(list(argv))
     except (flags.Error, ValueError, TypeError) as error:
-        raise BadInput(" ".join(str(error).split())) from None
+        raise UserError(" ".join(str(error).split())) from None
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # jax tells of each accelerator that it did not find
     return rest
@@ -208,4 +159,4 @@ def _check_config_flags(argv: Sequence[str]) -> None:
     for word in words:
         key = word.split("=")[0].removeprefix("-config.")
         if word.startswith("-config.") and key not in known:
-            raise unknown("config key", key, known)
+            raise unknown_name_error("config key", key, known)

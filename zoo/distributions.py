@@ -7,13 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zoo.errors import BadInput
+from zoo.errors import UserError
 
 LOG_2_PI = math.log(2 * math.pi)
 LEVELS = 256  # of a pixel
 
 
-def sum_each(x: jax.Array) -> jax.Array:
+def sum_except_batch(x: jax.Array) -> jax.Array:
     """The sum of each example, (B, ...) -> (B,)."""
     return x.sum(axis=tuple(range(1, x.ndim)))
 
@@ -30,20 +30,20 @@ def normal_kl(mean: jax.Array, log_std: jax.Array, mean_p: jax.Array, log_std_p:
 
 
 def to_bits_per_dim(log_prob: jax.Array, dimensions: int) -> jax.Array:
-    """log p in nats of a picture of so many dimensions (T * H * W * C) -> bits per dimension."""
+    """log p in nats of an image with so many dimensions (T * H * W * C) -> bits per dimension."""
     return -log_prob / (dimensions * math.log(2))
 
 
-def importance_bound(log_weight: Callable[[jax.Array], jax.Array], rng: jax.Array, samples: int) -> jax.Array:
+def iwae_bound(log_weight: Callable[[jax.Array], jax.Array], rng: jax.Array, samples: int) -> jax.Array:
     """A lower bound of log p(x) in nats, (B,): the log of the mean of p(x, z) / q(z | x) (IWAE 1509.00519, eq. 8).
 
     Args:
-      log_weight: a key a picture (B,) -> log p(x, z) - log q(z | x) for z drawn with it from q, (B,).
-      rng: one key a picture.
+      log_weight: a key an image (B,) -> log p(x, z) - log q(z | x) for z drawn with it from q, (B,).
+      rng: one key an image.
       samples: draws of z. With one, it is the evidence lower bound of VAEs; it does not fall with more.
     """
     if samples < 1:
-        raise BadInput(f"samples must be at least 1, got {samples}")
+        raise UserError(f"samples must be at least 1, got {samples}")
     keys = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, samples))(rng), 1, 0)  # (samples, B)
     return jax.nn.logsumexp(jax.lax.map(log_weight, keys), axis=0) - math.log(samples)
 
@@ -72,20 +72,20 @@ class Gaussian(NamedTuple):
         """What standard Gaussian noise is turned to."""
         return self.mean + jnp.exp(self.log_std) * eps
 
-    def whiten(self, z: jax.Array) -> jax.Array:
+    def standardize(self, z: jax.Array) -> jax.Array:
         """The inverse of `sample`."""
         return (z - self.mean) * jnp.exp(-self.log_std)
 
     def log_prob(self, z: jax.Array) -> jax.Array:
         """log of the density at z, elementwise."""
-        return normal_log_prob(self.whiten(z)) - self.log_std
+        return normal_log_prob(self.standardize(z)) - self.log_std
 
 
 class Latent(NamedTuple):
-    """Groups of latents of pictures, all (B, groups, ...): their distributions, and the values that went on.
+    """Groups of latents of images, all (B, groups, ...): their distributions, and the values that went on.
 
     Attributes:
-      posterior: q(z | picture, what is above).
+      posterior: q(z | image, what is above).
       prior: p(z | what is above).
       z: the values.
     """
@@ -100,12 +100,12 @@ class Latent(NamedTuple):
         return kl.sum(axis=tuple(range(2, kl.ndim)))
 
     def log_ratio(self) -> jax.Array:
-        """log p(z) - log q(z | picture), (B,); its mean over the posterior is -KL."""
-        return sum_each(self.prior.log_prob(self.z) - self.posterior.log_prob(self.z))
+        """log p(z) - log q(z | image), (B,); its mean over the posterior is -KL."""
+        return sum_except_batch(self.prior.log_prob(self.z) - self.posterior.log_prob(self.z))
 
     def noise(self) -> jax.Array:
         """The standard Gaussian noise that the prior makes z of."""
-        return self.prior.whiten(self.z)
+        return self.prior.standardize(self.z)
 
 
 MIXTURE_PARTS = 10  # for each component: a logit; for each colour a mean and a log-scale; three coefficients

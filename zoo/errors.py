@@ -5,36 +5,36 @@ import difflib
 import sys
 from collections.abc import Iterable, Iterator
 
-MANY = 20  # names, beyond which an error tells the nearest alone
+MOST_NAMES = 20  # of more names, an error lists the nearest alone
 
 
-class BadInput(ValueError):
-    """Something the user gave cannot be used. The message is one line: what, which value, what to do."""
+class UserError(ValueError):
+    """Input from the user that cannot be used. The message is one line: what is wrong, which value, what to do."""
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> BadInput:
+def unknown_name_error(what: str, name: str, known: Iterable[str]) -> UserError:
     """Returns the error for a name that does not exist, with the nearest one that does.
 
     Args:
-      what: the kind of thing, e.g. "config key" or "sampler".
-      name: what was asked for.
-      known: every name that would have been accepted; of many only the nearest are listed.
+      what: kind of thing, e.g. "config key" or "sampler".
+      name: name that the user gave.
+      known: names that would have been accepted.
     """
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     listed, rest = known, ""
-    if len(known) > MANY:
-        listed = difflib.get_close_matches(name, known, n=MANY // 2, cutoff=0.0)
+    if len(known) > MOST_NAMES:
+        listed = difflib.get_close_matches(name, known, n=MOST_NAMES // 2, cutoff=0.0)
         rest = f" and {len(known) - len(listed)} more"
-    return BadInput(f"unknown {what} {name!r}: {hint}known: {', '.join(listed) or 'none'}{rest}")
+    return UserError(f"unknown {what} {name!r}: {hint}known: {', '.join(listed) or 'none'}{rest}")
 
 
 @contextlib.contextmanager
-def exit_on_bad_input() -> Iterator[None]:
-    """Turns `BadInput` into one line on stderr and exit code 2; other exceptions keep their traceback."""
+def exit_on_user_error() -> Iterator[None]:
+    """Turns `UserError` into one line on stderr and exit code 2; other exceptions keep their traceback."""
     try:
         yield
-    except BadInput as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,47 +1,49 @@
-"""Pictures and clips to files that people look at, with a note inside that says how they were made."""
+"""Images and videos to files that people look at, with a note inside that says how they were made."""
 
 import json
 import math
 import os
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import einops
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from zoo.errors import BadInput, unknown
+from zoo.errors import UserError, unknown_name_error
+from zoo.files import atomic
 
-_VISIBLE = 96  # pixels: a picture is scaled up by whole numbers until it is this wide
+_VISIBLE = 96  # pixels: an image is scaled up by whole numbers until it is this wide
 _GAP = 8
 _FONT_SIZE = 12
 _LINE_HEIGHT = 15
 
 
 def grid(
-    pictures: np.ndarray,
+    images: np.ndarray,
     columns: int | None = None,
     labels: Sequence[str] | None = None,
     scale: int | None = None,
 ) -> np.ndarray:
-    """Lays pictures out in rows on white.
+    """Lays images out in rows on white.
 
     Args:
-      pictures: uint8 (N, T, H, W, C), C 1 or 3, N at least 1.
-      columns: pictures in a row; by default as many as there are rows.
-      labels: N texts, each wrapped below its picture.
-      scale: whole number of pixels that a pixel becomes wide; by default such that a picture is at least
+      images: uint8 (N, T, H, W, C), C 1 or 3, N at least 1.
+      columns: images in a row; by default as many as there are rows.
+      labels: N texts, each wrapped below its image.
+      scale: whole number of pixels that a pixel becomes wide; by default such that an image is at least
         96 pixels wide.
 
     Returns:
       uint8 (T, H', W', 3).
     """
-    columns = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
-    scale = scale or math.ceil(_VISIBLE / pictures.shape[3])
-    pictures = np.broadcast_to(pictures, (*pictures.shape[:-1], 3))
-    cells = einops.repeat(pictures, "n t h w c -> n t (h y) (w x) c", y=scale, x=scale)
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    scale = scale or math.ceil(_VISIBLE / images.shape[3])
+    images = np.broadcast_to(images, (*images.shape[:-1], 3))
+    cells = einops.repeat(images, "n t h w c -> n t (h y) (w x) c", y=scale, x=scale)
     if labels is not None:
         cells = np.concatenate([cells, _captions(labels, cells.shape[1], cells.shape[3])], axis=2)
     padding = (0, -len(cells) % columns), (0, 0), (0, _GAP), (0, _GAP), (0, 0)
@@ -61,36 +63,36 @@ def save(path: str | os.PathLike, frames: np.ndarray, fps: float = 8, metadata: 
       metadata: texts that `read_metadata` gives back.
 
     Raises:
-      BadInput: if the suffix is unknown, a PNG is to hold several frames, `fps` is not positive, or an MP4 is
+      UserError: if the suffix is unknown, a PNG is to hold several frames, `fps` is not positive, or an MP4 is
         asked for where imageio is not installed.
     """
     path = Path(path)
     write = _for_suffix(path, {".png": _write_png, ".gif": _write_gif, ".mp4": _write_mp4})
     if fps <= 0:
-        raise BadInput(f"fps {fps} is not positive: give frames per second, as 8")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".unfinished_{os.getpid()}_{path.name}")
-    try:
+        raise UserError(f"fps {fps} is not positive: give frames per second, as 8")
+    with atomic(path) as unfinished:
         write(unfinished, frames, fps, metadata or {})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+
+
+def note(about: Mapping[str, Any]) -> dict[str, str]:
+    """Returns metadata that says how a file was made, for `save`; `about` must be JSON."""
+    return {"zoo": json.dumps(about)}
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """Returns the texts that `save` put into a file; none if it has none.
 
     Raises:
-      BadInput: if there is no such file, it cannot be read, or its suffix is unknown.
+      UserError: if there is no such file, it cannot be read, or its suffix is unknown.
     """
     path = Path(path)
     read = _for_suffix(path, {".png": _png_texts, ".gif": _gif_texts, ".mp4": _mp4_texts})
     if not path.is_file():
-        raise BadInput(f"there is no file {path}: give a path that exists")
+        raise UserError(f"there is no file {path}: give a path that exists")
     try:
         return read(path)
     except (OSError, SyntaxError, subprocess.CalledProcessError):
-        raise BadInput(f"{path} is damaged or not what its suffix says: give another file") from None
+        raise UserError(f"{path} is damaged or not what its suffix says: give another file") from None
 
 
 def _captions(labels: Sequence[str], frames: int, width: int) -> np.ndarray:
@@ -114,23 +116,23 @@ def _wrap(text: str, width: int, measure: Callable[[str], float]) -> list[str]:
 
 
 def _draw(lines: list[str], height: int, width: int, font) -> np.ndarray:
-    picture = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(image)
     for i, line in enumerate(lines):
         pen.text((0, i * _LINE_HEIGHT), line, fill="black", font=font)
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def _for_suffix(path: Path, functions: dict[str, Callable]) -> Callable:
     suffix = path.suffix.lower()
     if suffix not in functions:
-        raise unknown("kind of file", suffix or path.name, functions)
+        raise unknown_name_error("kind of file", suffix or path.name, functions)
     return functions[suffix]
 
 
 def _write_png(path: Path, frames: np.ndarray, fps: float, metadata: dict[str, str]) -> None:
     if len(frames) != 1:
-        raise BadInput(f"a PNG holds one frame, not {len(frames)}: name the file .gif or .mp4")
+        raise UserError(f"a PNG holds one frame, not {len(frames)}: name the file .gif or .mp4")
     texts = PngImagePlugin.PngInfo()
     for key, text in metadata.items():
         texts.add_text(key, text)
@@ -157,13 +159,13 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: float, metadata: dict[str, s
 
 
 def _png_texts(path: Path) -> dict[str, str]:
-    with Image.open(path, formats=["PNG"]) as picture:
-        return dict(picture.text)
+    with Image.open(path, formats=["PNG"]) as image:
+        return dict(image.text)
 
 
 def _gif_texts(path: Path) -> dict[str, str]:
-    with Image.open(path, formats=["GIF"]) as picture:
-        return _from_comment(picture.info.get("comment", b"").decode("utf-8", "replace"))
+    with Image.open(path, formats=["GIF"]) as image:
+        return _from_comment(image.info.get("comment", b"").decode("utf-8", "replace"))
 
 
 def _mp4_texts(path: Path) -> dict[str, str]:
@@ -188,5 +190,5 @@ def _video_library():
         import imageio.v2 as imageio
         import imageio_ffmpeg
     except ImportError:
-        raise BadInput("MP4 needs imageio: pip install zoo[video], or name the file .gif") from None
+        raise UserError("MP4 needs imageio: pip install zoo[video], or name the file .gif") from None
     return imageio, imageio_ffmpeg

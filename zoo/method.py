@@ -1,34 +1,38 @@
 """The contract between a family and everything else.
 
-A family is a `Method`: what it trains (`players`), how it starts, its loss, and how it makes pictures. The loop, the
-sampler and the measures know nothing more of it. A family that makes no pictures, only scores them, has no `sample`.
+A family is a `Method`: what it trains (`players`), how it starts, and its loss. All other protocols are abilities that
+a family has or lacks; `families.require` raises the error where one is missing. Two conventions hold in all of them:
 
-The other protocols are abilities, which a family has or lacks; who needs one asks by `config.ability`. In all of them
-`rng` is one key a picture, (B,), so that what becomes of a picture does not depend on those beside it, and `params`
-is that of all players.
+    rng      one key per sample, (B,), so that a sample does not depend on those beside it
+    params   trees of all players; `params["frozen"]` holds the frozen networks by name, where a run has some
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from zoo.conditions import Cond
+
 Params = Any
-Noise = Any  # what a picture is made from: a tree of independent standard Gaussian arrays (B, ...)
-Batch = Mapping[str, jax.Array]  # pixels: uint8 (B, T, H, W, C); tokens, and negatives where asked for: int32 (B, L)
+Noise = Any  # tree of independent standard Gaussian arrays (B, ...), from which a family makes its samples
+Options = Any  # frozen dataclass of the family's own
+# inputs: uint8 images (B, T, H, W, C), float32 latents or integer codes; cond: see `conditions`; negatives: a second
+# `cond`, of captions that do not fit the inputs, for methods that ask for it.
+Batch = Mapping[str, Any]
 
 
 @flax.struct.dataclass
 class Output:
-    """What a loss tells beside its value.
+    """Results of a loss beside its value.
 
     Attributes:
       metrics: scalars, means over this device's examples.
-      fake: a differentiable picture that the method made in this step, (B, T, H, W, C) in [-1, 1], or None where
-        there is none. Plug-ins attach here. Who does not use it does not pay for it: compilers drop it.
+      fake: differentiable sample of this step, (B, T, H, W, C) in [-1, 1], or None where there is none. Plug-ins attach
+        here. If nothing uses it, the compiler drops it.
     """
 
     metrics: dict[str, jax.Array]
@@ -36,9 +40,9 @@ class Output:
 
 
 class Axis:
-    """The devices that train together, as a method sees them. This one is alone: all reductions are the identity."""
+    """The devices that train together, as a method sees them. This one is a single device: the identity."""
 
-    index = 0
+    index: Any = 0
 
     def pmean(self, tree):
         """Mean over devices."""
@@ -49,8 +53,9 @@ class Axis:
         return x
 
 
+@runtime_checkable
 class Method(Protocol):
-    """A family of generators.
+    """A family of models.
 
     Attributes:
       players: names of the parameter trees, trained in this order within one step.
@@ -59,172 +64,284 @@ class Method(Protocol):
     players: tuple[str, ...]
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Params]:
-        """Returns fresh parameters, a tree for each player. Only the shapes of the batch matter."""
+        """Returns fresh parameters, a tree for each player. `rng` is a single key; only shapes of the batch matter."""
+        ...
 
     def loss(
-        self, player: str, params: dict[str, Params], batch: Batch, rng: jax.Array, axis: Axis, step: jax.Array
+        self, player: str, params: Mapping[str, Params], batch: Batch, rng: jax.Array, axis: Axis, step: jax.Array
     ) -> tuple[jax.Array, Output]:
-        """Returns the mean loss over this device's examples; differentiated with respect to params[player] alone.
-
-        `step` counts from 0, for what warms up.
-        """
-
-    def sample(
-        self, params: dict[str, Params], rng: jax.Array, cond: jax.Array, shape: tuple[int, ...], **options
-    ) -> jax.Array:
-        """Makes pictures.
+        """Returns the mean loss over this device's examples, differentiated with respect to params[player] alone.
 
         Args:
-          rng: one key a picture, (B,), so that a picture does not depend on those made beside it.
-          cond: tokens, (B, L).
-          shape: of one picture, (T, H, W, C).
-          **options: the family's own, with defaults.
-
-        Returns:
-          Pixels (B, T, H, W, C), float32. Those of data lie in [-1, 1]; `to_uint8` clips what lies outside.
+          player: name of the player that is trained.
+          params: see the module.
+          batch: see `Batch`.
+          rng: single key.
+          axis: devices that train together.
+          step: number of the step from 0, for schedules.
         """
+        ...
 
 
-class Showing(Protocol):
-    """A family whose loss shows a picture, `Output.fake`, that a plug-in can work on.
+@runtime_checkable
+class Generates(Protocol):
+    """Ability to make samples from conditions.
 
     Attributes:
-      fake_of: "picture" where it is made of the batch's own picture, as by an autoencoder; "caption" where it is fresh.
-      caption_drop: share of captions that the family replaces by the empty one.
+      SampleOptions: frozen dataclass of the sampling options, whose defaults are the family's.
     """
 
-    fake_of: str
+    SampleOptions: type
+
+    def sample(
+        self, params: Mapping[str, Params], rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: Options
+    ) -> jax.Array:
+        """Makes samples.
+
+        Args:
+          params: see the module.
+          rng: one key per sample, (B,).
+          cond: conditions (B, ...).
+          shape: shape of one sample, (T, H, W, C).
+          options: a `SampleOptions`.
+
+        Returns:
+          Samples (B, T, H, W, C), float32. Those of images lie in [-1, 1]; `to_uint8` clips values outside.
+        """
+        ...
+
+    def evaluations(self, options: Options) -> int:
+        """Returns how often one sample passes through the network under these options."""
+        ...
+
+
+@runtime_checkable
+class HasFakeSample(Protocol):
+    """Ability to yield a differentiable sample in the loss, `Output.fake`, on which a plug-in can work.
+
+    Attributes:
+      fake_kind: "reconstruction" where it is made from the batch's own inputs, as by an autoencoder; else "sample".
+      caption_drop: share of the samples whose conditions the family drops in training.
+    """
+
+    fake_kind: str
     caption_drop: float
 
 
-class Likely(Protocol):
-    """A family that knows how probable a picture is."""
-
-    def bits_per_dim(self, params: dict[str, Params], rng: jax.Array, batch: Batch, **options) -> jax.Array:
-        """-log2 p(pixels | caption) / dimensions of each picture in 256 levels, or an upper bound of it: (B,) float32.
-
-        Options are the family's own, with defaults.
-        """
-
-
-class Reconstructing(Protocol):
-    """A family that can pass a picture through what it remembers of it."""
-
-    def reconstruct(self, params: dict[str, Params], rng: jax.Array, batch: Batch) -> jax.Array:
-        """The pictures, encoded and decoded again: float32 (B, T, H, W, C) in [-1, 1]."""
-
-
-class Editable(Protocol):
-    """A family that makes a picture from noise alone, and finds the noise of a picture.
-
-    `sample` with given keys is `generate` of what `draw_noise` draws with them.
+@runtime_checkable
+class HasLikelihood(Protocol):
+    """Ability to compute the likelihood of an image.
 
     Attributes:
-      faithful: options of `sample` under which `generate` makes of a picture's noise that picture, as near as it can:
-        no guidance, which takes pictures away from what their noise would make, and nothing drawn.
+      LikelihoodOptions: frozen dataclass of the options.
     """
 
-    faithful: Mapping[str, Any]
+    LikelihoodOptions: type
+
+    def bits_per_dim(self, params: Mapping[str, Params], rng: jax.Array, batch: Batch, options: Options) -> jax.Array:
+        """Returns -log2 p(inputs | cond) / dimensions in 256 levels, or an upper bound of it: (B,) float32."""
+        ...
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """Ability to encode and decode an image."""
+
+    def reconstruct(self, params: Mapping[str, Params], rng: jax.Array, batch: Batch) -> jax.Array:
+        """Returns the inputs, encoded and decoded: float32 (B, T, H, W, C) in [-1, 1]."""
+        ...
+
+
+@runtime_checkable
+class Invertible(Protocol):
+    """Ability to make a sample from noise alone, and to find the noise of an image.
+
+    `sample` with given keys is `generate` of the noise that `draw_noise` draws with them.
+
+    Attributes:
+      SampleOptions: frozen dataclass of the options.
+      inversion_options: options under which `generate(invert(x))` best reproduces x: without guidance, which leads
+        samples away from x, and without noise that is drawn on the way.
+    """
+
+    SampleOptions: type
+    inversion_options: Mapping[str, Any]
 
     def draw_noise(self, rng: jax.Array, shape: tuple[int, ...]) -> Noise:
-        """Noise for one picture of `shape` (T, H, W, C) for each key."""
+        """Returns noise for one sample of `shape` (T, H, W, C) for each key."""
+        ...
 
-    def generate(self, params: dict[str, Params], noise: Noise, cond: jax.Array, **options) -> jax.Array:
-        """Noise and tokens (B, L) -> pixels like `sample`'s. Nothing is drawn; options are those of `sample`."""
+    def generate(self, params: Mapping[str, Params], noise: Noise, cond: Cond, options: Options) -> jax.Array:
+        """Returns the samples of given noise, like `sample`'s. Nothing is drawn."""
+        ...
 
-    def invert(self, params: dict[str, Params], rng: jax.Array, pixels: jax.Array, cond: jax.Array, **options) -> Noise:
-        """Noise that `generate` makes these pixels of, float32 (B, T, H, W, C) in [-1, 1], as well as it can."""
+    def invert(
+        self, params: Mapping[str, Params], rng: jax.Array, inputs: jax.Array, cond: Cond, options: Options
+    ) -> Noise:
+        """Returns noise from which `generate` best reproduces inputs, float32 (B, T, H, W, C) in [-1, 1]."""
+        ...
 
 
-class Stepwise(Protocol):
-    """A family that makes a picture in steps, each a draw whose probability is known."""
+@runtime_checkable
+class HasTrajectory(Protocol):
+    """Ability to sample in steps, each of which is a draw with a known density.
 
-    def walk(
-        self, params: dict[str, Params], rng: jax.Array, cond: jax.Array, shape: tuple[int, ...], **options
+    Attributes:
+      SampleOptions: frozen dataclass of the options.
+    """
+
+    SampleOptions: type
+
+    def sample_trajectory(
+        self, params: Mapping[str, Params], rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: Options
     ) -> jax.Array:
-        """Samples, and returns all states on the way, the last of them the pixels: (states, B, T, H, W, C)."""
+        """Returns all states of sampling, the last of them the sample: (states, B, T, H, W, C)."""
+        ...
 
-    def log_prob_of_walk(self, params: dict[str, Params], states: jax.Array, cond: jax.Array, **options) -> jax.Array:
-        """log of the density of each step that draws, given the state before it: (steps, B), in nats.
-
-        Options are those of `walk`.
-        """
-
-
-class Leaning(Protocol):
-    """A family that looks through the networks of finished runs, which must stay where they are.
-
-    Attributes:
-      needs_runs: the workdirs by the keys of the config that name them.
-    """
-
-    needs_runs: Mapping[str, str]
-
-    def given(self, frozen: Mapping[str, tuple["Method", Params]]) -> "Leaning":
-        """The family with those runs: for each key the method and its parameters."""
+    def trajectory_log_prob(
+        self, params: Mapping[str, Params], states: jax.Array, cond: Cond, options: Options
+    ) -> jax.Array:
+        """Returns the log-density of each step that draws, given the state before it: (steps, B), in nats."""
+        ...
 
 
-class Taught(Protocol):
-    """A family that learns from a reward, which the loop hands to it before training.
+@runtime_checkable
+class Denoises(Protocol):
+    """Ability to guide another model of the same path and prediction (autoguidance).
 
     Attributes:
-      reward: what rewards, by name, see `scoring.rewards`.
-      needs_gradient: whether the reward must have a derivative.
+      path: name of the path from data to noise.
+      prediction: meaning of the network's output.
     """
 
-    reward: str
-    needs_gradient: bool
+    path: str
+    prediction: str
 
-    def taught_by(self, judge: Callable[[jax.Array, jax.Array], jax.Array]) -> "Taught":
-        """The family with its reward: pixels float32 (B, T, H, W, C) in [-1, 1] and tokens (B, L) -> (B,)."""
+    def apply(self, params: Mapping[str, Params], z: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
+        """Returns the raw prediction. z: (B, T, H, W, C); t: (B,) -> like z."""
+        ...
 
 
-class Seeing(Protocol):
-    """A family whose network a critic can look through, see `methods.adversarial`."""
+@runtime_checkable
+class FeatureExtractor(Protocol):
+    """Ability to serve as the frozen feature network of a critic."""
 
-    def see(
-        self, params: dict[str, Params], pixels: jax.Array, tokens: jax.Array, t: jax.Array | None
+    def features(
+        self, params: Mapping[str, Params], inputs: jax.Array, cond: Cond, t: jax.Array | None
     ) -> list[jax.Array]:
-        """What the network sees at each of its levels, (B, T, h, w, D) each, differentiable by the pixels.
+        """Returns the activations of each level, (B, T, h, w, D) each, differentiable with respect to the inputs.
 
         Args:
-          pixels: float32 (B, T, H, W, C), with noise where t tells of it.
-          tokens: (B, L).
-          t: (B,) level of noise as in `diffusion.paths`, linear; None for pictures without.
+          params: see the module.
+          inputs: float32 (B, T, H, W, C), with noise of level t.
+          cond: conditions (B, ...).
+          t: noise level (B,) on the linear path of `diffusion.paths`; None for inputs without noise.
         """
+        ...
 
 
-class Rating(Protocol):
-    """A family that says how well a picture fits its caption."""
+@runtime_checkable
+class Scorer(Protocol):
+    """Ability to score how well an image fits its caption."""
 
-    def rate(self, params: dict[str, Params], pixels: jax.Array, tokens: jax.Array) -> jax.Array:
-        """Pixels float32 (B, T, H, W, C) in [-1, 1] and tokens (B, L) -> (B,) float32, higher is better.
+    def score(self, params: Mapping[str, Params], inputs: jax.Array, cond: Cond) -> jax.Array:
+        """Inputs float32 (B, T, H, W, C) in [-1, 1] and conditions -> (B,) float32, higher is better.
 
-        Numbers compare within a run alone.
+        Scores of one run do not compare with those of another.
         """
+        ...
 
 
-class Autoencoder(Protocol):
-    """A family whose latents other families can be trained on."""
+@runtime_checkable
+class Autoencodes(Protocol):
+    """Ability to make latents on which other families can be trained."""
 
-    def encode(self, params: dict[str, Params], pixels: jax.Array) -> jax.Array:
-        """Pixels float32 (B, T, H, W, C) in [-1, 1] -> latents float32 (B, T, h, w, c), nothing drawn."""
+    def encode(self, params: Mapping[str, Params], inputs: jax.Array) -> jax.Array:
+        """Inputs float32 (B, T, H, W, C) in [-1, 1] -> latents float32 (B, T, h, w, c), nothing drawn."""
+        ...
 
-    def decode(self, params: dict[str, Params], latents: jax.Array) -> jax.Array:
-        """Latents -> pixels float32 in [-1, 1]."""
-
-
-def to_float(pixels: jax.Array) -> jax.Array:
-    """uint8 pixels -> float32 in [-1, 1]. What is float already, such as latents, stays as it is."""
-    return pixels.astype(jnp.float32) / 127.5 - 1.0 if pixels.dtype == jnp.uint8 else pixels
+    def decode(self, params: Mapping[str, Params], latents: jax.Array) -> jax.Array:
+        """Latents -> images float32 in [-1, 1]."""
+        ...
 
 
-def to_uint8(pixels: jax.Array) -> jax.Array:
-    """float pixels in [-1, 1] -> uint8; values outside are clipped. The inverse of `to_float` up to rounding."""
-    return jnp.clip(jnp.round((pixels + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+@runtime_checkable
+class RewardTrained(Protocol):
+    """A family that is trained by a reward.
+
+    Attributes:
+      reward: reward function, or None in a run that is opened for sampling.
+    """
+
+    reward: "Reward | None"
+
+
+class Reward(Protocol):
+    """A reward of samples.
+
+    Attributes:
+      differentiable: whether it has a derivative with respect to the samples.
+    """
+
+    differentiable: bool
+
+    def __call__(self, frozen: Mapping[str, Params], inputs: jax.Array, cond: Cond) -> jax.Array:
+        """Frozen networks by name, samples float32 (B, T, H, W, C) and conditions -> (B,), higher is better."""
+        ...
+
+
+ABILITIES: tuple[type, ...] = (
+    Generates,
+    HasFakeSample,
+    HasLikelihood,
+    Reconstructs,
+    Invertible,
+    HasTrajectory,
+    Denoises,
+    FeatureExtractor,
+    Scorer,
+    Autoencodes,
+)
+
+
+def to_float(inputs: jax.Array) -> jax.Array:
+    """uint8 images -> float32 in [-1, 1]. Float inputs, such as latents, stay as they are."""
+    return inputs.astype(jnp.float32) / 127.5 - 1.0 if inputs.dtype == jnp.uint8 else inputs
+
+
+def to_uint8(images: jax.Array) -> jax.Array:
+    """float images in [-1, 1] -> uint8; values outside are clipped. The inverse of `to_float` up to rounding."""
+    return jnp.clip(jnp.round((images + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 @functools.partial(jax.vmap, in_axes=(0, None))
 def normal_each(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """One Gaussian array of `shape` for each key: (B,) keys -> (B, *shape)."""
     return jax.random.normal(rng, shape)
+
+
+def members(protocol: type) -> list[str]:
+    """Names that a protocol asks for."""
+    functions = [name for name, value in vars(protocol).items() if callable(value) and not name.startswith("_")]
+    return sorted({*functions, *protocol.__annotations__})
+
+
+def has_members(cls: type, protocol: type) -> bool:
+    """Whether a class, not an instance, declares all members of a protocol."""
+    declared = {name for base in cls.__mro__ for name in getattr(base, "__annotations__", {})}
+    return all(name in declared or hasattr(cls, name) for name in members(protocol))
+
+
+def without_frozen(params: Mapping[str, Params]) -> dict[str, Params]:
+    """Trees of the players alone."""
+    return {name: tree for name, tree in params.items() if name != "frozen"}
+
+
+def example_frozen(method: Any, rng: jax.Array, batch: Batch) -> dict[str, Params]:
+    """Fresh parameters of a method's frozen networks by name, of which only the shapes are of use."""
+    named = {name: getattr(method, name) for name in getattr(method, "DEPENDENCIES", {})}
+    networks = {name: network for name, network in named.items() if isinstance(network, Method)}
+    return {
+        name: dict(network.init(rng, batch)) | {"frozen": example_frozen(network, rng, batch)}
+        for name, network in networks.items()
+    }

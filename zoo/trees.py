@@ -1,11 +1,13 @@
 """Trees of parameters, by the paths of their leaves."""
 
+import hashlib
 import re
 from typing import Any
 
 import jax
+import numpy as np
 
-from zoo.errors import BadInput
+from zoo.errors import UserError
 
 
 def matches(params: Any, pattern: str) -> Any:
@@ -13,7 +15,7 @@ def matches(params: Any, pattern: str) -> Any:
     found = jax.tree_util.tree_map_with_path(lambda path, _: bool(re.search(pattern, path_name(path))), params)
     if not any(jax.tree.leaves(found)):
         paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        raise BadInput(f"pattern {pattern!r} matches no parameter; there are e.g. {', '.join(paths[:3])}")
+        raise UserError(f"pattern {pattern!r} matches no parameter; there are e.g. {', '.join(paths[:3])}")
     return found
 
 
@@ -33,3 +35,12 @@ def first_difference(a: Any, b: Any) -> str:
         if a[name] != b[name]:
             return f"{name} of shape {a[name]} and not {b[name]}"
     return ""
+
+
+def tree_hash(tree: Any) -> str:
+    """Returns a hash of the paths and values of a tree of arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]

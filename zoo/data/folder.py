@@ -1,4 +1,4 @@
-"""A folder of pictures or clips, or a zip of one, with captions beside them."""
+"""A folder of images or videos, or a zip of one, with captions beside them."""
 
 import functools
 import hashlib
@@ -19,16 +19,16 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from zoo.data import pictures
-from zoo.errors import BadInput, unknown
+from zoo.data import images
+from zoo.errors import UserError, unknown_name_error
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 VIDEOS = (".gif", ".mp4")
 _METADATA = "metadata.jsonl"
 
 
 class Item(NamedTuple):
-    """One picture or clip: its name relative to the folder, the files it is made of, and its caption."""
+    """One image or video: its name relative to the folder, the files it is made of, and its caption."""
 
     name: str
     files: tuple[str, ...]
@@ -38,45 +38,45 @@ class Item(NamedTuple):
 def open_source(
     name: str, split: str, size: int, frames: int, holdout: float = 0.0, template: str | None = None
 ) -> "FolderSource":
-    """Opens a folder, or a .zip of one, in which pictures may lie at any depth.
+    """Opens a folder, or a .zip of one, in which images may lie at any depth.
 
-    A caption is the text of the line that names the picture in the nearest `metadata.jsonl` above it
-    (`{"file_name": ..., "text": ...}`, several lines may name one picture), else `NAME.txt` beside
-    `NAME.png`, else the name of the folder that the picture is in. Hidden files are ignored.
+    A caption is the text of the line that names the image in the nearest `metadata.jsonl` above it
+    (`{"file_name": ..., "text": ...}`, several lines may name one image), else `NAME.txt` beside
+    `NAME.png`, else the name of the folder that the image is in. Hidden files are ignored.
 
     Args:
       name: path of the folder or zip.
       split: `train` or `test`. With `holdout` 0 both are the whole folder.
-      size: side in pixels; other pictures are cropped at the centre and resized, which is said once.
-      frames: 1 reads the pictures. More reads the clips: GIF, MP4, and folders of numbered pictures, each
-        sampled to this many frames spread evenly; shorter clips are left out, which is said.
+      size: side in pixels; other images are cropped at the centre and resized, which is said once.
+      frames: 1 reads the images. More reads the videos: GIF, MP4, and folders of numbered images, each
+        sampled to this many frames spread evenly; shorter videos are left out, which is said.
       holdout: the fraction of the names, 0 to below 1, that is in `test` and not in `train`. The name alone
         decides, so that adding files moves none; a folder and a zip of it are split alike.
       template: "a photo of a {}" makes a caption of a folder's name.
 
     Returns:
-      A source whose items are `{"pixels": uint8 (frames, size, size, 3), "text": str}`.
+      A source whose items are `{"inputs": uint8 (frames, size, size, 3), "text": str}`.
 
     Raises:
-      BadInput: if there is no such folder, or it holds nothing that can be used.
+      UserError: if there is no such folder, or it holds nothing that can be used.
     """
     if split not in ("train", "test"):
-        raise unknown("split", split, ("train", "test"))
+        raise unknown_name_error("split", split, ("train", "test"))
     if not 0 <= holdout < 1:
-        raise BadInput(f"holdout {holdout} is not a fraction: give 0 or more, and less than 1")
+        raise UserError(f"holdout {holdout} is not a fraction: give 0 or more, and less than 1")
     files = _open_files(name)
-    notices = pictures.Notices()
+    notices = images.Notices()
     names = [n for n in files.names() if not _hidden(n)]
-    clips = dict(_pictures(names) if frames == 1 else _clips(names))
-    if not clips:
-        kind = "picture (png, jpg, webp, bmp)" if frames == 1 else "clip (gif, mp4, numbered frames)"
-        raise BadInput(f"{name} holds no {kind}: give a folder that has some")
-    items = list(_with_captions(files, names, clips, template, notices))
+    videos = dict(_images(names) if frames == 1 else _videos(names))
+    if not videos:
+        kind = "image (png, jpg, webp, bmp)" if frames == 1 else "video (gif, mp4, numbered frames)"
+        raise UserError(f"{name} holds no {kind}: give a folder that has some")
+    items = list(_with_captions(files, names, videos, template, notices))
     if not items:
-        raise BadInput(f"no line of {_METADATA} in {name} names a file that is there: check its file_name")
+        raise UserError(f"no line of {_METADATA} in {name} names a file that is there: check its file_name")
     items = _take(items, split, holdout)
     if not items:
-        raise BadInput(f"split {split} of {name} is empty with holdout {holdout}: give another holdout")
+        raise UserError(f"split {split} of {name} is empty with holdout {holdout}: give another holdout")
     return FolderSource(files, items, size, frames, notices)
 
 
@@ -84,23 +84,25 @@ def read_file(name: str, size: int, frames: int) -> np.ndarray:
     """Reads one file as `open_source` would.
 
     Args:
-      name: path of a picture, or where `frames` is more than 1, of a GIF or MP4.
-      size: side in pixels; another picture is cropped at the centre and resized, which is said.
-      frames: of a clip, 1 for pictures.
+      name: path of an image, or where `frames` is more than 1, of a GIF or MP4.
+      size: side in pixels; another image is cropped at the centre and resized, which is said.
+      frames: of a video, 1 for images.
 
     Returns:
       uint8 (frames, size, size, 3).
 
     Raises:
-      BadInput: if there is no such file, its suffix is another kind's, or it does not decode.
+      UserError: if there is no such file, its suffix is another kind's, or it does not decode.
     """
-    path, suffixes = Path(name).expanduser(), PICTURES if frames == 1 else VIDEOS
+    path, suffixes = Path(name).expanduser(), IMAGES if frames == 1 else VIDEOS
     if not path.is_file():
-        raise BadInput(f"there is no file {name}: give a path that exists")
+        raise UserError(f"there is no file {name}: give a path that exists")
     if _suffix(path.name) not in suffixes:
-        raise unknown("kind of picture" if frames == 1 else "kind of clip", path.suffix or path.name, suffixes)
+        raise unknown_name_error(
+            "kind of image" if frames == 1 else "kind of video", path.suffix or path.name, suffixes
+        )
     items = [Item(path.name, (path.name,), "")]
-    return FolderSource(_Folder(path.parent), items, size, frames, pictures.Notices())[0]["pixels"]
+    return FolderSource(_Folder(path.parent), items, size, frames, images.Notices())[0]["inputs"]
 
 
 class FolderSource:
@@ -117,7 +119,7 @@ class FolderSource:
         self._frames = frames
         self._notices = notices
         self._kept: np.ndarray | None = None
-        if len(items) * frames * size * size * 3 <= pictures.MEMORY:
+        if len(items) * frames * size * size * 3 <= images.MEMORY:
             self._decode_all()
 
     def __len__(self) -> int:
@@ -125,22 +127,22 @@ class FolderSource:
 
     def __getitem__(self, i: int) -> dict:
         if self._kept is not None:
-            return {"pixels": self._kept[i], "text": self._items[i].text}
+            return {"inputs": self._kept[i], "text": self._items[i].text}
         for j in range(i, i + len(self)):
             item = self._items[j % len(self)]
             pixels = self._decode(item)
             if pixels is not None:
-                return {"pixels": pixels, "text": item.text}
+                return {"inputs": pixels, "text": item.text}
         raise self._nothing_decodes()
 
     def texts(self) -> list[str]:
-        """Returns the captions of all items, in order, without decoding a picture."""
+        """Returns the captions of all items, in order, without decoding an image."""
         return [item.text for item in self._items]
 
     def _decode_all(self) -> None:
         items = self._items
         shape = (self._frames, self._size, self._size, 3)
-        self._kept, good = pictures.read_all(lambda i: self._decode(items[i]), len(items), shape)
+        self._kept, good = images.read_all(lambda i: self._decode(items[i]), len(items), shape)
         if not good:
             raise self._nothing_decodes()
         if len(good) < len(items):
@@ -152,7 +154,7 @@ class FolderSource:
         """Returns uint8 (frames, size, size, 3), or None if the item cannot be used, which is said."""
         try:
             return self._read(item)
-        except BadInput:
+        except UserError:
             raise
         except Exception as error:  # a decoder may raise anything on a damaged file
             self._notices.say("broken", f"left out {item.name}: {_reason(error)}", times=3)
@@ -160,21 +162,21 @@ class FolderSource:
 
     def _read(self, item: Item) -> np.ndarray:
         if item.name.lower().endswith(".mp4"):
-            clip = _mp4_frames(self._files.read(item.name), self._frames)
+            video = _mp4_frames(self._files.read(item.name), self._frames)
         elif item.name.lower().endswith(".gif"):
-            clip = _gif_frames(self._files.read(item.name), self._frames)
+            video = _gif_frames(self._files.read(item.name), self._frames)
         else:
             chosen = [item.files[i] for i in _spread(len(item.files), self._frames)]
-            clip = (Image.open(io.BytesIO(self._files.read(name))) for name in chosen)
-        return np.stack([self._fit(frame) for frame in clip])
+            video = (Image.open(io.BytesIO(self._files.read(name))) for name in chosen)
+        return np.stack([self._fit(frame) for frame in video])
 
-    def _fit(self, picture) -> np.ndarray:
-        if picture.size != (self._size, self._size):
-            self._notices.say("size", pictures.resized(self._files, picture.size, self._size))
-        return pictures.fit(picture, self._size)
+    def _fit(self, image) -> np.ndarray:
+        if image.size != (self._size, self._size):
+            self._notices.say("size", images.resized(self._files, image.size, self._size))
+        return images.fit(image, self._size)
 
-    def _nothing_decodes(self) -> BadInput:
-        return BadInput(f"none of the {len(self._items)} items of {self._files} can be read: check the files")
+    def _nothing_decodes(self) -> UserError:
+        return UserError(f"none of the {len(self._items)} items of {self._files} can be read: check the files")
 
 
 class _Folder:
@@ -205,7 +207,7 @@ class _Zip:
         try:
             self._zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
-            raise BadInput(f"{path} cannot be read ({error}): give a folder or another zip") from None
+            raise UserError(f"{path} cannot be read ({error}): give a folder or another zip") from None
 
     def __str__(self) -> str:
         return str(self._path)
@@ -228,8 +230,8 @@ def _open_files(name: str) -> _Folder | _Zip:
     if path.suffix.lower() == ".zip" and path.is_file():
         return _Zip(path.resolve())
     if path.exists():
-        raise BadInput(f"{name} is neither a folder nor a .zip: give one of these")
-    raise BadInput(f"there is no folder {name}: give a path that exists")
+        raise UserError(f"{name} is neither a folder nor a .zip: give one of these")
+    raise UserError(f"there is no folder {name}: give a path that exists")
 
 
 def _hidden(name: str) -> bool:
@@ -240,13 +242,13 @@ def _suffix(name: str) -> str:
     return posixpath.splitext(name)[1].lower()
 
 
-def _pictures(names: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    return ((name, (name,)) for name in names if _suffix(name) in PICTURES)
+def _images(names: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    return ((name, (name,)) for name in names if _suffix(name) in IMAGES)
 
 
-def _clips(names: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _videos(names: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield from ((name, (name,)) for name in names if _suffix(name) in VIDEOS)
-    numbered = [name for name in names if _suffix(name) in PICTURES and _number(name) is not None]
+    numbered = [name for name in names if _suffix(name) in IMAGES and _number(name) is not None]
     for folder, found in itertools.groupby(sorted(numbered, key=posixpath.dirname), posixpath.dirname):
         yield folder or ".", tuple(sorted(found, key=_number))
 
@@ -257,18 +259,18 @@ def _number(name: str) -> int | None:
 
 
 def _with_captions(
-    files: _Folder | _Zip, names: list[str], clips: dict, template: str | None, notices
+    files: _Folder | _Zip, names: list[str], videos: dict, template: str | None, notices
 ) -> Iterator[Item]:
-    """Gives an item for each clip and caption; says how many had only one of the two."""
+    """Gives an item for each video and caption; says how many had only one of the two."""
     present = set(names)
     folders = {posixpath.dirname(n) for n in names if posixpath.basename(n) == _METADATA}
     captions = _metadata(files, folders)
-    missing = sorted(captions.keys() - clips.keys())
+    missing = sorted(captions.keys() - videos.keys())
     if missing:
         count = sum(len(captions[name]) for name in missing)
         notices.say("missing", f"left out {count} captions of {files} without their file, as {missing[0]!r}")
     uncaptioned = []
-    for name, parts in clips.items():
+    for name, parts in videos.items():
         beside = (posixpath.splitext(name)[0] if name in present else name) + ".txt"
         if name in captions:
             texts = captions[name]
@@ -302,10 +304,10 @@ def _entry(line: str, where: str) -> tuple[str, str]:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
-        raise BadInput(f"{where} is not JSON ({error.msg}): write one object a line") from None
+        raise UserError(f"{where} is not JSON ({error.msg}): write one object a line") from None
     fields = [entry.get(key) for key in ("file_name", "text")] if isinstance(entry, dict) else [None]
     if not all(isinstance(field, str) for field in fields):
-        raise BadInput(f'{where} is not {{"file_name": "...", "text": "..."}}: write both, as strings')
+        raise UserError(f'{where} is not {{"file_name": "...", "text": "..."}}: write both, as strings')
     return fields[0], fields[1]
 
 
@@ -324,9 +326,9 @@ def _text(files: _Folder | _Zip, name: str) -> str:
     try:
         return files.read(name).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadInput(f"{files}: {name} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+        raise UserError(f"{files}: {name} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
     except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-        raise BadInput(f"{files} is damaged at {name} ({error}): give another zip") from None
+        raise UserError(f"{files} is damaged at {name} ({error}): give another zip") from None
 
 
 def _take(items: list[Item], split: str, holdout: float) -> list[Item]:
@@ -345,21 +347,21 @@ def _fraction(name: str) -> float:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it is not a picture"
+        return "it is not an image"
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _spread(count: int, frames: int) -> list[int]:
     if count < frames:
         raise ValueError(f"it has {count} frames, {frames} are asked for")
-    return pictures.spread(count, frames)
+    return images.spread(count, frames)
 
 
 def _gif_frames(data: bytes, frames: int) -> Iterator[Image.Image]:
-    picture = Image.open(io.BytesIO(data))
-    for i in _spread(getattr(picture, "n_frames", 1), frames):
-        picture.seek(i)
-        yield picture
+    image = Image.open(io.BytesIO(data))
+    for i in _spread(getattr(image, "n_frames", 1), frames):
+        image.seek(i)
+        yield image
 
 
 def _mp4_frames(data: bytes, frames: int) -> list[Image.Image]:
@@ -381,5 +383,5 @@ def _video_reader():
         import imageio.v2 as imageio
         import imageio_ffmpeg  # noqa: F401
     except ImportError:
-        raise BadInput("reading MP4 needs imageio: pip install zoo[video]") from None
+        raise UserError("reading MP4 needs imageio: pip install zoo[video]") from None
     return functools.partial(imageio.get_reader, format="FFMPEG")

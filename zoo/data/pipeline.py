@@ -2,10 +2,8 @@
 
 import bisect
 import functools
-import importlib
 import inspect
 import os
-import pkgutil
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -14,23 +12,26 @@ from urllib.parse import parse_qsl
 import grain
 import numpy as np
 
-import zoo.data
-from zoo.data.negatives import swap_word
+from zoo.data import folder, tfds
 from zoo.data.text import Tokenizer
-from zoo.errors import BadInput, unknown
+from zoo.errors import UserError, unknown_name_error
+from zoo.scenes import dataset
+from zoo.scenes.negatives import swap_word
 
+# Scheme -> function that opens a source: (name, split, size, frames, **options).
+SOURCES = {"folder": folder.open_source, "scenes": dataset.open_source, "tfds": tfds.open_source}
 _GIVEN = ("name", "split", "size", "frames")
 _FOREVER = 2**62
-_REMEMBERED_TEXTS = 2**18
+_CACHED_TEXTS = 2**18
 
 
 class Source(Protocol):
-    """Random access to pictures with captions. May have `texts() -> list[str]`, which decodes no picture."""
+    """Random access to images with captions. May have `texts() -> list[str]`, which decodes no image."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Returns at least `{"pixels": uint8 (T, H, W, 3), "text": str}`; called from several threads."""
+        """Returns at least `{"inputs": uint8 (T, H, W, 3), "text": str}`; called from several threads."""
         ...
 
 
@@ -55,24 +56,24 @@ def open_source(spec: str, split: str, size: int, frames: int) -> Source:
     """Opens the data that a config names.
 
     Args:
-      spec: `SCHEME:NAME` or `SCHEME/NAME`, where SCHEME is a module of `zoo.data` that has `open_source`;
-        then optionally `?OPTION=VALUE&OPTION=VALUE`, the other arguments of that function, escaped as in
-        a URL. For example "scenes/one?examples=20000", "folder:~/pictures?holdout=0.1", "tfds:cifar10". Several,
-        with " + " between them, are one source.
+      spec: `SCHEME:NAME` or `SCHEME/NAME`, where SCHEME is a key of `SOURCES`; then optionally
+        `?OPTION=VALUE&OPTION=VALUE`, the other arguments of that function, escaped as in a URL. For example
+        "scenes/one?examples=20000", "folder:~/images?holdout=0.1", "tfds:cifar10". Several, with " + " between them,
+        are one source.
       split: which part, by the source's own name for it.
-      size: side of the pictures in pixels.
-      frames: frames of a clip; 1 for pictures.
+      size: side of the images in pixels.
+      frames: frames of a video; 1 for images.
 
     Raises:
-      BadInput: if the scheme or an option is unknown, a value cannot be read, or the source has a complaint.
+      UserError: if the scheme or an option is unknown, a value cannot be read, or the source has a complaint.
     """
     if " + " in spec:
         return Joined([open_source(part.strip(), split, size, frames) for part in spec.split(" + ")])
     address, _, query = spec.partition("?")
     scheme = address.replace("/", ":").split(":")[0]
-    opener = _opener(scheme)
-    if opener is None:
-        raise unknown("data source", scheme, filter(_opener, _modules()))
+    if scheme not in SOURCES:
+        raise unknown_name_error("data source", scheme, SOURCES)
+    opener = SOURCES[scheme]
     return opener(address[len(scheme) + 1 :], split, size, frames, **_options(opener, query))
 
 
@@ -87,7 +88,7 @@ def stream(
     negatives: bool = False,
     shard: tuple[int, int] = (0, 1),
     threads: int | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[dict[str, Any]]:
     """Batches without end, shuffled anew each epoch. Item i of the stream is a function of (seed, i) alone.
 
     Args:
@@ -105,38 +106,38 @@ def stream(
         They end when the iterator is closed or no longer used.
 
     Returns:
-      An iterator of `{"pixels": uint8 (B, T, H, W, 3), "tokens": int32 (B, L)}`, B = batch_size / count,
-      and `"negatives"` like tokens where asked for.
+      An iterator of `{"inputs": uint8 (B, T, H, W, 3), "cond": {"tokens": int32 (B, L)}}`, B = batch_size / count,
+      and `"negatives"` like `cond` where asked for.
 
     Raises:
-      BadInput: if the source is empty or `count` does not divide `batch_size`.
+      UserError: if the source is empty or `count` does not divide `batch_size`.
     """
     index, count = shard
     if batch_size < 1 or batch_size % count:
-        raise BadInput(f"batch_size {batch_size} is not a multiple of the {count} processes: change one")
+        raise UserError(f"batch_size {batch_size} is not a multiple of the {count} processes: change one")
     if not len(source):
-        raise BadInput("the data source is empty: give one that holds a picture")
+        raise UserError("the data source is empty: give one that holds an image")
     threads = threads or min(os.cpu_count() or 1, 8)
     part = batch_size // count
     # Two tokenisations of one caption are equal, so a text is looked up more often than it is tokenised.
-    tokens_of = functools.lru_cache(_REMEMBERED_TEXTS)(lambda text: tokenizer.encode([text])[0])
+    tokens_of = functools.lru_cache(_CACHED_TEXTS)(lambda text: tokenizer.encode([text])[0])
 
-    def batch(number: int) -> dict[str, np.ndarray]:
+    def batch(number: int) -> dict[str, Any]:
         first = number * batch_size + index * part
         items = [source[i] for i in _order(range(first, first + part), len(source), seed)]
-        pixels = np.stack([item["pixels"] for item in items])
+        pixels = np.stack([item["inputs"] for item in items])
         if flip:
             mirrored = _coins(np.arange(first, first + part), seed)
             pixels[mirrored] = pixels[mirrored, :, :, ::-1]
-        made = {"pixels": pixels, "tokens": np.stack([tokens_of(item["text"]) for item in items])}
+        made = {"inputs": pixels, "cond": {"tokens": np.stack([tokens_of(item["text"]) for item in items])}}
         if negatives:
             rngs = (np.random.default_rng((seed, i, 1)) for i in range(first, first + part))
             wrong = [swap_word(item["text"], rng) or "" for item, rng in zip(items, rngs, strict=True)]
-            made["negatives"] = tokenizer.encode(wrong)
+            made["negatives"] = {"tokens": tokenizer.encode(wrong)}
         return made
 
     # An element of Grain's is a whole batch: its own shuffle, repeat and batch cost 10 us an item while they
-    # hold the interpreter's lock, several times the work itself when pictures are small and in memory.
+    # hold the interpreter's lock, several times the work itself when images are small and in memory.
     batches = grain.MapDataset.range(start, _FOREVER).map(batch)
     return _prefetched(batches, grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1))
 
@@ -150,7 +151,7 @@ def captions(source: Source, limit: int = 100_000) -> list[str]:
     return [source[i]["text"] for i in chosen]
 
 
-def _prefetched(batches: grain.MapDataset, options: grain.ReadOptions) -> Iterator[dict[str, np.ndarray]]:
+def _prefetched(batches: grain.MapDataset, options: grain.ReadOptions) -> Iterator[dict[str, Any]]:
     iterator = iter(batches.to_iter_dataset(options))
     try:
         yield from iterator
@@ -178,23 +179,13 @@ def _coins(numbers: np.ndarray, seed: int) -> np.ndarray:
         return (z ^ (z >> np.uint64(31))) >> np.uint64(63) == 1
 
 
-def _modules() -> set[str]:
-    return {module.name for module in pkgutil.iter_modules(zoo.data.__path__)}
-
-
-def _opener(scheme: str) -> Callable | None:
-    if scheme not in _modules() or f"zoo.data.{scheme}" == __name__:
-        return None
-    return getattr(importlib.import_module(f"zoo.data.{scheme}"), "open_source", None)
-
-
 def _options(opener: Callable, query: str) -> dict[str, Any]:
     hints = typing.get_type_hints(opener)
     known = [name for name in inspect.signature(opener).parameters if name not in _GIVEN]
     options = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key not in known:
-            raise unknown("data option", key, known)
+            raise unknown_name_error("data option", key, known)
         options[key] = _convert(key, value, hints.get(key, str))
     return options
 
@@ -205,4 +196,4 @@ def _convert(key: str, value: str, hint: Any) -> Any:
     try:
         return kind(value)
     except ValueError:
-        raise BadInput(f"data option {key}={value}: {value!r} is not {kind.__name__}") from None
+        raise UserError(f"data option {key}={value}: {value!r} is not {kind.__name__}") from None

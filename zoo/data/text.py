@@ -4,16 +4,13 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from zoo.errors import BadInput
+from zoo.conditions import END, PAD
+from zoo.errors import UserError
 
-PAD = 0
-END = 1
 RARE = 64  # slots, ids 2 .. 65: words that mean nothing until a run is personalised to one of them
 
 # PAD and END are kept out of the library's vocabulary, so that no text can spell them.
@@ -48,12 +45,12 @@ class Tokenizer:
           length: ids in a row, END included, at least 2.
 
         Raises:
-          BadInput: if `vocab_size` or `length` is too small.
+          UserError: if `vocab_size` or `length` is too small.
         """
         if vocab_size < SMALLEST:
-            raise BadInput(f"vocab_size {vocab_size} is too small: give at least {SMALLEST}")
+            raise UserError(f"vocab_size {vocab_size} is too small: give at least {SMALLEST}")
         if length < 2:
-            raise BadInput(f"a caption's length of {length} tokens is too small: give at least 2")
+            raise UserError(f"a caption's length of {length} tokens is too small: give at least 2")
         bpe = tokenizers.Tokenizer(models.BPE())
         bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         bpe.decoder = decoders.ByteLevel()
@@ -90,10 +87,10 @@ class Tokenizer:
         """Returns the rare word of slot `i` in 0 .. 63, always one token, to be written into a caption.
 
         Raises:
-          BadInput: if there is no such slot.
+          UserError: if there is no such slot.
         """
         if not 0 <= i < RARE:
-            raise BadInput(f"there is no rare word {i}: give a slot in 0 .. {RARE - 1}")
+            raise UserError(f"there is no rare word {i}: give a slot in 0 .. {RARE - 1}")
         return _rare(i)
 
     def standalone(self) -> tokenizers.Tokenizer:
@@ -133,17 +130,6 @@ class Tokenizer:
             " (said once, others may be cut too)",
             file=sys.stderr,
         )
-
-
-def empty_caption(length: int) -> jax.Array:
-    """The tokens of the empty caption, (length,)."""
-    return jnp.zeros(length, jnp.int32).at[0].set(END)
-
-
-def drop_captions(rng: jax.Array, tokens: jax.Array, share: float) -> jax.Array:
-    """Replaces a random share of captions by the empty one. tokens: (B, L) -> like tokens."""
-    dropped = jax.random.bernoulli(rng, share, (len(tokens), 1))
-    return jnp.where(dropped, empty_caption(tokens.shape[-1]), tokens)
 
 
 def _rare(i: int) -> str:

@@ -9,8 +9,8 @@ import tensorflow_datasets
 from PIL import Image
 from tensorflow_datasets.core import read_only_builder, registered
 
-from zoo.data import pictures
-from zoo.errors import BadInput, unknown
+from zoo.data import images
+from zoo.errors import UserError, unknown_name_error
 
 _features = tensorflow_datasets.features
 
@@ -30,19 +30,19 @@ def open_source(
     Args:
       name: NAME, NAME/CONFIG or NAME:VERSION.
       split: a split of the dataset, or a part of one as TFDS writes it: `train[:90%]`.
-      size: side in pixels; other pictures are cropped at the centre and resized, which is said once.
-      frames: 1 for pictures. More for clips, sampled to this many frames spread evenly.
+      size: side in pixels; other images are cropped at the centre and resized, which is said once.
+      frames: 1 for images. More for videos, sampled to this many frames spread evenly.
       data_dir: where TFDS keeps its datasets, by default ~/tensorflow_datasets.
       template: makes a caption of a class name, in which "_" becomes " ".
       text_feature: the feature that holds the caption, instead of a class.
-      image_feature: the feature that holds the pictures: an `Image`, or for clips a uint8 `Tensor`
+      image_feature: the feature that holds the images: an `Image`, or for videos a uint8 `Tensor`
         (T, H, W, C) or a `Sequence` of `Image`.
 
     Returns:
-      A source whose items are `{"pixels": uint8 (frames, size, size, 3), "text": str}`.
+      A source whose items are `{"inputs": uint8 (frames, size, size, 3), "text": str}`.
 
     Raises:
-      BadInput: if there is no such dataset, split or feature, or it is not prepared as array_record.
+      UserError: if there is no such dataset, split or feature, or it is not prepared as array_record.
     """
     builder = _builder(name, data_dir)
     features = builder.info.features
@@ -50,7 +50,7 @@ def open_source(
     if text_feature is not None:
         _check_feature(features, text_feature)
     captions = _Captions(features, name, template, text_feature)
-    # Pictures are decoded here, so that every mode of them is treated alike in all sources.
+    # Images are decoded here, so that every mode of them is treated alike in all sources.
     images = [key for key, feature in features.items() if isinstance(feature, _features.Image)]
     decoders = {key: tensorflow_datasets.decode.SkipDecoding() for key in images}
     records = _records(builder, name, split, decoders)
@@ -70,20 +70,20 @@ class TfdsSource:
         self._image_feature = image_feature
         self._size = size
         self._frames = frames
-        self._notices = pictures.Notices()
+        self._notices = images.Notices()
         self._kept: np.ndarray | None = None
         self._texts: list[str] = [""] * len(records)
-        if len(records) * frames * size * size * 3 <= pictures.MEMORY:
-            self._kept, _ = pictures.read_all(self._keep, len(records), (frames, size, size, 3))
+        if len(records) * frames * size * size * 3 <= images.MEMORY:
+            self._kept, _ = images.read_all(self._keep, len(records), (frames, size, size, 3))
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, i: int) -> dict:
         if self._kept is not None:
-            return {"pixels": self._kept[i], "text": self._texts[i]}
+            return {"inputs": self._kept[i], "text": self._texts[i]}
         record = self._records[i]
-        return {"pixels": self._pixels(record), "text": self._captions(record)}
+        return {"inputs": self._pixels(record), "text": self._captions(record)}
 
     def texts(self) -> list[str]:
         """Returns the captions of all items, in order."""
@@ -98,19 +98,19 @@ class TfdsSource:
 
     def _pixels(self, record: dict) -> np.ndarray:
         found = record[self._image_feature]
-        clip = [Image.open(io.BytesIO(found))] if isinstance(found, bytes) else list(_as_clip(found))
-        if len(clip) < self._frames:
-            raise BadInput(
-                f"an item of {self._name} has {len(clip)} frames, {self._frames} are asked for:"
-                " ask for fewer, or name the feature that holds clips with image_feature"
+        video = [Image.open(io.BytesIO(found))] if isinstance(found, bytes) else list(_as_video(found))
+        if len(video) < self._frames:
+            raise UserError(
+                f"an item of {self._name} has {len(video)} frames, {self._frames} are asked for:"
+                " ask for fewer, or name the feature that holds videos with image_feature"
             )
-        return np.stack([self._fit(clip[i]) for i in pictures.spread(len(clip), self._frames)])
+        return np.stack([self._fit(video[i]) for i in images.spread(len(video), self._frames)])
 
-    def _fit(self, picture: Image.Image | np.ndarray) -> np.ndarray:
-        found = picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
+    def _fit(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        found = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
         if found != (self._size, self._size):
-            self._notices.say("size", pictures.resized(self._name, found, self._size))
-        return pictures.fit(picture, self._size)
+            self._notices.say("size", images.resized(self._name, found, self._size))
+        return images.fit(image, self._size)
 
 
 class _Captions:
@@ -123,7 +123,7 @@ class _Captions:
             return
         labels = [key for key, feature in features.items() if isinstance(feature, _features.ClassLabel)]
         if not labels:
-            raise BadInput(f"{name} has no classes: give text_feature, one of {', '.join(features)}")
+            raise UserError(f"{name} has no classes: give text_feature, one of {', '.join(features)}")
         self._feature = "label" if "label" in labels else labels[0]
         label = features[self._feature]
         names = [label.int2str(i).replace("_", " ") for i in range(label.num_classes)]
@@ -134,11 +134,11 @@ class _Captions:
         if self._classes:
             return self._classes[value]
         if not isinstance(value, bytes):
-            raise BadInput(f"feature {self._feature!r} does not hold one text: give another text_feature")
+            raise UserError(f"feature {self._feature!r} does not hold one text: give another text_feature")
         return value.decode("utf-8", "replace")
 
 
-def _as_clip(found: np.ndarray) -> np.ndarray:
+def _as_video(found: np.ndarray) -> np.ndarray:
     """Gives (T, H, W, C) for what may be (H, W, C)."""
     found = np.asarray(found)
     return found[None] if found.ndim == 3 else found
@@ -148,37 +148,37 @@ def _builder(name: str, data_dir: str | None):
     try:
         return read_only_builder.builder_from_files(name, data_dir=data_dir)
     except ModuleNotFoundError as error:
-        raise BadInput(f"{name} has features that need {error.name}: use a dataset without them") from None
+        raise UserError(f"{name} has features that need {error.name}: use a dataset without them") from None
     except (registered.DatasetNotFoundError, ValueError):
         raise _not_prepared(name, data_dir) from None
 
 
-def _not_prepared(name: str, data_dir: str | None) -> BadInput:
+def _not_prepared(name: str, data_dir: str | None) -> UserError:
     known = tensorflow_datasets.list_builders(with_community_datasets=False)
     short = re.split("[/:]", name)[0]
     if short not in known:
         nearest = difflib.get_close_matches(short, known, n=3)
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else "run `tfds list` for the names"
-        return BadInput(f"TFDS has no dataset {short!r}, and none is prepared: {hint}")
+        return UserError(f"TFDS has no dataset {short!r}, and none is prepared: {hint}")
     where = f" --data_dir={data_dir}" if data_dir else ""
-    return BadInput(f"{name} is not prepared: run `tfds build {name} --file_format=array_record{where}`")
+    return UserError(f"{name} is not prepared: run `tfds build {name} --file_format=array_record{where}`")
 
 
 def _records(builder, name: str, split: str, decoders):
     base = re.split(r"[\[+]", split)[0]
     if base not in builder.info.splits:
-        raise unknown("split", split, builder.info.splits)
+        raise unknown_name_error("split", split, builder.info.splits)
     try:
         return builder.as_data_source(split=split, decoders=decoders)
     except NotImplementedError:
-        raise BadInput(
+        raise UserError(
             f"{name} is prepared in a format without random access:"
             f" run `tfds build {name} --file_format=array_record` into another data_dir"
         ) from None
     except ValueError as error:
-        raise BadInput(f"split {split!r} of {name} cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"split {split!r} of {name} cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def _check_feature(features, name: str) -> None:
     if name not in features:
-        raise unknown("feature", name, features)
+        raise unknown_name_error("feature", name, features)

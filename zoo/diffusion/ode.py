@@ -1,4 +1,4 @@
-"""The probability-flow ODE dz/dt = v(z, t) from data to noise: the noise of a picture, and how probable it is.
+"""The probability-flow ODE dz/dt = v(z, t) from data to noise: the noise of an image, and how probable it is.
 
 A fixed grid and the classical rule of order four: each example is carried by itself, whatever is beside it, and how
 far a result is from the ODE's own is seen by doubling the steps.
@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zoo.distributions import normal_log_prob, sum_each
-from zoo.errors import BadInput, unknown
+from zoo.distributions import normal_log_prob, sum_except_batch
+from zoo.errors import UserError, unknown_name_error
 
 Velocity = Callable[[jax.Array, jax.Array], jax.Array]  # z (B, ...), scalar t -> like z
 # Velocity, z, t -> the velocity (B, ...) and its divergence (B,), the trace of dv/dz.
@@ -24,10 +24,10 @@ NODES, WEIGHTS = (0.0, 0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)  # of the Ru
 def times_from(start: float, end: float, steps: int) -> jax.Array:
     """Returns (steps + 1,) times from `start` up to `end`: t + OFFSET grows by one factor.
 
-    Near the data a picture is seen through little noise and v changes over times as short as t: steps are small there.
+    Near the data an image is seen through little noise and v changes over times as short as t: steps are small there.
     """
     if steps < 1:
-        raise BadInput(f"an ODE needs at least 1 step, got steps={steps}")
+        raise UserError(f"an ODE needs at least 1 step, got steps={steps}")
     return jnp.geomspace(start + OFFSET, end + OFFSET, steps + 1) - OFFSET
 
 
@@ -65,7 +65,7 @@ def exact_divergence(velocity: Velocity, z: jax.Array, t: jax.Array) -> tuple[ja
     def entry(index):
         direction = jax.nn.one_hot(index, dimensions).reshape(shape)
         _, change = jax.jvp(lambda z: velocity(z, t), (z,), (jnp.broadcast_to(direction, z.shape),))
-        return sum_each(direction * change)  # (B,)
+        return sum_except_batch(direction * change)  # (B,)
 
     return velocity(z, t), jax.lax.map(entry, jnp.arange(dimensions)).sum(axis=0)
 
@@ -82,7 +82,7 @@ def hutchinson(probes: jax.Array) -> Divergence:
 
     def divergence(velocity, z, t):
         v, push = jax.linearize(lambda z: velocity(z, t), z)
-        return v, jnp.mean(jax.lax.map(lambda e: sum_each(e * push(e)), probes), axis=0)
+        return v, jnp.mean(jax.lax.map(lambda e: sum_except_batch(e * push(e)), probes), axis=0)
 
     return divergence
 
@@ -90,14 +90,14 @@ def hutchinson(probes: jax.Array) -> Divergence:
 def draw_probes(rng: jax.Array, count: int, shape: tuple[int, ...]) -> jax.Array:
     """Random signs for `hutchinson`, (count, B, *shape), from a key each (B,)."""
     if count < 1:
-        raise BadInput(f"Hutchinson's trace needs at least 1 probe, got probes={count}")
+        raise UserError(f"Hutchinson's trace needs at least 1 probe, got probes={count}")
     return jnp.moveaxis(jax.vmap(lambda key: jax.random.rademacher(key, (count, *shape), jnp.float32))(rng), 1, 0)
 
 
 def get_divergence(name: str, rng: jax.Array, probes: int, shape: tuple[int, ...]) -> Divergence:
     """The divergence called `name`: "exact", or "hutchinson" of so many probes an example."""
     if name not in ("exact", "hutchinson"):
-        raise unknown("trace", name, ("exact", "hutchinson"))
+        raise unknown_name_error("trace", name, ("exact", "hutchinson"))
     return exact_divergence if name == "exact" else hutchinson(draw_probes(rng, probes, shape))
 
 
@@ -113,4 +113,4 @@ def log_prob(velocity: Velocity, divergence: Divergence, z: jax.Array, times: ja
         return divergence(velocity, state[0], t)
 
     noise, change = integrate(derivative, (z, jnp.zeros(len(z))), times)
-    return sum_each(normal_log_prob(noise)) + change
+    return sum_except_batch(normal_log_prob(noise)) + change

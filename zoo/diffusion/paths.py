@@ -1,6 +1,6 @@
 """Paths from data to noise, and the exact change between the three things a network may predict.
 
-A path mixes a picture x and Gaussian noise eps into z_t = alpha(t) x + sigma(t) eps, from data (t = 0) to noise
+A path mixes an image x and Gaussian noise eps into z_t = alpha(t) x + sigma(t) eps, from data (t = 0) to noise
 (t = 1). Its velocity is v = dz_t/dt = alpha'(t) x + sigma'(t) eps. Given z_t and t, any one of x, eps, v
 determines the other two.
 """
@@ -12,10 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zoo.errors import BadInput, unknown
+from zoo.errors import UserError, unknown_name_error
 
 
-class Estimate(NamedTuple):
+class Prediction(NamedTuple):
     """One prediction in all three forms, each of the shape of z."""
 
     x: jax.Array
@@ -32,7 +32,7 @@ class Path:
     d_alpha: Callable[[jax.Array], jax.Array]
     d_sigma: Callable[[jax.Array], jax.Array]
 
-    def mix(self, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+    def interpolate(self, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
         """Returns z_t. x, eps: (B, ...); t: (B,)."""
         t = expand(t, x)
         return self.alpha(t) * x + self.sigma(t) * eps
@@ -42,16 +42,16 @@ class Path:
         t = expand(t, x)
         return self.d_alpha(t) * x + self.d_sigma(t) * eps
 
-    def convert(self, prediction: str, value: jax.Array, z: jax.Array, t: jax.Array) -> Estimate:
+    def convert(self, prediction: str, value: jax.Array, z: jax.Array, t: jax.Array) -> Prediction:
         """Solves the pair (z, v) = [[alpha, sigma], [alpha', sigma']] (x, eps) for what is missing.
 
         Args:
           prediction: what `value` is: "x", "eps" or "v".
           value, z: (B, ...); t: (B,). x needs sigma(t) > 0 and eps needs alpha(t) > 0: a path loses the noise
-            at t = 0 and the picture at t = 1.
+            at t = 0 and the image at t = 1.
         """
         if prediction not in ("x", "eps", "v"):
-            raise unknown("prediction", prediction, ("x", "eps", "v"))
+            raise unknown_name_error("prediction", prediction, ("x", "eps", "v"))
         t = expand(t, z)
         alpha, sigma, d_alpha, d_sigma = self.alpha(t), self.sigma(t), self.d_alpha(t), self.d_sigma(t)
         if prediction == "x":
@@ -62,8 +62,8 @@ class Path:
             determinant = alpha * d_sigma - sigma * d_alpha
             x = (d_sigma * z - sigma * value) / determinant
             eps = (alpha * value - d_alpha * z) / determinant
-            return Estimate(x, eps, value)
-        return Estimate(x, eps, d_alpha * x + d_sigma * eps)
+            return Prediction(x, eps, value)
+        return Prediction(x, eps, d_alpha * x + d_sigma * eps)
 
     def snr(self, t: jax.Array) -> jax.Array:
         """Signal-to-noise ratio alpha^2 / sigma^2 at t."""
@@ -91,16 +91,16 @@ PATHS = {"linear": LINEAR, "cosine": COSINE}
 
 
 def get_path(name: str) -> Path:
-    """Returns the path called `name`; raises BadInput with the known names."""
+    """Returns the path called `name`; raises UserError with the known names."""
     if name not in PATHS:
-        raise unknown("path", name, PATHS)
+        raise unknown_name_error("path", name, PATHS)
     return PATHS[name]
 
 
 def shift_time(t: jax.Array, shift: float) -> jax.Array:
     """Moves times towards noise for shift > 1: t' = s t / (1 + (s - 1) t) (Esser et al. 2403.03206, eq. 23)."""
     if shift <= 0:
-        raise BadInput(f"a shift of times must be positive, got {shift}; 1 shifts nothing")
+        raise UserError(f"a shift of times must be positive, got {shift}; 1 shifts nothing")
     return shift * t / (1 + (shift - 1) * t)
 
 
@@ -129,19 +129,19 @@ def draw_times(
     elif distribution == "steps":
         t = jax.random.randint(rng, (count,), 1, steps + 1) / steps
     else:
-        raise unknown("time distribution", distribution, ("uniform", "logit_normal", "steps"))
+        raise unknown_name_error("time distribution", distribution, ("uniform", "logit_normal", "steps"))
     return shift_time(t, shift)
 
 
-def squared_error(space: str, path: Path, estimate: Estimate, target: Estimate, t: jax.Array) -> jax.Array:
+def squared_error(space: str, path: Path, predicted: Prediction, target: Prediction, t: jax.Array) -> jax.Array:
     """Mean squared error of each example, (B,), measured in the space that gives the wanted weight over time.
 
     An error of x weighs all times alike; the same error seen in eps is weighted by the signal-to-noise ratio, and
     seen in v (on the linear path) by 1 / t^2. "min_snr" is the x-error times min(snr, 5) (Hang et al. 2303.09556).
     """
     if space not in ("x", "eps", "v", "min_snr"):
-        raise unknown("loss", space, ("x", "eps", "v", "min_snr"))
+        raise unknown_name_error("loss space", space, ("x", "eps", "v", "min_snr"))
     field = "x" if space == "min_snr" else space
-    error = jnp.square(getattr(estimate, field) - getattr(target, field))
+    error = jnp.square(getattr(predicted, field) - getattr(target, field))
     error = error.mean(axis=tuple(range(1, error.ndim)))  # (B,)
     return error * jnp.minimum(path.snr(t), 5.0) if space == "min_snr" else error

@@ -1,8 +1,8 @@
 """Samplers: from noise to data along a path, the whole loop in one `lax.scan`.
 
-Every sampler has the same form: `step(predict, path, noise, carry, t, s)` moves z from time t to the earlier time s.
-`predict(z, t)` returns an `Estimate` for a scalar time t. `noise` is fresh Gaussian noise of the shape of z, which
-only the stochastic sampler uses.
+Every sampler is one function `step(predict, path, noise, carry, t, s, eta)`, which moves z from time t to the earlier
+time s, and declares itself by `@sampler`: nothing else needs to be changed to add one. `predict(z, t)` returns a
+`Prediction` for a scalar time t. `noise` is fresh Gaussian noise of the shape of z, for stochastic samplers alone.
 """
 
 from collections.abc import Callable
@@ -11,26 +11,55 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zoo.diffusion.paths import Estimate, Path, shift_time
-from zoo.errors import BadInput, unknown
+from zoo.diffusion.paths import Path, Prediction, shift_time
+from zoo.errors import UserError, unknown_name_error
 
-Predict = Callable[[jax.Array, jax.Array], Estimate]
+Predict = Callable[[jax.Array, jax.Array], Prediction]
 
 
 class Carry(NamedTuple):
-    """What a sampler remembers between steps: z, and for the two-step rule the last x and its step in log-SNR/2."""
+    """State of a sampler: z, and for the two-step rule the last x and its step in log-SNR/2."""
 
     z: jax.Array
     x: jax.Array
     h: jax.Array
 
 
+class Rule(NamedTuple):
+    """A sampler.
+
+    Attributes:
+      step: see the module.
+      evaluations: number of steps -> evaluations of the network.
+      stochastic: whether it can put noise back (eta > 0).
+    """
+
+    step: Callable[..., Carry]
+    evaluations: Callable[[int], int]
+    stochastic: bool
+
+
+SAMPLERS: dict[str, Rule] = {}
+
+
+def sampler(evaluations: Callable[[int], int], stochastic: bool = False) -> Callable:
+    """Registers a step function as the sampler of its name, see `Rule`."""
+
+    def register(step):
+        SAMPLERS[step.__name__] = Rule(step, evaluations, stochastic)
+        return step
+
+    return register
+
+
+@sampler(evaluations=lambda steps: steps)
 def euler(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry:
     """z_s = z_t + (s - t) v(z_t, t). First order; one evaluation a step."""
     del path, noise, eta
     return carry._replace(z=carry.z + (s - t) * predict(carry.z, t).v)
 
 
+@sampler(evaluations=lambda steps: 2 * steps - 1)
 def heun(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry:
     """The trapezoid rule (EDM 2206.00364, algorithm 1, no churn). Second order; two evaluations a step, the last one.
 
@@ -43,6 +72,7 @@ def heun(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry:
     return carry._replace(z=jax.lax.cond(s > 0, corrected, lambda: ahead))
 
 
+@sampler(evaluations=lambda steps: steps)
 def dpmpp_2m(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry:
     """DPM-Solver++(2M) (Lu et al. 2211.01095, algorithm 2). Second order; one evaluation a step.
 
@@ -60,6 +90,7 @@ def dpmpp_2m(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Ca
     return Carry(ratio * carry.z + (alpha_s - alpha_t * ratio) * d, x, h)
 
 
+@sampler(evaluations=lambda steps: steps, stochastic=True)
 def ddim(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry:
     """DDIM (Song et al. 2010.02502, eq. 12) for any path; eta = 0 is deterministic, eta = 1 ancestral sampling.
 
@@ -77,18 +108,22 @@ def ddim_transition(predict: Predict, path: Path, z: jax.Array, t, s, eta) -> tu
     alpha_t, sigma_t, alpha_s, sigma_s = path.alpha(t), path.sigma(t), path.alpha(s), path.sigma(s)
     forward_variance = jnp.square(sigma_t) - jnp.square(alpha_t / alpha_s * sigma_s)  # of z_t given z_s
     variance = jnp.square(eta * sigma_s / sigma_t) * jnp.maximum(forward_variance, 0.0)
-    estimate = predict(z, t)
+    predicted = predict(z, t)
     kept = jnp.sqrt(jnp.maximum(jnp.square(sigma_s) - variance, 0.0))
-    return alpha_s * estimate.x + kept * estimate.eps, jnp.sqrt(variance)
+    return alpha_s * predicted.x + kept * predicted.eps, jnp.sqrt(variance)
 
 
-SAMPLERS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "ddim": ddim}
+def get_sampler(name: str) -> Rule:
+    """Returns the sampler called `name`; raises UserError with the known names."""
+    if name not in SAMPLERS:
+        raise unknown_name_error("sampler", name, SAMPLERS)
+    return SAMPLERS[name]
 
 
 def time_grid(steps: int, *, shift: float = 1.0, start: float = 1.0, end: float = 0.0) -> jax.Array:
     """Returns the (steps + 1,) times from `start` to `end`, of which those between are moved from even to noisier."""
     if steps < 1:
-        raise BadInput(f"a sampler needs at least 1 step, got steps={steps}")
+        raise UserError(f"a sampler needs at least 1 step, got steps={steps}")
     return end + (start - end) * shift_time(jnp.linspace(1.0, 0.0, steps + 1), shift)
 
 
@@ -101,35 +136,34 @@ def integrate(
     *,
     eta: float = 0.0,
     draw_noise: Callable[[jax.Array], jax.Array] | None = None,
-    keep: bool = False,
+    return_trajectory: bool = False,
 ) -> jax.Array:
     """Runs a sampler over a grid of times, compiled as one loop.
 
     Args:
       sampler: a name in SAMPLERS.
-      predict: the network as `Estimate` of (z, scalar t).
+      predict: the network as `Prediction` of (z, scalar t).
       z: the start, (B, ...), at times[0].
       times: (steps + 1,), decreasing.
-      eta: noise that DDIM puts back; the other samplers are deterministic and refuse any but 0.
+      eta: share of the noise that a stochastic sampler puts back; the others refuse any but 0.
       draw_noise: step index -> noise of the shape of z; needed when eta > 0.
-      keep: return the whole way.
+      return_trajectory: whether to return all states.
 
     Returns:
-      z at times[-1]; or where it is kept, z at all times, (steps + 1, B, ...).
+      z at times[-1]; or the trajectory, z at all times, (steps + 1, B, ...).
     """
-    if sampler not in SAMPLERS:
-        raise unknown("sampler", sampler, SAMPLERS)
+    rule = get_sampler(sampler)
     if not 0 <= eta <= 1:
-        raise BadInput(f"eta must lie in [0, 1], got {eta}")
-    if eta and sampler != "ddim":
-        raise BadInput(f"eta={eta} puts noise back, which only the ddim sampler does; sampler is {sampler!r}")
-    step = SAMPLERS[sampler]
+        raise UserError(f"eta must lie in [0, 1], got {eta}")
+    if eta and not rule.stochastic:
+        able = ", ".join(name for name, other in SAMPLERS.items() if other.stochastic)
+        raise UserError(f"eta={eta} puts noise back, which only {able} does; sampler is {sampler!r}")
 
     def body(carry: Carry, inputs):
         index, t, s = inputs
         noise = draw_noise(index) if eta else jnp.zeros_like(carry.z)
-        return step(predict, path, noise, carry, t, s, eta), carry.z if keep else None
+        return rule.step(predict, path, noise, carry, t, s, eta), carry.z if return_trajectory else None
 
     start = Carry(z, jnp.zeros_like(z), jnp.zeros((), z.dtype))
     carry, states = jax.lax.scan(body, start, (jnp.arange(len(times) - 1), times[:-1], times[1:]))
-    return jnp.concatenate([states, carry.z[None]]) if keep else carry.z
+    return jnp.concatenate([states, carry.z[None]]) if return_trajectory else carry.z

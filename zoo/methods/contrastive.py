@@ -1,6 +1,6 @@
-"""CLIP's training: pictures and captions meet in one space (2103.00020), by InfoNCE or SigLIP's loss (2303.15343).
+"""CLIP's training: images and captions in one space (2103.00020), by InfoNCE or SigLIP's loss (2303.15343).
 
-Scores of pictures against captions need the whole batch, so features are gathered over all devices; with
+Scores of images against captions need the whole batch, so features are gathered over all devices; with
 `loop.accumulate` above 1 each part of the batch is a batch of its own.
 """
 
@@ -14,9 +14,9 @@ import einops
 import jax
 import jax.numpy as jnp
 
+from zoo.conditions import END, Cond
 from zoo.config import build
-from zoo.data.text import END
-from zoo.errors import unknown
+from zoo.errors import unknown_name_error
 from zoo.method import Axis, Batch, Output, to_float
 from zoo.nets.clip import CLIP
 
@@ -25,11 +25,12 @@ LARGEST_SCALE = 100.0  # of the logits, as in CLIP's section 2.5
 
 @dataclasses.dataclass(frozen=True)
 class Contrastive:
-    """CLIP, trained. It makes no pictures.
+    """CLIP, trained. It makes no images.
 
     Attributes:
       net: fields of `CLIP`.
-      vocab_size, dtype: of the text, and of the computation.
+      vocab_size: number of token ids.
+      dtype: type that networks compute in.
       objective: "info_nce" or "siglip".
     """
 
@@ -46,8 +47,8 @@ class Contrastive:
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
         if self.objective not in ("info_nce", "siglip"):
-            raise unknown("objective", self.objective, ("info_nce", "siglip"))
-        params = self.network.init(rng, to_float(batch["pixels"])[:, 0], batch["tokens"])["params"]
+            raise unknown_name_error("objective", self.objective, ("info_nce", "siglip"))
+        params = self.network.init(rng, to_float(batch["inputs"])[:, 0], batch["cond"]["tokens"])["params"]
         if self.objective == "info_nce":
             return {"model": {"clip": params}}
         params = params | {"logit_scale": jnp.float32(math.log(10.0))}  # SigLIP's algorithm 1
@@ -56,44 +57,45 @@ class Contrastive:
     def loss(
         self, player: str, params, batch: Batch, rng: jax.Array, axis: Axis, step: jax.Array
     ) -> tuple[jax.Array, Output]:
-        """Each picture against all captions of the whole batch, right and wrong ones, and each caption against all
-        pictures. Metrics: how often the own caption wins (`accuracy`), and wins against its wrong twin (`told_apart`).
+        """Each image against all captions of the whole batch, right and wrong ones, and each caption against all
+        images. Metrics: how often the own caption wins (`accuracy`), and wins against its wrong twin (`pair_accuracy`).
         """
         del player, rng, step
         model = params["model"]
-        pictures = self.picture_features(params, to_float(batch["pixels"]))
-        kinds = [name for name in ("tokens", "negatives") if name in batch]
-        texts = self.text_features(params, jnp.concatenate([batch[name] for name in kinds]))
+        images = self.image_features(params, to_float(batch["inputs"]))
+        kinds = [name for name in ("cond", "negatives") if name in batch]
+        tokens = jnp.concatenate([batch[name]["tokens"] for name in kinds])
+        texts = self.text_features(params, {"tokens": tokens})
         texts = jnp.split(texts, len(kinds))  # right, then wrong captions, each (B, P)
         captions = jnp.concatenate([axis.all_gather(part) for part in texts])  # (kinds * devices * B, P)
         scale = jnp.exp(jnp.minimum(model["clip"]["logit_scale"], math.log(LARGEST_SCALE)))
-        own = axis.index * len(pictures) + jnp.arange(len(pictures))
+        own = axis.index * len(images) + jnp.arange(len(images))
 
-        to_captions = scale * pictures @ captions.T
+        to_captions = scale * images @ captions.T
         if self.objective == "siglip":
             loss = sigmoid_loss(to_captions + model["bias"], own)
         else:
-            to_pictures = scale * texts[0] @ axis.all_gather(pictures).T
-            loss = (cross_entropy(to_captions, own) + cross_entropy(to_pictures, own)) / 2
+            to_images = scale * texts[0] @ axis.all_gather(images).T
+            loss = (cross_entropy(to_captions, own) + cross_entropy(to_images, own)) / 2
         metrics = {"loss": loss, "accuracy": jnp.mean(to_captions.argmax(-1) == own), "scale": scale}
         if len(texts) > 1:
-            right, wrong = ((pictures * part).sum(-1) for part in texts)
-            metrics["told_apart"] = jnp.mean(right > wrong)
+            right, wrong = ((images * part).sum(-1) for part in texts)
+            metrics["pair_accuracy"] = jnp.mean(right > wrong)
         return loss, Output(metrics)
 
-    def rate(self, params, pixels: jax.Array, tokens: jax.Array) -> jax.Array:
-        """See `Rating.rate`: the cosine of picture and caption, in [-1, 1]."""
-        return (self.picture_features(params, pixels) * self.text_features(params, tokens)).sum(axis=-1)
+    def score(self, params, inputs: jax.Array, cond: Cond) -> jax.Array:
+        """See `Scorer.score`: the cosine of image and caption, in [-1, 1]."""
+        return (self.image_features(params, inputs) * self.text_features(params, cond)).sum(axis=-1)
 
-    def picture_features(self, params, pixels: jax.Array) -> jax.Array:
-        """Pixels (B, T, H, W, C) in [-1, 1] -> (B, P) of length 1; a clip's is the mean of its frames'."""
-        frames = einops.rearrange(pixels, "b t h w c -> (b t) h w c")
-        y = unit(self.network.apply({"params": params["model"]["clip"]}, frames, method="pictures"))
-        return unit(einops.reduce(y, "(b t) p -> b p", "mean", b=len(pixels)))
+    def image_features(self, params, inputs: jax.Array) -> jax.Array:
+        """Inputs (B, T, H, W, C) in [-1, 1] -> (B, P) of length 1; of a video the mean of its frames'."""
+        frames = einops.rearrange(inputs, "b t h w c -> (b t) h w c")
+        y = unit(self.network.apply({"params": params["model"]["clip"]}, frames, method="encode_image"))
+        return unit(einops.reduce(y, "(b t) p -> b p", "mean", b=len(inputs)))
 
-    def text_features(self, params, tokens: jax.Array) -> jax.Array:
+    def text_features(self, params, cond: Cond) -> jax.Array:
         """Tokens (B, L) -> (B, P) of length 1."""
-        return unit(self.network.apply({"params": params["model"]["clip"]}, tokens, method="texts"))
+        return unit(self.network.apply({"params": params["model"]["clip"]}, cond["tokens"], method="encode_text"))
 
 
 def unit(x: jax.Array) -> jax.Array:

@@ -10,19 +10,19 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import einops
-import flax.struct
 import jax
 import jax.numpy as jnp
 
-from zoo.config import build
-from zoo.data.text import drop_captions, empty_caption
+from zoo import conditions
+from zoo.conditions import Cond
 from zoo.diffusion import guidance as guides
 from zoo.diffusion import ode
-from zoo.diffusion.paths import Estimate, Path, draw_times, expand, get_path, squared_error
-from zoo.diffusion.samplers import ddim_transition, integrate, time_grid
-from zoo.distributions import LEVELS, normal_log_prob, sum_each, to_bits_per_dim
-from zoo.errors import BadInput
-from zoo.method import Axis, Batch, Output, normal_each, to_float
+from zoo.diffusion.paths import Path, Prediction, draw_times, expand, get_path, squared_error
+from zoo.diffusion.samplers import ddim_transition, get_sampler, integrate, time_grid
+from zoo.distributions import LEVELS, normal_log_prob, sum_except_batch, to_bits_per_dim
+from zoo.errors import UserError
+from zoo.method import Axis, Batch, Denoises, Output, normal_each, to_float
+from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.transformer import Transformer
 
 EPS_START = 0.99
@@ -31,12 +31,46 @@ LEVEL_TIME = 1 / LEVELS  # on the linear path, when the noise is half a level
 RECONSTRUCTION_STEPS = 25
 
 
-@flax.struct.dataclass
-class Guide:
-    """A worse model to guide away from: an earlier checkpoint or other average of the same run, or a smaller run."""
+@dataclasses.dataclass(frozen=True)
+class SampleOptions:
+    """Options of sampling.
 
-    params: Any
-    method: "Diffusion" = flax.struct.field(pytree_node=False)
+    Attributes:
+      steps, sampler, eta, shift: see `diffusion.samplers`.
+      guidance: scale of the guidance, see `conditions.guide`; 0 is none.
+      interval: times between which guidance acts.
+      last: derivatives with respect to the parameters pass through so many of the last steps alone (DRaFT-K
+        2309.17400); 0 for all. Without derivatives it changes nothing, except that "dpmpp_2m" begins there anew.
+      guide: worse model to guide away from (autoguidance), whose parameters are `params["frozen"]["guide"]`; None for
+        the negative or empty conditions.
+    """
+
+    steps: int = 20
+    sampler: str = "heun"
+    guidance: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    eta: float = 0.0
+    shift: float = 1.0
+    last: int = 0
+    guide: Denoises | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodOptions:
+    """Options of the likelihood.
+
+    Attributes:
+      steps: steps of the ODE, four evaluations each and as many derivatives; twice as many show the error.
+      trace: "hutchinson", random and right in the mean, or "exact", a derivative for each dimension.
+      probes: number of Hutchinson's probes.
+      start: time at which the ODE begins; any gives a bound. The default is noise of about half a level. Images without
+        noise of their own have tighter ones at less, for which however a network must have been trained.
+    """
+
+    steps: int = 32
+    trace: str = "hutchinson"
+    probes: int = 1
+    start: float = LEVEL_TIME
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +78,14 @@ class Diffusion:
     """The diffusion family.
 
     Attributes:
-      net: fields of `Transformer`.
-      vocab_size, dtype: of the text, and of the computation.
+      net: fields of `Transformer`, and `conditioner`.
+      vocab_size: number of token ids.
+      dtype: type that networks compute in.
       path: "linear" or "cosine", see `diffusion.paths`.
       prediction: what the network's output means: "x", "eps" or "v".
-      error: the space of the squared error: "x", "eps", "v", or "min_snr".
-      times: "logit_normal" (of `time_mean`, `time_std`), "uniform", or "steps" (of a sampler of `time_steps`), moved
-        towards noise by `time_shift`.
+      loss_space: space of the squared error: "x", "eps", "v", or "min_snr".
+      time_distribution: "logit_normal" (of `time_mean`, `time_std`), "uniform", or "steps" (of a sampler of
+        `time_steps`), moved towards noise by `time_shift`.
       time_min: earliest training time; keeps v = (z - x) / t bounded where x is predicted (JiT uses 0.05).
       caption_drop: share of captions replaced by the empty one, which classifier-free guidance needs.
     """
@@ -60,8 +95,8 @@ class Diffusion:
     dtype: Any
     path: str = "linear"
     prediction: str = "v"
-    error: str = "v"
-    times: str = "logit_normal"
+    loss_space: str = "v"
+    time_distribution: str = "logit_normal"
     time_mean: float = 0.0
     time_std: float = 1.0
     time_steps: int = 4
@@ -70,28 +105,31 @@ class Diffusion:
     caption_drop: float = 0.1
 
     players: ClassVar[tuple[str, ...]] = ("model",)
-    fake_of: ClassVar[str] = "picture"
-    faithful: ClassVar[Mapping[str, Any]] = {"guidance": 0.0, "eta": 0.0}
+    fake_kind: ClassVar[str] = "reconstruction"
+    SampleOptions: ClassVar[type] = SampleOptions
+    LikelihoodOptions: ClassVar[type] = LikelihoodOptions
+    inversion_options: ClassVar[Mapping[str, Any]] = {"guidance": 0.0, "eta": 0.0}
 
     @functools.cached_property
-    def network(self) -> Transformer:
-        return build(Transformer, self.net, "method.net", vocab_size=self.vocab_size, dtype=self.dtype)
+    def network(self) -> Conditioned:
+        return build_network(Transformer, self.net, "method.net", self.vocab_size, self.dtype)
 
-    def apply(self, params, z: jax.Array, t: jax.Array, tokens: jax.Array) -> jax.Array:
-        """The raw prediction. z: (B, T, H, W, C); t: (B,); tokens: (B, L) -> like z."""
-        return self.network.apply({"params": params["model"]}, z, t, tokens)
+    def apply(self, params, z: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
+        """See `Denoises.apply`."""
+        return self.network.apply({"params": params["model"]}, z, t, cond=cond)
 
-    def see(self, params, pixels: jax.Array, tokens: jax.Array, t: jax.Array | None) -> list[jax.Array]:
-        """See `Seeing.see`: the patches after each layer. Raises BadInput where noise is not on the linear path."""
+    def features(self, params, inputs: jax.Array, cond: Cond, t: jax.Array | None) -> list[jax.Array]:
+        """See `FeatureExtractor`: the patches after each layer. Raises UserError for noise off the linear path."""
         if t is not None and self.path != "linear":
-            raise BadInput(
-                f"a critic shows noise on the linear path, and this run was trained on {self.path}: set noise=()"
+            raise UserError(
+                f"a critic adds noise on the linear path, and this run was trained on {self.path}: set noise=()"
             )
-        t = jnp.zeros(len(pixels)) if t is None else t
-        network = self._smooth.network
-        _, kept = network.apply({"params": params["model"]}, pixels, t, tokens, mutable=["intermediates"])
-        (layers,) = kept["intermediates"]["layers"]["tokens"]  # (layers, B T, h w, D)
-        sides = dict(t=pixels.shape[1], h=pixels.shape[2] // network.patch_size)
+        t = jnp.zeros(len(inputs)) if t is None else t
+        _, kept = self._smooth.network.apply(
+            {"params": params["model"]}, inputs, t, cond=cond, mutable=["intermediates"]
+        )
+        (layers,) = kept["intermediates"]["network"]["layers"]["tokens"]  # (layers, B T, h w, D)
+        sides = dict(t=inputs.shape[1], h=inputs.shape[2] // self.network.network.patch_size)
         return list(einops.rearrange(layers, "l (b t) (h w) d -> l b t h w d", **sides))
 
     @property
@@ -100,140 +138,108 @@ class Diffusion:
         return dataclasses.replace(self, net=dict(self.net) | {"attention": "xla"})
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
-        if self.prediction == "x" and self.error in ("v", "eps") and self.time_min <= 0:
-            raise BadInput(
-                f"method.time_min must be positive where x is predicted and {self.error} compared, e.g. 0.05"
+        if self.prediction == "x" and self.loss_space in ("v", "eps") and self.time_min <= 0:
+            raise UserError(
+                f"method.time_min must be positive where x is predicted and {self.loss_space} compared, e.g. 0.05"
             )
-        x = to_float(batch["pixels"])
-        return {"model": self.network.init(rng, x, jnp.zeros(len(x)), batch["tokens"])["params"]}
+        x = to_float(batch["inputs"])
+        return {"model": self.network.init(rng, x, jnp.zeros(len(x)), cond=batch["cond"])["params"]}
 
     def loss(
         self, player: str, params, batch: Batch, rng: jax.Array, axis: Axis, step: jax.Array
     ) -> tuple[jax.Array, Output]:
-        """Squared error of the prediction at one random time a picture; `fake` is the predicted clean picture."""
+        """Squared error of the prediction at one random time per sample; `fake` is the predicted clean image."""
         del player, axis, step
         path = get_path(self.path)
         rng_time, rng_noise, rng_drop = jax.random.split(rng, 3)
-        x = to_float(batch["pixels"])
+        x = to_float(batch["inputs"])
         t = jnp.clip(self._draw_times(rng_time, len(x)), self.time_min, self._last_time)
         eps = jax.random.normal(rng_noise, x.shape)
-        z = path.mix(x, eps, t)
-        tokens = drop_captions(rng_drop, batch["tokens"], self.caption_drop)
+        z = path.interpolate(x, eps, t)
+        cond = conditions.drop(rng_drop, batch["cond"], self.caption_drop)
 
-        estimate = path.convert(self.prediction, self.apply(params, z, t, tokens), z, t)
-        target = Estimate(x, eps, path.velocity(x, eps, t))
-        loss = squared_error(self.error, path, estimate, target, t).mean()
-        return loss, Output({"loss": loss}, fake=estimate.x)
+        predicted = path.convert(self.prediction, self.apply(params, z, t, cond), z, t)
+        target = Prediction(x, eps, path.velocity(x, eps, t))
+        loss = squared_error(self.loss_space, path, predicted, target, t).mean()
+        return loss, Output({"loss": loss}, fake=predicted.x)
 
-    def sample(
-        self,
-        params,
-        rng: jax.Array,
-        cond: jax.Array,
-        shape: tuple[int, ...],
-        *,
-        steps: int = 20,
-        sampler: str = "heun",
-        guidance: float = 0.0,
-        interval: tuple[float, float] = (0.0, 1.0),
-        eta: float = 0.0,
-        shift: float = 1.0,
-        last: int = 0,
-        guide: Guide | None = None,
-    ) -> jax.Array:
-        """See `Method.sample`.
-
-        Args:
-          steps, sampler, eta, shift: see `diffusion.samplers`.
-          guidance: good + guidance (good - bad); 0 is none. Bad is the empty caption, or `guide` where given.
-          interval: the times between which guidance acts.
-          last: derivatives with respect to the parameters see so many of the last steps alone (DRaFT-K 2309.17400);
-            0 for all. Without derivatives it changes nothing, but that "dpmpp_2m" begins there anew.
-        """
-        options = dict(steps=steps, sampler=sampler, guidance=guidance, interval=interval, eta=eta, shift=shift)
-        draw_step = _step_noise(rng, shape)
-        return self._denoise(params, self.draw_noise(rng, shape), cond, draw_step, **options, last=last, guide=guide)
+    def sample(self, params, rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: SampleOptions) -> jax.Array:
+        """See `Generates.sample`."""
+        return self._denoise(params, self.draw_noise(rng, shape), cond, options, _step_noise(rng, shape))
 
     def draw_noise(self, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """See `Editable.draw_noise`."""
+        """See `Invertible.draw_noise`."""
         rng_start, _ = _split_each(rng)
         return normal_each(rng_start, shape)
 
-    def generate(self, params, noise: jax.Array, cond: jax.Array, **options) -> jax.Array:
-        """See `Editable.generate`. Raises BadInput where eta is not 0: that draws."""
-        options = Diffusion.sample.__kwdefaults__ | options
-        if options["eta"]:
-            raise BadInput(f"eta={options['eta']} draws noise in every step; pictures of given noise need eta=0")
-        return self._denoise(params, noise, cond, None, **options)
+    def generate(self, params, noise: jax.Array, cond: Cond, options: SampleOptions) -> jax.Array:
+        """See `Invertible.generate`. Raises UserError where eta is not 0: that draws."""
+        if options.eta:
+            raise UserError(f"eta={options.eta} draws noise in every step; images of given noise need eta=0")
+        return self._denoise(params, noise, cond, options)
 
-    def _denoise(self, params, z, cond, draw_step, *, steps, sampler, guidance, interval, eta, shift, last, guide):
-        """From noise z to pixels; the options are those of `sample`."""
+    def _denoise(self, params, z: jax.Array, cond: Cond, options: SampleOptions, draw_step=None) -> jax.Array:
+        """From noise z to images; `draw_step`: step index -> noise like z, for eta > 0."""
+        steps, last = options.steps, options.last
         if not 0 <= last <= steps:
-            raise BadInput(f"last must lie between 0 and the {steps} steps, got {last}")
-        path, times = get_path(self.path), self._times(steps, shift)
-        predict = lambda params: self._predictor(params, cond, guidance, interval, guide)
+            raise UserError(f"last must lie between 0 and the {steps} steps, got {last}")
+        path, times = get_path(self.path), self._times(options)
+        run = functools.partial(integrate, options.sampler, path=path, eta=options.eta)
         done = steps - last if last else 0
         if done:
-            still = predict(jax.lax.stop_gradient(params))
-            z = integrate(sampler, still, path, z, times[: done + 1], eta=eta, draw_noise=draw_step)
+            still = self._predictor(jax.lax.stop_gradient(params), cond, options)
+            z = run(still, z=z, times=times[: done + 1], draw_noise=draw_step)
         rest = lambda index: draw_step(done + index)
-        return integrate(sampler, predict(params), path, z, times[done:], eta=eta, draw_noise=rest)
+        return run(self._predictor(params, cond, options), z=z, times=times[done:], draw_noise=rest)
 
-    def walk(
-        self,
-        params,
-        rng: jax.Array,
-        cond: jax.Array,
-        shape: tuple[int, ...],
-        *,
-        steps: int = 20,
-        guidance: float = 0.0,
-        eta: float = 1.0,
-        shift: float = 1.0,
+    def sample_trajectory(
+        self, params, rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: SampleOptions
     ) -> jax.Array:
-        """See `Stepwise.walk`: what `sample` does with DDIM and these options, (steps + 1, B, T, H, W, C)."""
-        predict, times = self._predictor(params, cond, guidance), self._times(steps, shift)
-        z, noise = self.draw_noise(rng, shape), _step_noise(rng, shape)
-        return integrate("ddim", predict, get_path(self.path), z, times, eta=eta, draw_noise=noise, keep=True)
+        """See `HasTrajectory.sample_trajectory`: (steps + 1, B, T, H, W, C)."""
+        _check_trajectory(options)
+        predict, noise = self._predictor(params, cond, options), _step_noise(rng, shape)
+        return integrate(
+            "ddim",
+            predict,
+            get_path(self.path),
+            self.draw_noise(rng, shape),
+            self._times(options),
+            eta=options.eta,
+            draw_noise=noise,
+            return_trajectory=True,
+        )
 
-    def log_prob_of_walk(
-        self,
-        params,
-        states: jax.Array,
-        cond: jax.Array,
-        *,
-        steps: int = 20,
-        guidance: float = 0.0,
-        eta: float = 1.0,
-        shift: float = 1.0,
-    ) -> jax.Array:
-        """See `Stepwise.log_prob_of_walk`. The last step draws nothing and is left out: (steps - 1, B)."""
-        if steps < 2 or eta <= 0:
-            raise BadInput(f"steps that draw need steps of at least 2 and a positive eta, got {steps} and {eta}")
-        predict, times = self._predictor(params, cond, guidance), self._times(steps, shift)
+    def trajectory_log_prob(self, params, states: jax.Array, cond: Cond, options: SampleOptions) -> jax.Array:
+        """See `HasTrajectory.trajectory_log_prob`. The last step draws nothing and is left out: (steps - 1, B)."""
+        _check_trajectory(options)
+        if options.steps < 2 or options.eta <= 0:
+            raise UserError(
+                f"steps that draw need steps of at least 2 and a positive eta, got {options.steps} and {options.eta}"
+            )
+        predict, times = self._predictor(params, cond, options), self._times(options)
 
         @jax.checkpoint
         def one(z, to, t, s):
-            mean, std = ddim_transition(predict, get_path(self.path), z, t, s, eta)
-            return sum_each(normal_log_prob((to - mean) / std) - jnp.log(std))
+            mean, std = ddim_transition(predict, get_path(self.path), z, t, s, options.eta)
+            return sum_except_batch(normal_log_prob((to - mean) / std) - jnp.log(std))
 
         inputs = states[:-2], states[1:-1], times[:-2], times[1:-1]
         return jax.lax.scan(lambda _, inputs: (None, one(*inputs)), None, inputs)[1]
 
-    def _predictor(self, params, cond, guidance=0.0, interval=(0.0, 1.0), guide=None):
+    def _predictor(self, params, cond: Cond, options: SampleOptions) -> Callable[[jax.Array, jax.Array], Prediction]:
         """The guided network as a function of z and a scalar time."""
-        path = get_path(self.path)
+        path, scale, guide = get_path(self.path), options.guidance, options.guide
         network = functools.partial(self.apply, params)
-        if guidance and guide is not None:
-            if (guide.method.path, guide.method.prediction) != (self.path, self.prediction):
-                raise BadInput(
+        if scale and guide is not None:
+            if (guide.path, guide.prediction) != (self.path, self.prediction):
+                raise UserError(
                     f"a guide must predict {self.prediction} on the {self.path} path, as this run does; it predicts "
-                    f"{guide.method.prediction} on the {guide.method.path} path"
+                    f"{guide.prediction} on the {guide.path} path"
                 )
-            worse = functools.partial(guide.method.apply, guide.params)
-            network = guides.autoguidance(network, worse, guidance, interval)
-        elif guidance:
-            network = guides.classifier_free(network, empty_caption(cond.shape[-1]), guidance, interval)
+            worse = functools.partial(guide.apply, params["frozen"]["guide"])
+            network = guides.autoguidance(network, worse, scale, options.interval)
+        elif scale:
+            network = guides.classifier_free(network, scale, options.interval)
 
         def predict(z, t):
             times = jnp.full(len(z), t)
@@ -243,61 +249,38 @@ class Diffusion:
 
     def _draw_times(self, rng: jax.Array, count: int) -> jax.Array:
         options = dict(mean=self.time_mean, std=self.time_std, steps=self.time_steps, shift=self.time_shift)
-        return draw_times(rng, count, self.times, **options)
+        return draw_times(rng, count, self.time_distribution, **options)
 
-    def _times(self, steps: int, shift: float) -> jax.Array:
-        """The sampler's, from where noise begins."""
-        return time_grid(steps, shift=shift, start=self._last_time)
+    def _times(self, options: SampleOptions) -> jax.Array:
+        """Times of the sampler, (steps + 1,)."""
+        return time_grid(options.steps, shift=options.shift, start=self._last_time)
 
     @property
     def _last_time(self) -> float:
-        """Where noise begins. At t = 1 there is no picture left: x cannot be had from eps, which starts earlier."""
+        """Time of pure noise. At t = 1 x cannot be computed from eps, whose grid starts earlier."""
         return EPS_START if self.prediction == "eps" else 1.0
 
-    def invert(
-        self,
-        params,
-        rng: jax.Array,
-        pixels: jax.Array,
-        cond: jax.Array,
-        *,
-        steps: int = 25,
-        guidance: float = 0.0,
-        interval: tuple[float, float] = (0.0, 1.0),
-        guide: Guide | None = None,
-    ) -> jax.Array:
-        """See `Editable.invert`: the probability-flow ODE from the picture to noise (Song et al. 2011.13456, 4.3).
+    def invert(self, params, rng: jax.Array, inputs: jax.Array, cond: Cond, options: SampleOptions) -> jax.Array:
+        """See `Invertible.invert`: the probability-flow ODE from the image to noise (Song et al. 2011.13456, 4.3).
 
-        Where x is predicted, v = (z - x) / t has no value at t = 0: there the picture is first given the noise of
-        `time_min`, drawn with rng. Nothing is drawn otherwise.
-
-        Args:
-          steps: see `diffusion.ode`; four evaluations each.
-          guidance, interval, guide: as in `sample`. What is made with guidance is only found again with the same.
+        `options.steps` are those of `diffusion.ode`, four evaluations each. Noise of samples that were made with
+        guidance is only found with the same guidance. Where x is predicted, v = (z - x) / t has no value at t = 0:
+        there the image first gets noise of `time_min`, drawn with rng. Nothing is drawn otherwise.
         """
         start = max(self.time_min, X_START) if self.prediction == "x" else 0.0
-        z = get_path(self.path).mix(pixels, normal_each(rng, pixels.shape[1:]), jnp.full(len(pixels), start))
-        predict = self._predictor(params, cond, guidance, interval, guide)
-        return ode.integrate(lambda z, t: predict(z, t).v, z, ode.times_from(start, self._last_time, steps))
+        z = get_path(self.path).interpolate(inputs, normal_each(rng, inputs.shape[1:]), jnp.full(len(inputs), start))
+        predict = self._predictor(params, cond, options)
+        times = ode.times_from(start, self._last_time, options.steps)
+        return ode.integrate(lambda z, t: predict(z, t).v, z, times)
 
     def reconstruct(self, params, rng: jax.Array, batch: Batch) -> jax.Array:
-        """See `Reconstructing.reconstruct`: `generate` of what `invert` finds, both without guidance."""
-        pixels, steps = to_float(batch["pixels"]), RECONSTRUCTION_STEPS
-        noise = self.invert(params, rng, pixels, batch["tokens"], steps=steps)
-        return jnp.clip(self.generate(params, noise, batch["tokens"], steps=steps), -1.0, 1.0)
+        """See `Reconstructs.reconstruct`: `generate` of the noise that `invert` finds, both without guidance."""
+        options = SampleOptions(steps=RECONSTRUCTION_STEPS)
+        noise = self.invert(params, rng, to_float(batch["inputs"]), batch["cond"], options)
+        return jnp.clip(self.generate(params, noise, batch["cond"], options), -1.0, 1.0)
 
-    def bits_per_dim(
-        self,
-        params,
-        rng: jax.Array,
-        batch: Batch,
-        *,
-        steps: int = 32,
-        trace: str = "hutchinson",
-        probes: int = 1,
-        start: float = LEVEL_TIME,
-    ) -> jax.Array:
-        """See `Likely`: an upper bound, without guidance, that lies above the truth but for the ODE's error.
+    def bits_per_dim(self, params, rng: jax.Array, batch: Batch, options: LikelihoodOptions) -> jax.Array:
+        """See `HasLikelihood`: an upper bound, without guidance, that lies above the truth but for the ODE's error.
 
         The model is: noise at the last time, carried to z at time `start` by the probability-flow ODE, and a level
         read from each number of z, P(x | z) = q(z | x) / sum over all levels x' of q(z | x'), where
@@ -305,41 +288,34 @@ class Diffusion:
 
             log P(x) >= E[log p(z) + log P(x | z) - log q(z | x)] = E[log p(z) - sum over pixels of log sum q(z | x')]
 
-        It is variational dequantisation (1902.00275, eq. 4) with the noise that the network knows, in place of a
-        density of noiseless pictures, which has none. log p(z) is `ode.log_prob`.
-
-        Args:
-          steps: of the ODE, four evaluations each and as many derivatives; twice as many show the error.
-          trace: "hutchinson", random and right in the mean, or "exact", a derivative for each dimension.
-          probes: of Hutchinson's trace.
-          start: any is a bound. The default is noise of about half a level. Pictures without noise of their own have
-            tighter ones at less, which however a network must have been trained for.
+        It is variational dequantisation (1902.00275, eq. 4) with the noise that the network was trained on, in place of
+        a density of noiseless images, which has none. log p(z) is `ode.log_prob`.
 
         Raises:
-          BadInput: the pixels are not uint8, e.g. latents; or an option that cannot be.
+          UserError: the inputs are not uint8, e.g. latents; or an option out of range.
         """
-        if batch["pixels"].dtype != jnp.uint8:
-            raise BadInput("bits per dimension are of pixels in 256 levels, and this run was trained on latents")
-        if not 0 < start < self._last_time:
-            raise BadInput(f"start must lie between 0 and {self._last_time:g}, got {start}")
-        path, x = get_path(self.path), to_float(batch["pixels"])
+        if batch["inputs"].dtype != jnp.uint8:
+            raise UserError("bits per dimension are of pixels in 256 levels, and this run was trained on latents")
+        if not 0 < options.start < self._last_time:
+            raise UserError(f"start must lie between 0 and {self._last_time:g}, got {options.start}")
+        path, x = get_path(self.path), to_float(batch["inputs"])
         rng_noise, rng_trace = _split_each(rng)
-        t = jnp.full(len(x), start)
-        z = path.mix(x, normal_each(rng_noise, x.shape[1:]), t)
-        predict = self._smooth._predictor(params, batch["tokens"])
-        divergence = ode.get_divergence(trace, rng_trace, probes, x.shape[1:])
-        times = ode.times_from(start, self._last_time, steps)
+        t = jnp.full(len(x), options.start)
+        z = path.interpolate(x, normal_each(rng_noise, x.shape[1:]), t)
+        predict = self._smooth._predictor(params, batch["cond"], SampleOptions())
+        divergence = ode.get_divergence(options.trace, rng_trace, options.probes, x.shape[1:])
+        times = ode.times_from(options.start, self._last_time, options.steps)
         log_prob = ode.log_prob(lambda z, t: predict(z, t).v, divergence, z, times)
-        return to_bits_per_dim(log_prob - sum_each(log_density_of_levels(path, z, t)), x[0].size)
+        return to_bits_per_dim(log_prob - sum_except_batch(log_density_of_levels(path, z, t)), x[0].size)
 
-    def evaluations(self, *, steps: int = 20, sampler: str = "heun", guidance: float = 0.0, **rest) -> int:
-        """How often a picture is put through the network by `sample` with these options."""
-        del rest
-        return (2 * steps - 1 if sampler == "heun" else steps) * (2 if guidance else 1)
+    def evaluations(self, options: SampleOptions) -> int:
+        """See `Generates.evaluations`."""
+        return get_sampler(options.sampler).evaluations(options.steps) * (2 if options.guidance else 1)
 
-    def as_guide(self, params) -> Guide:
-        """Makes this, such as an earlier average or a smaller run, the worse model of another run's guidance."""
-        return Guide(params, self)
+
+def _check_trajectory(options: SampleOptions) -> None:
+    if options.sampler != "ddim":
+        raise UserError(f"steps with a known density are those of sampler ddim, got {options.sampler!r}")
 
 
 def log_density_of_levels(path: Path, z: jax.Array, t: jax.Array) -> jax.Array:
@@ -355,7 +331,7 @@ def log_density_of_levels(path: Path, z: jax.Array, t: jax.Array) -> jax.Array:
 
 
 def _step_noise(rng: jax.Array, shape: tuple[int, ...]) -> Callable[[jax.Array], jax.Array]:
-    """Step index -> noise of each picture, (B, *shape); rng: (B,)."""
+    """Step index -> noise of each image, (B, *shape); rng: (B,)."""
     _, rng_steps = _split_each(rng)
     return lambda index: normal_each(jax.vmap(jax.random.fold_in, in_axes=(0, None))(rng_steps, index), shape)
 

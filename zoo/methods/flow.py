@@ -1,7 +1,7 @@
-"""Normalizing flows: an invertible network turns pictures to Gaussian noise, and its density is known exactly.
+"""Normalizing flows: an invertible network turns images to Gaussian noise, and its density is known exactly.
 
 The networks are TarFlow (2412.06329), autoregressive, and Jet (2412.15129), couplings. Both are trained by nothing but
-the likelihood of pictures with noise in them: of a level's width for bits per dimension, or of a Gaussian for pictures
+the likelihood of images with noise in them: of a level's width for bits per dimension, or of a Gaussian for images
 that look good, from which the flow's own score then takes the noise again.
 """
 
@@ -14,24 +14,54 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from zoo.config import build
-from zoo.data.text import drop_captions, empty_caption
+from zoo import conditions
+from zoo.conditions import Cond
 from zoo.distributions import (
     LEVELS,
     dequantise,
     dequantised_log_det,
-    importance_bound,
+    iwae_bound,
     normal_log_prob,
-    sum_each,
+    sum_except_batch,
     to_bits_per_dim,
 )
-from zoo.errors import BadInput, unknown
+from zoo.errors import UserError, unknown_name_error
 from zoo.method import Axis, Batch, Output, normal_each, to_float
+from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.jet import Jet
 from zoo.nets.tarflow import TarFlow
 
-NETS = {"autoregressive": TarFlow, "jet": Jet}
+NETS = {"tarflow": TarFlow, "jet": Jet}
 NOISES = ("gaussian", "uniform")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleOptions:
+    """Options of sampling.
+
+    Attributes:
+      guidance: scale of the guidance of each affine map, see `conditions.guide`; 0 is none.
+      temperature: standard deviation of the noise from which samples are made.
+      denoise: whether to remove the Gaussian noise of training by one step along the score; without effect where
+        training added none.
+      cache: see `TarFlow.inverse`; without effect for other networks.
+    """
+
+    guidance: float = 0.0
+    temperature: float = 1.0
+    denoise: bool = True
+    cache: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodOptions:
+    """Options of the likelihood.
+
+    Attributes:
+      samples: dequantisations of each image, averaged in probability (IWAE 1509.00519): more is tighter.
+    """
+
+    samples: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,48 +69,51 @@ class Flow:
     """The family of normalizing flows.
 
     Attributes:
-      net: fields of the network.
-      vocab_size, dtype: of the text, and of the computation; x, z and log-determinants are float32 in any case.
-      architecture: the network: "autoregressive" (`TarFlow`) or "jet" (`Jet`).
-      noise: what training adds to pictures. "gaussian" of `noise_std` makes better pictures and trains on latents too
-        (2412.06329, section 2.4); "uniform" within each pixel's level makes the loss bits per dimension.
-      noise_std: in units of pixels in [-1, 1].
-      caption_drop: share of captions replaced by the empty one, which guidance needs.
+      net: fields of the network, and `conditioner`.
+      vocab_size: number of token ids.
+      dtype: type that networks compute in; x, z and log-determinants are float32 in any case.
+      architecture: name of the network: "tarflow" (`TarFlow`) or "jet" (`Jet`).
+      noise: noise of training. "gaussian" of `noise_std` makes better images and trains on latents too (2412.06329,
+        section 2.4); "uniform" within each pixel's level makes the loss bits per dimension.
+      noise_std: standard deviation of the Gaussian noise, in units of pixels in [-1, 1].
+      caption_drop: share of samples whose conditions are dropped, which guidance needs.
     """
 
     net: Mapping[str, Any]
     vocab_size: int
     dtype: Any
-    architecture: str = "autoregressive"
+    architecture: str = "tarflow"
     noise: str = "gaussian"
     noise_std: float = 0.1
     caption_drop: float = 0.1
 
     players: ClassVar[tuple[str, ...]] = ("model",)
-    fake_of: ClassVar[str] = "caption"
-    faithful: ClassVar[Mapping[str, Any]] = {"guidance": 0.0, "denoise": False}
+    fake_kind: ClassVar[str] = "sample"
+    SampleOptions: ClassVar[type] = SampleOptions
+    LikelihoodOptions: ClassVar[type] = LikelihoodOptions
+    inversion_options: ClassVar[Mapping[str, Any]] = {"guidance": 0.0, "denoise": False}
 
     @functools.cached_property
-    def network(self) -> TarFlow | Jet:
+    def network(self) -> Conditioned:
         if self.architecture not in NETS:
-            raise unknown("flow architecture", self.architecture, NETS)
-        return build(NETS[self.architecture], self.net, "method.net", vocab_size=self.vocab_size, dtype=self.dtype)
+            raise unknown_name_error("flow architecture", self.architecture, NETS)
+        return build_network(NETS[self.architecture], self.net, "method.net", self.vocab_size, self.dtype)
 
-    def apply(self, params, *arguments, **keywords):
-        """The network's `__call__`, or another `method` of it."""
+    def _apply(self, params, *arguments, **keywords):
+        """Returns the result of the network's `__call__`, or of another function of it, `call`."""
         return self.network.apply({"params": params["model"]}, *arguments, **keywords)
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
         if self.noise not in NOISES:
-            raise unknown("noise of a flow", self.noise, NOISES)
+            raise unknown_name_error("noise of a flow", self.noise, NOISES)
         if self.noise == "gaussian" and self.noise_std <= 0:
-            raise BadInput(f"method.noise_std must be positive, got {self.noise_std}: try 0.1")
-        return {"model": self.network.init(rng, to_float(batch["pixels"]), batch["tokens"])["params"]}
+            raise UserError(f"method.noise_std must be positive, got {self.noise_std}: try 0.1")
+        return {"model": self.network.init(rng, to_float(batch["inputs"]), cond=batch["cond"])["params"]}
 
     def loss(
         self, player: str, params, batch: Batch, rng: jax.Array, axis: Axis, step: jax.Array
     ) -> tuple[jax.Array, Output]:
-        """-log p of the noisy pictures a dimension: in bits of a level for uniform noise, in nats for Gaussian noise.
+        """-log p of the noisy images a dimension: in bits of a level for uniform noise, in nats for Gaussian noise.
 
         `fake` is a sample for each caption, where the inverse is one pass.
 
@@ -88,12 +121,12 @@ class Flow:
         """
         del player, axis, step
         rng_noise, rng_drop, rng_fake = jax.random.split(rng, 3)
-        pixels = batch["pixels"]
-        tokens = drop_captions(rng_drop, batch["tokens"], self.caption_drop)
-        y = self._add_noise(jax.random.split(rng_noise, len(pixels)), pixels)
-        z, log_det = self.apply(params, y, tokens)
-        log_prob = sum_each(normal_log_prob(z)) + log_det
-        dimensions = math.prod(pixels.shape[1:])
+        inputs = batch["inputs"]
+        cond = conditions.drop(rng_drop, batch["cond"], self.caption_drop)
+        y = self._add_noise(jax.random.split(rng_noise, len(inputs)), inputs)
+        z, log_det = self._apply(params, y, cond=cond)
+        log_prob = sum_except_batch(normal_log_prob(z)) + log_det
+        dimensions = math.prod(inputs.shape[1:])
         metrics = {"log_det": log_det.mean() / dimensions}
         if self.noise == "uniform":
             loss = to_bits_per_dim(log_prob + dequantised_log_det(dimensions), dimensions).mean()
@@ -102,120 +135,79 @@ class Flow:
             loss = -log_prob.mean() / dimensions
         fake = None
         if self.architecture == "jet":
-            noise = self.draw_noise(jax.random.split(rng_fake, len(pixels)), pixels.shape[1:])
-            fake = self.generate(params, noise, tokens)
+            noise = self.draw_noise(jax.random.split(rng_fake, len(inputs)), inputs.shape[1:])
+            fake = self.generate(params, noise, cond, SampleOptions())
         return loss, Output(metrics | {"loss": loss}, fake)
 
-    def sample(
-        self,
-        params,
-        rng: jax.Array,
-        cond: jax.Array,
-        shape: tuple[int, ...],
-        *,
-        guidance: float = 0.0,
-        temperature: float = 1.0,
-        denoise: bool = True,
-        cache: bool = True,
-    ) -> jax.Array:
-        """See `Method.sample`.
-
-        Args:
-          guidance: good + guidance (good - bad) of each affine, where bad is that of the empty caption; 0 is none.
-          temperature: standard deviation of the noise that pictures are made from.
-          denoise: take the Gaussian noise of training from the picture by one step along the score; of no use where
-            training added none.
-          cache: see `TarFlow.inverse`; of no use to other networks.
-        """
-        options = dict(guidance=guidance, temperature=temperature, denoise=denoise, cache=cache)
-        return self.generate(params, self.draw_noise(rng, shape), cond, **options)
+    def sample(self, params, rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: SampleOptions) -> jax.Array:
+        """See `Generates.sample`."""
+        return self.generate(params, self.draw_noise(rng, shape), cond, options)
 
     def draw_noise(self, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """See `Editable`: an array of the picture's shape for each key, (B, T, H, W, C)."""
+        """See `Invertible.draw_noise`: an array of the image's shape for each key, (B, T, H, W, C)."""
         return normal_each(rng, shape)
 
-    def generate(
-        self,
-        params,
-        noise: jax.Array,
-        cond: jax.Array,
-        *,
-        guidance: float = 0.0,
-        temperature: float = 1.0,
-        denoise: bool = True,
-        cache: bool = True,
-    ) -> jax.Array:
-        """See `Editable`; options as in `sample`."""
-        captions = _captions(cond, guidance)
-        y = self.apply(params, noise * temperature, captions, guidance, cache, method="inverse")
-        if denoise and self.noise == "gaussian":
+    def generate(self, params, noise: jax.Array, cond: Cond, options: SampleOptions) -> jax.Array:
+        """See `Invertible.generate`."""
+        z, scale = noise * options.temperature, options.guidance
+        y = self._apply(params, z, scale, options.cache, cond=_doubled(cond, scale), call="inverse")
+        if options.denoise and self.noise == "gaussian":
             y = self.denoised(params, y, cond)
         return y / self._level_centre
 
-    def invert(
-        self,
-        params,
-        rng: jax.Array,
-        pixels: jax.Array,
-        cond: jax.Array,
-        *,
-        guidance: float = 0.0,
-        temperature: float = 1.0,
-    ) -> jax.Array:
-        """See `Editable`. Nothing is drawn and no noise added: `generate` with `denoise=False` and the same options
-        makes these very pixels, up to rounding. Denoising takes from them noise that is not there.
+    def invert(self, params, rng: jax.Array, inputs: jax.Array, cond: Cond, options: SampleOptions) -> jax.Array:
+        """See `Invertible.invert`. Nothing is drawn and no noise added: `generate` with `denoise=False` and the same
+        options reproduces these very inputs, up to rounding. Denoising removes noise that is not there.
         """
         del rng
-        if not temperature:
-            raise BadInput("at temperature 0 no noise makes a given picture; invert with a temperature above 0")
-        y = pixels * self._level_centre
-        return self.apply(params, y, _captions(cond, guidance), guidance)[0] / temperature
+        if not options.temperature:
+            raise UserError("at temperature 0 no noise makes a given image; invert with a temperature above 0")
+        y, scale = inputs * self._level_centre, options.guidance
+        return self._apply(params, y, scale, cond=_doubled(cond, scale))[0] / options.temperature
 
     def reconstruct(self, params, rng: jax.Array, batch: Batch) -> jax.Array:
-        """See `Reconstructing`: what comes back differs from the pictures by rounding alone."""
-        noise = self.invert(params, rng, to_float(batch["pixels"]), batch["tokens"])
-        return self.generate(params, noise, batch["tokens"], denoise=False)
+        """See `Reconstructs.reconstruct`: the result differs from the inputs by rounding alone."""
+        options = SampleOptions(denoise=False)
+        noise = self.invert(params, rng, to_float(batch["inputs"]), batch["cond"], options)
+        return self.generate(params, noise, batch["cond"], options)
 
-    def bits_per_dim(self, params, rng: jax.Array, batch: Batch, *, samples: int = 1) -> jax.Array:
-        """See `Likely`: an upper bound by uniform dequantisation (1511.01844), whatever noise the flow was trained on.
-
-        Args:
-          samples: dequantisations of each picture, averaged in probability (IWAE 1509.00519): more is tighter.
+    def bits_per_dim(self, params, rng: jax.Array, batch: Batch, options: LikelihoodOptions) -> jax.Array:
+        """See `HasLikelihood`: an upper bound by uniform dequantisation (1511.01844), whatever the noise of training.
 
         Raises:
-          BadInput: the pictures are not uint8, e.g. latents; or samples are fewer than 1.
+          UserError: the inputs are not uint8, e.g. latents; or samples are fewer than 1.
         """
-        pixels = batch["pixels"]
+        pixels = batch["inputs"]
         _check_levels(pixels)
-        log_weight = lambda keys: self.log_prob(params, dequantise(keys, pixels), batch["tokens"])
+        log_weight = lambda keys: self.log_prob(params, dequantise(keys, pixels), batch["cond"])
         dimensions = math.prod(pixels.shape[1:])
-        log_prob = importance_bound(log_weight, rng, samples)
+        log_prob = iwae_bound(log_weight, rng, options.samples)
         return to_bits_per_dim(log_prob + dequantised_log_det(dimensions), dimensions)
 
-    def log_prob(self, params, y: jax.Array, tokens: jax.Array) -> jax.Array:
-        """log p(y | caption) in nats of noisy pictures y, float32 (B, T, H, W, C) -> (B,)."""
-        z, log_det = self.apply(params, y, tokens)
-        return sum_each(normal_log_prob(z)) + log_det
+    def log_prob(self, params, y: jax.Array, cond: Cond) -> jax.Array:
+        """log p(y | cond) in nats of noisy images y, float32 (B, T, H, W, C) -> (B,)."""
+        z, log_det = self._apply(params, y, cond=cond)
+        return sum_except_batch(normal_log_prob(z)) + log_det
 
-    def denoised(self, params, y: jax.Array, tokens: jax.Array) -> jax.Array:
+    def denoised(self, params, y: jax.Array, cond: Cond) -> jax.Array:
         """E[x | y = x + noise_std eps] by Tweedie's formula, y + noise_std^2 grad_y log p(y) (2412.06329, section 2.5).
 
-        It is the mean where p is the density of y; the score is that of the caption, without guidance.
+        It is the mean where p is the density of y; the score is conditional, without guidance.
         """
-        score = jax.grad(lambda y: self.log_prob(params, y, tokens).sum())(y)
+        score = jax.grad(lambda y: self.log_prob(params, y, cond).sum())(y)
         return y + self.noise_std**2 * score
 
-    def evaluations(self, *, guidance: float = 0.0, denoise: bool = True, **rest) -> int:
-        """How often a picture is put through the network by `sample` with these options.
+    def evaluations(self, options: SampleOptions) -> int:
+        """See `Generates.evaluations`.
 
         The inverse is one pass where `cache` is left on; denoising is one more, with its gradient.
         """
-        del rest
-        return (2 if guidance else 1) + (1 if denoise and self.noise == "gaussian" else 0)
+        denoises = options.denoise and self.noise == "gaussian"
+        return (2 if options.guidance else 1) + (1 if denoises else 0)
 
     @property
     def _level_centre(self) -> float:
-        """A flow of levels sees a pixel of [-1, 1] times this: at the centre of the level `dequantise` gives it."""
+        """Factor that moves a pixel of [-1, 1] to the centre of its level, for a flow that was trained on levels."""
         return (LEVELS - 1) / LEVELS if self.noise == "uniform" else 1.0
 
     def _add_noise(self, rng: jax.Array, pixels: jax.Array) -> jax.Array:
@@ -226,15 +218,13 @@ class Flow:
         return to_float(pixels) + self.noise_std * normal_each(rng, pixels.shape[1:])
 
 
-def _captions(cond: jax.Array, guidance: float) -> jax.Array:
-    """What the networks take: captions (B, L), and with guidance the empty one as often, (2 B, L)."""
-    if not guidance:
-        return cond
-    return jnp.concatenate([cond, jnp.broadcast_to(empty_caption(cond.shape[-1]), cond.shape)])
+def _doubled(cond: Cond, guidance: float) -> Cond:
+    """Conditions that the networks take: with guidance those of a doubled batch."""
+    return conditions.duplicate(cond) if guidance else cond
 
 
 def _check_levels(pixels: jax.Array) -> None:
     if pixels.dtype != jnp.uint8:
-        raise BadInput(
+        raise UserError(
             f"bits per dimension are of uint8 pixels, got {pixels.dtype}: for latents train with method.noise=gaussian"
         )

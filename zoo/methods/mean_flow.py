@@ -1,9 +1,9 @@
-"""MeanFlow: a network learns the average velocity between two times, so that one step makes a picture (2505.13447).
+"""MeanFlow: a network learns the average velocity between two times, so that one step makes an image (2505.13447).
 
 On the line z_t = (1 - t) x + t eps, u(z_t, r, t) is the mean of the velocity along the path from t back to r:
 
     z_r = z_t - (t - r) u(z_t, r, t)                        sampling, in as many steps as wanted
-    u = v - (t - r) du/dt,  du/dt = v dz u + dt u           what training asks of it (eq. 6 and 8)
+    u = v - (t - r) du/dt,  du/dt = v dz u + dt u           the target of training (eq. 6 and 8)
 """
 
 import dataclasses
@@ -14,16 +14,31 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from zoo.config import build
-from zoo.data.text import drop_captions, empty_caption
+from zoo import conditions
+from zoo.conditions import Cond
 from zoo.diffusion import guidance as guides
 from zoo.diffusion.paths import LINEAR, draw_times, expand
 from zoo.diffusion.samplers import time_grid
-from zoo.distributions import sum_each
+from zoo.distributions import sum_except_batch
 from zoo.method import Axis, Batch, Output, normal_each, to_float
+from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.transformer import Transformer
 
-LEAST_ERROR = 1e-3  # added to an example's squared error before it is divided by its power
+LEAST_ERROR = 1e-3  # c of the loss, see `norm_p`
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleOptions:
+    """Options of sampling.
+
+    Attributes:
+      steps, shift: see `diffusion.samplers.time_grid`.
+      guidance: scale of the guidance of each average velocity, see `conditions.guide`; 0 is none.
+    """
+
+    steps: int = 1
+    guidance: float = 0.0
+    shift: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +46,13 @@ class MeanFlow:
     """The family of average velocities.
 
     Attributes:
-      net: fields of `Transformer` but `attention`, which is XLA's: the others have no forward derivatives.
-      vocab_size, dtype: of the text, and of the computation.
+      net: fields of `Transformer` except `attention`, which is XLA's: the others have no forward derivatives; and
+        `conditioner`.
+      vocab_size: number of token ids.
+      dtype: type that networks compute in.
       time_mean, time_std, time_shift: of the two times, see `draw_times` "logit_normal"; the later one is t.
-      equal: share of examples whose two times are one, which learn the velocity itself, as flow matching does.
-      power: the loss is |error|^2 / (|error|^2 + c)^power (eq. 22): 0 is the squared error.
+      data_proportion: share of examples with r = t, whose target is the velocity itself, as in flow matching.
+      norm_p: the loss is |error|^2 / (|error|^2 + c)^norm_p (eq. 22): 0 is the squared error.
       caption_drop: share of captions replaced by the empty one, which guidance needs.
     """
 
@@ -45,87 +62,71 @@ class MeanFlow:
     time_mean: float = -0.4
     time_std: float = 1.0
     time_shift: float = 1.0
-    equal: float = 0.75
-    power: float = 1.0
+    data_proportion: float = 0.75
+    norm_p: float = 1.0
     caption_drop: float = 0.1
 
     players: ClassVar[tuple[str, ...]] = ("model",)
+    SampleOptions: ClassVar[type] = SampleOptions
 
     @functools.cached_property
-    def network(self) -> Transformer:
-        fixed = dict(vocab_size=self.vocab_size, dtype=self.dtype, attention="xla")
-        return build(Transformer, self.net, "method.net", **fixed)
+    def network(self) -> Conditioned:
+        return build_network(Transformer, self.net, "method.net", self.vocab_size, self.dtype, attention="xla")
 
-    def apply(self, params, z: jax.Array, r: jax.Array, t: jax.Array, tokens: jax.Array) -> jax.Array:
-        """u(z, r, t). z: (B, T, H, W, C); r, t: (B,); tokens: (B, L) -> like z."""
-        return self.network.apply({"params": params["model"]}, z, t, tokens, t - r)
+    def apply(self, params, z: jax.Array, r: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
+        """u(z, r, t). z: (B, T, H, W, C); r, t: (B,) -> like z."""
+        return self.network.apply({"params": params["model"]}, z, t, t - r, cond=cond)
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
-        x = to_float(batch["pixels"])
+        x = to_float(batch["inputs"])
         zeros = jnp.zeros(len(x))
-        return {"model": self.network.init(rng, x, zeros, batch["tokens"], zeros)["params"]}
+        return {"model": self.network.init(rng, x, zeros, zeros, cond=batch["cond"])["params"]}
 
     def loss(
         self, player: str, params, batch: Batch, rng: jax.Array, axis: Axis, step: jax.Array
     ) -> tuple[jax.Array, Output]:
-        """The squared error of u and what its own derivative says it should be, weighed by `power`.
+        """The squared error between u and the target of its own derivative, weighted by `norm_p`.
 
         Metrics: `error`, the squared error itself.
         """
         del player, axis, step
         rng_times, rng_noise, rng_drop = jax.random.split(rng, 3)
-        x = to_float(batch["pixels"])
+        x = to_float(batch["inputs"])
         r, t = self._draw_two_times(rng_times, len(x))
         eps = jax.random.normal(rng_noise, x.shape)
-        z, v = LINEAR.mix(x, eps, t), LINEAR.velocity(x, eps, t)
-        tokens = drop_captions(rng_drop, batch["tokens"], self.caption_drop)
+        z, v = LINEAR.interpolate(x, eps, t), LINEAR.velocity(x, eps, t)
+        cond = conditions.drop(rng_drop, batch["cond"], self.caption_drop)
 
         u, slope = jax.jvp(
-            lambda z, t: self.apply(params, z, r, t, tokens), (z, t), (v, jnp.ones_like(t))
+            lambda z, t: self.apply(params, z, r, t, cond), (z, t), (v, jnp.ones_like(t))
         )  # slope: du/dt along the path
-        error = sum_each(jnp.square(u - jax.lax.stop_gradient(v - expand(t - r, z) * slope)))
-        weight = jax.lax.stop_gradient((error + LEAST_ERROR) ** -self.power)
+        error = sum_except_batch(jnp.square(u - jax.lax.stop_gradient(v - expand(t - r, z) * slope)))
+        weight = jax.lax.stop_gradient((error + LEAST_ERROR) ** -self.norm_p)
         loss = (weight * error).mean()
         return loss, Output({"loss": loss, "error": error.mean() / x[0].size})
 
-    def sample(
-        self,
-        params,
-        rng: jax.Array,
-        cond: jax.Array,
-        shape: tuple[int, ...],
-        *,
-        steps: int = 1,
-        guidance: float = 0.0,
-        shift: float = 1.0,
-    ) -> jax.Array:
-        """See `Method.sample`.
-
-        Args:
-          steps, shift: see `diffusion.samplers.time_grid`.
-          guidance: good + guidance (good - bad) of each average velocity, where bad is the empty caption's; 0 is none.
-        """
-        z, times = normal_each(rng, shape), time_grid(steps, shift=shift)
+    def sample(self, params, rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: SampleOptions) -> jax.Array:
+        """See `Generates.sample`."""
+        z, times = normal_each(rng, shape), time_grid(options.steps, shift=options.shift)
 
         def step(z, times):
             t, r = times
-            network = lambda z, t, tokens: self.apply(params, z, jnp.full_like(t, r), t, tokens)
-            if guidance:
-                network = guides.classifier_free(network, empty_caption(cond.shape[-1]), guidance)
+            network = lambda z, t, cond: self.apply(params, z, jnp.full_like(t, r), t, cond)
+            if options.guidance:
+                network = guides.classifier_free(network, options.guidance)
             return z - (t - r) * network(z, jnp.full(len(z), t), cond), None
 
         return jax.lax.scan(step, z, (times[:-1], times[1:]))[0]
 
-    def evaluations(self, *, steps: int = 1, guidance: float = 0.0, **rest) -> int:
-        """How often a picture is put through the network by `sample` with these options."""
-        del rest
-        return steps * (2 if guidance else 1)
+    def evaluations(self, options: SampleOptions) -> int:
+        """See `Generates.evaluations`."""
+        return options.steps * (2 if options.guidance else 1)
 
     def _draw_two_times(self, rng: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-        """r <= t, each (count,); equal for a share of `equal`."""
-        rng_two, rng_equal = jax.random.split(rng)
+        """r <= t, each (count,); equal for a share of `data_proportion`."""
+        rng_two, rng_same = jax.random.split(rng)
         two = draw_times(
             rng_two, 2 * count, "logit_normal", mean=self.time_mean, std=self.time_std, shift=self.time_shift
         ).reshape(2, count)
         t = two.max(axis=0)
-        return jnp.where(jax.random.uniform(rng_equal, (count,)) < self.equal, t, two.min(axis=0)), t
+        return jnp.where(jax.random.uniform(rng_same, (count,)) < self.data_proportion, t, two.min(axis=0)), t

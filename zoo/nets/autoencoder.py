@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import einops
 import flax.linen as nn
@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from zoo.distributions import MIXTURE_PARTS, Gaussian, Latent
-from zoo.errors import BadInput
-from zoo.nets.convolution import Conv, fold, unfold
+from zoo.errors import UserError
+from zoo.nets.convolution import Conv, merge_frames, split_frames
 from zoo.nets.hierarchy import to_gaussian
 from zoo.nets.layers import RMSNorm
 
@@ -51,7 +51,7 @@ class ResBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pictures to the parameters of the posterior."""
+    """Images to the parameters of the posterior."""
 
     widths: Sequence[int]
     blocks: int
@@ -95,38 +95,37 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """A VAE of one group of latents with the prior N(0, 1). It reads no captions.
+    """A VAE of one group of latents with the prior N(0, 1). It has no conditions.
 
     Attributes:
-      vocab_size: of the captions.
-      widths: channels of each level, finest first. The first sees half the picture's side and each other one half of
+      widths: channels of each level, finest first. The first sees half the image's side and each other one half of
         the one before, so that two make f4 and three f8.
       blocks: of each level.
       latent_dim: channels of the latents.
       mixtures: components of the likelihood.
     """
 
-    vocab_size: int
     widths: Sequence[int] = (128, 256)
     blocks: int = 2
     latent_dim: int = 4
     mixtures: int = 5
     dtype: Any = jnp.float32
 
+    unconditional: ClassVar[bool] = True
+
     def setup(self):
         self.encoder = Encoder(self.widths, self.blocks, self.latent_dim, self.dtype)
         self.decoder = Decoder(self.widths, self.blocks, self.mixtures, self.dtype)
 
-    def __call__(self, x: jax.Array, ids: jax.Array, eps: Sequence[jax.Array]) -> tuple[jax.Array, list[Latent]]:
+    def __call__(self, x: jax.Array, eps: Sequence[jax.Array]) -> tuple[jax.Array, list[Latent]]:
         """See `Hierarchy`; there is one group of latents."""
         posterior = jax.tree.map(lambda y: y[:, None], self._posterior(x))  # (B, 1, T, h, w, c)
         z = posterior.sample(eps[0])
         prior = Gaussian(jnp.zeros_like(z), jnp.zeros_like(z))
-        return self.generate([z], ids), [Latent(posterior, prior, z)]
+        return self.generate([z]), [Latent(posterior, prior, z)]
 
-    def generate(self, noise: Sequence[jax.Array], ids: jax.Array) -> jax.Array:
+    def generate(self, noise: Sequence[jax.Array]) -> jax.Array:
         """See `Hierarchy`."""
-        del ids
         return self.decode(noise[0][:, 0])
 
     def encode(self, x: jax.Array) -> jax.Array:
@@ -135,28 +134,28 @@ class Autoencoder(nn.Module):
 
     def decode(self, z: jax.Array) -> jax.Array:
         """Latents to the likelihood's parameters."""
-        return unfold(self.decoder(fold(z)), z.shape[1])
+        return split_frames(self.decoder(merge_frames(z)), z.shape[1])
 
     def noise_shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
         """See `Hierarchy`.
 
         Raises:
-          BadInput: the levels do not divide the size, or the shortcuts cannot join the widths.
+          UserError: the levels do not divide the size, or the shortcuts cannot join the widths.
         """
         frames, height, width, _ = shape
         factor = 2 ** len(self.widths)
         if height % factor or width % factor:
-            raise BadInput(
+            raise UserError(
                 f"{len(self.widths)} widths need sides divisible by {factor}, got {height} x {width}: change data.size "
                 "or the number of widths"
             )
         for fine, coarse in itertools.pairwise(self.widths):
             if coarse % 4 or 4 * fine % coarse:
-                raise BadInput(
+                raise UserError(
                     f"widths {tuple(self.widths)}: {coarse} after {fine} must be divisible by 4 and divide "
-                    f"{4 * fine}; double each"
+                    f"{4 * fine}; upsample each"
                 )
         return [(1, frames, height // factor, width // factor, self.latent_dim)]
 
     def _posterior(self, x: jax.Array) -> Gaussian:
-        return to_gaussian(unfold(self.encoder(fold(x)), x.shape[1]))
+        return to_gaussian(split_frames(self.encoder(merge_frames(x)), x.shape[1]))

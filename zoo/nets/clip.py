@@ -1,4 +1,4 @@
-"""CLIP: a picture tower and a text tower that meet in one space (Radford et al. 2103.00020)."""
+"""CLIP: an image tower and a text tower into one space (Radford et al. 2103.00020)."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import constant, normal, variance_scaling
 
-from zoo.errors import BadInput, unknown
+from zoo.errors import UserError, unknown_name_error
 from zoo.nets.layers import head_channels
 
 ACTIVATIONS = {
@@ -22,9 +22,9 @@ class CLIP(nn.Module):
     """CLIP with a vision transformer, exactly as published: it reads the weights of OpenAI's and LAION's models.
 
     Attributes:
-      image_size: side of the pictures, which are square, in pixels.
+      image_size: side of the images, which are square, in pixels.
       patch_size: side of a patch, in pixels; divides `image_size`.
-      width, depth, heads, mlp_width: of the picture tower.
+      width, depth, heads, mlp_width: of the image tower.
       text_width, text_depth, text_heads, text_mlp_width: of the text tower.
       vocab_size, text_length: how many ids there are, and the most of them in a row.
       projection: channels P of the common space.
@@ -34,7 +34,7 @@ class CLIP(nn.Module):
       dtype: what the towers compute in; statistics and softmax are float32.
 
     Raises:
-      BadInput: patches do not divide a picture, heads do not divide a width, or an activation is unknown.
+      UserError: patches do not divide an image, heads do not divide a width, or an activation is unknown.
     """
 
     image_size: int
@@ -58,11 +58,11 @@ class CLIP(nn.Module):
 
     def setup(self):
         if self.image_size % self.patch_size:
-            raise BadInput(f"patch_size {self.patch_size} does not divide image_size {self.image_size}: change one")
+            raise UserError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}: change one")
         std, side = self.width**-0.5, self.image_size // self.patch_size
         common = {"eps": self.eps, "dtype": self.dtype}
 
-        self.picture_patches = nn.Conv(
+        self.image_patches = nn.Conv(
             self.width,
             (self.patch_size, self.patch_size),
             strides=self.patch_size,
@@ -71,12 +71,12 @@ class CLIP(nn.Module):
             dtype=self.dtype,
             kernel_init=variance_scaling(1 / 3, "fan_in", "uniform"),
         )
-        self.picture_class = self.param("picture_class", normal(std), (self.width,))
-        self.picture_positions = self.param("picture_positions", normal(std), (1 + side**2, self.width))
-        self.picture_pre_norm = layer_norm(**common)
-        self.picture_blocks = blocks(self.depth, self.heads, self.mlp_width, self.activation, causal=False, **common)
-        self.picture_norm = layer_norm(**common)
-        self.picture_projection = linear(self.projection, std, self.dtype, bias=False)
+        self.image_class = self.param("image_class", normal(std), (self.width,))
+        self.image_positions = self.param("image_positions", normal(std), (1 + side**2, self.width))
+        self.image_pre_norm = layer_norm(**common)
+        self.image_blocks = blocks(self.depth, self.heads, self.mlp_width, self.activation, causal=False, **common)
+        self.image_norm = layer_norm(**common)
+        self.image_projection = linear(self.projection, std, self.dtype, bias=False)
 
         self.text_tokens = nn.Embed(self.vocab_size, self.text_width, dtype=self.dtype, embedding_init=normal(0.02))
         self.text_positions = self.param("text_positions", normal(0.01), (self.text_length, self.text_width))
@@ -87,38 +87,38 @@ class CLIP(nn.Module):
         self.text_projection = linear(self.projection, self.text_width**-0.5, self.dtype, bias=False)
         self.logit_scale = self.param("logit_scale", constant(math.log(1 / 0.07)), ())
 
-    def pictures(self, x: jax.Array) -> jax.Array:
-        """Normalised pictures (B, image_size, image_size, 3) -> features, float32 (B, P), not scaled to length 1.
+    def encode_image(self, x: jax.Array) -> jax.Array:
+        """Normalised images (B, image_size, image_size, 3) -> features, float32 (B, P), not scaled to length 1.
 
         Raises:
-          BadInput: pictures of another size.
+          UserError: images of another size.
         """
         if x.shape[1:] != (self.image_size, self.image_size, 3):
-            raise BadInput(
-                f"this CLIP sees pictures of {self.image_size} x {self.image_size} x 3, not of"
+            raise UserError(
+                f"this CLIP sees images of {self.image_size} x {self.image_size} x 3, not of"
                 f" {' x '.join(map(str, x.shape[1:]))}: resize them, or train one with that image_size"
             )
-        x = einops.rearrange(self.picture_patches(x), "b h w d -> b (h w) d")  # (B, N, D)
-        first = jnp.broadcast_to(self.picture_class.astype(self.dtype), (len(x), 1, self.width))
-        x = jnp.concatenate([first, x], axis=1) + self.picture_positions.astype(self.dtype)  # (B, 1 + N, D)
-        x = self.picture_pre_norm(x)
-        for block in self.picture_blocks:
+        x = einops.rearrange(self.image_patches(x), "b h w d -> b (h w) d")  # (B, N, D)
+        first = jnp.broadcast_to(self.image_class.astype(self.dtype), (len(x), 1, self.width))
+        x = jnp.concatenate([first, x], axis=1) + self.image_positions.astype(self.dtype)  # (B, 1 + N, D)
+        x = self.image_pre_norm(x)
+        for block in self.image_blocks:
             x = block(x)
-        x = self.picture_norm(x[:, 0])  # (B, D)
-        return self.picture_projection(x).astype(jnp.float32)  # (B, P)
+        x = self.image_norm(x[:, 0])  # (B, D)
+        return self.image_projection(x).astype(jnp.float32)  # (B, P)
 
-    def texts(self, ids: jax.Array) -> jax.Array:
+    def encode_text(self, ids: jax.Array) -> jax.Array:
         """Ids (B, L) -> features, float32 (B, P), not scaled to length 1.
 
         Args:
           ids: int32, L at most `text_length`, with `end_id` in each row; what stands after the first one is not seen.
 
         Raises:
-          BadInput: rows are too long.
+          UserError: rows are too long.
         """
         length = ids.shape[1]
         if length > self.text_length:
-            raise BadInput(f"texts of {length} ids are too long: this CLIP reads at most {self.text_length}; cut them")
+            raise UserError(f"texts of {length} ids are too long: this CLIP reads at most {self.text_length}; cut them")
         x = self.text_tokens(ids) + self.text_positions[:length].astype(self.dtype)  # (B, L, D)
         for block in self.text_blocks:
             x = block(x)
@@ -127,8 +127,8 @@ class CLIP(nn.Module):
         return self.text_projection(x).astype(jnp.float32)  # (B, P)
 
     def __call__(self, x: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns the features of pictures (B, P) and of texts (B', P), and the log of the scale of their cosines."""
-        return self.pictures(x), self.texts(ids), self.logit_scale
+        """Returns the features of images (B, P) and of texts (B', P), and the log of the scale of their cosines."""
+        return self.encode_image(x), self.encode_text(ids), self.logit_scale
 
 
 def layer_norm(eps: float, dtype: Any, name: str | None = None) -> nn.LayerNorm:
@@ -143,11 +143,11 @@ def linear(features: int, std: float, dtype: Any, bias: bool = True, name: str |
 def blocks(depth: int, heads: int, mlp_width: int, activation: str, **rest) -> list["Block"]:
     """The blocks of a tower.
 
-    CLIP's code starts the text tower with these standard deviations and leaves the picture tower to PyTorch's
+    CLIP's code starts the text tower with these standard deviations and leaves the image tower to PyTorch's
     defaults; here both start so. What the 2 * depth branches add to the stream then does not grow with the depth.
     """
     if activation not in ACTIVATIONS:
-        raise unknown("activation", activation, ACTIVATIONS)
+        raise unknown_name_error("activation", activation, ACTIVATIONS)
     return [Block(heads, mlp_width, activation, (2 * depth) ** -0.5, **rest) for _ in range(depth)]
 
 

@@ -1,4 +1,4 @@
-"""Convolutions of pictures, and clips as pictures."""
+"""Convolutions of images, and clips as images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.errors import BadInput
+from zoo.errors import UserError
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -82,13 +82,13 @@ class Residual(nn.Module):
         return x + inner(x, condition)
 
 
-def fold(x: jax.Array) -> jax.Array:
+def merge_frames(x: jax.Array) -> jax.Array:
     """(B, T, h, w, c) -> (B * T, h, w, c)."""
     return einops.rearrange(x, "b t h w c -> (b t) h w c")
 
 
-def unfold(x: jax.Array, frames: int) -> jax.Array:
-    """The inverse of `fold`."""
+def split_frames(x: jax.Array, frames: int) -> jax.Array:
+    """The inverse of `merge_frames`."""
     return einops.rearrange(x, "(b t) h w c -> b t h w c", t=frames)
 
 
@@ -96,32 +96,32 @@ def coarsest(what: str, shape: Sequence[int], patch_size: int, widths: Sequence[
     """Rows and columns of the last of these levels, each of half the side of the one before, of (T, H, W, C) pixels.
 
     Raises:
-      BadInput: the levels do not divide the size; says so of `what`.
+      UserError: the levels do not divide the size; says so of `what`.
     """
     height, width = shape[1:3]
     factor = patch_size * 2 ** (len(widths) - 1)
     if height % factor or width % factor:
-        raise BadInput(
+        raise UserError(
             f"a {what} of {len(widths)} widths on patches of {patch_size} needs sides divisible by {factor}, got "
             f"{height} x {width}: change data.size, patch_size or the number of widths"
         )
     return height // factor, width // factor
 
 
-def halve(x: jax.Array) -> jax.Array:
+def downsample(x: jax.Array) -> jax.Array:
     """Half the side, without aliasing: blurred by [1, 3, 3, 1] / 8 first. (B, h, w, c) -> (B, h / 2, w / 2, c)."""
     down = [_halving(side).astype(x.dtype) for side in x.shape[1:3]]
     return jnp.einsum("b h w c, i h, j w -> b i j c", x, *down)
 
 
-def double(x: jax.Array) -> jax.Array:
-    """Twice the side, bilinear: `halve` turned round. (B, h, w, c) -> (B, 2 h, 2 w, c)."""
+def upsample(x: jax.Array) -> jax.Array:
+    """Twice the side, bilinear: `downsample` turned round. (B, h, w, c) -> (B, 2 h, 2 w, c)."""
     up = [2 * _halving(2 * side).astype(x.dtype) for side in x.shape[1:3]]
     return jnp.einsum("b h w c, h i, w j -> b i j c", x, *up)
 
 
 def _halving(side: int) -> np.ndarray:
-    """`halve` along one axis, (side / 2, side); what lies beyond the edge is like the edge."""
+    """`downsample` along one axis, (side / 2, side); what lies beyond the edge is like the edge."""
     matrix = np.zeros((side // 2, side), np.float32)
     for i in range(side // 2):
         for offset, weight in zip((-1, 0, 1, 2), (1, 3, 3, 1), strict=True):

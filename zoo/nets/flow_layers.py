@@ -1,4 +1,4 @@
-"""What the networks of flows share: the affine step, guidance on it, and pictures as sequences of patches."""
+"""Parts that the networks of flows share: the affine step, guidance on it, and images as sequences of patches."""
 
 from typing import Any, NamedTuple
 
@@ -7,11 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.distributions import sum_each
+from zoo.conditions import guide
+from zoo.distributions import sum_except_batch
 from zoo.nets.layers import RMSNorm, patchify, unpatchify
 
 # Largest |log_scale| of a step, approached by tanh: a scale may be e^-3 = 1/20 and no float32 runs over. The noise in
-# the pictures asks for less: what a flat patch needs is log_scale = log(noise_std). A bound of 2 = 2 sigmoid(inf), as
+# the images asks for less: what a flat patch needs is log_scale = log(noise_std). A bound of 2 = 2 sigmoid(inf), as
 # in Jet's paper, leaves a short stack busy with making flat patches wide (see configs/flow.py).
 LOG_SCALE_LIMIT = 3.0
 
@@ -24,30 +25,29 @@ class Affine(NamedTuple):
 
     def forward(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """x: (B, ...) -> z like x, and the log-determinant of dz/dx, (B,)."""
-        return (x - self.shift) * jnp.exp(-self.log_scale), -sum_each(self.log_scale)
+        return (x - self.shift) * jnp.exp(-self.log_scale), -sum_except_batch(self.log_scale)
 
     def reverse(self, z: jax.Array) -> jax.Array:
         """The inverse of `forward`."""
         return z * jnp.exp(self.log_scale) + self.shift
 
 
-def twice(x: jax.Array, guidance: float) -> jax.Array:
-    """With guidance, x for the captions and again for the empty one: (B, ...) -> (2 B, ...)."""
+def duplicate_for_guidance(x: jax.Array, guidance: float) -> jax.Array:
+    """With guidance, x for the conditions and again for the negative ones: (B, ...) -> (2 B, ...)."""
     return jnp.concatenate([x, x]) if guidance else x
 
 
-def guide(affine: Affine, guidance: float) -> Affine:
-    """The inverse of `twice` on what was made of it: good + guidance (good - bad), of shift and log_scale alike.
+def apply_guidance(affine: Affine, guidance: float) -> Affine:
+    """Guides the affine maps of a doubled batch (2 B, ...) to (B, ...), shift and log_scale alike.
 
-    This is TarFlow's guidance (2412.06329, section 2.6) without its ramp over the sequence; bad is the empty caption.
-    What comes out depends on nothing that the two did not, so a guided flow is a flow with an exact inverse.
+    This is TarFlow's guidance (2412.06329, section 2.6) without its ramp over the sequence. The
+    result depends on the same patches as its two parts, so a guided flow is a flow with an exact inverse.
     """
     if not guidance:
         return affine
 
     def push(both):
-        good, bad = jnp.split(both, 2)
-        return good + guidance * (good - bad)
+        return guide(*jnp.split(both, 2), guidance)
 
     return Affine(push(affine.shift), push(affine.log_scale))
 

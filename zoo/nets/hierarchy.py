@@ -1,4 +1,4 @@
-"""A ladder of latents, read from the picture bottom up and made from the caption top down (VDVAE 2011.10650)."""
+"""A ladder of latents, read from the image bottom up and made from the caption top down (VDVAE 2011.10650)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from zoo.distributions import MIXTURE_PARTS, Gaussian, Latent
-from zoo.errors import BadInput
-from zoo.nets.convolution import Bottleneck, fold, unfold
+from zoo.errors import UserError
+from zoo.nets.conditioning import Text, TextAttentionBlock
+from zoo.nets.convolution import Bottleneck, merge_frames, split_frames
 from zoo.nets.layers import RMSNorm, patchify, sincos_table, unpatchify
-from zoo.nets.text_encoder import Reading, Text, TextEncoder
 
 LOG_STD = 5.0  # no log-std is larger or smaller than this, softly (NVAE 2007.03898)
 
@@ -23,12 +23,12 @@ def to_gaussian(raw: jax.Array) -> Gaussian:
     return Gaussian(mean, LOG_STD * jnp.tanh(log_std / LOG_STD))
 
 
-def share_of(depth: int):
+def depth_scaled_init(depth: int):
     """An initialiser for what `depth` layers add to one sum, which keeps the sum's variance (VDVAE)."""
     return nn.initializers.variance_scaling(1.0 / depth, "fan_in", "truncated_normal")
 
 
-def repeat(block: type[nn.Module], count: int, in_axes=()) -> type[nn.Module]:
+def scan_blocks(block: type[nn.Module], count: int, in_axes=()) -> type[nn.Module]:
     """So many blocks one after the other, compiled as one; what they return beside x is stacked."""
     return nn.scan(
         block,
@@ -50,7 +50,9 @@ class BottomUpBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
         """(B, h, w, D) -> (B, h, w, D), None."""
-        return x + Bottleneck(x.shape[-1], self.hidden, share_of(self.depth), self.dtype, name="block")(x), None
+        return x + Bottleneck(x.shape[-1], self.hidden, depth_scaled_init(self.depth), self.dtype, name="block")(
+            x
+        ), None
 
 
 class BottomUp(nn.Module):
@@ -68,7 +70,7 @@ class BottomUp(nn.Module):
         for level, count in enumerate(self.blocks):
             if level:
                 x = nn.avg_pool(x, (2, 2), (2, 2))
-            blocks = repeat(BottomUpBlock, count)(self.hidden, sum(self.blocks), self.dtype, name=f"level_{level}")
+            blocks = scan_blocks(BottomUpBlock, count)(self.hidden, sum(self.blocks), self.dtype, name=f"level_{level}")
             x, _ = blocks(x)
             levels.append(x)
         return levels
@@ -86,14 +88,14 @@ class TopDownBlock(nn.Module):
     def __call__(
         self, x: jax.Array, eps: jax.Array, text: Text, read: jax.Array | None
     ) -> tuple[jax.Array, Latent | None]:
-        """x: (B, h, w, D); eps: (B, h, w, c); read: what was read of the picture here, or None to generate.
+        """x: (B, h, w, D); eps: (B, h, w, c); read: what was read of the image here, or None to generate.
 
         Returns:
           x with what the latents say, and the latents, (B, h, w, c); None where there is no posterior.
         """
-        width, dim, last = x.shape[-1], eps.shape[-1], share_of(self.depth)
+        width, dim, last = x.shape[-1], eps.shape[-1], depth_scaled_init(self.depth)
         if self.heads:
-            x = Reading(self.heads, self.dtype, name="reading")(x, text)
+            x = TextAttentionBlock(self.heads, self.dtype, name="reading")(x, text)
         zeros = nn.initializers.zeros  # the first prior is N(0, 1)
         raw, more = jnp.split(self._bottleneck("prior", 2 * dim + width, zeros)(x, text.pooled), [2 * dim], axis=-1)
         prior, latent = to_gaussian(raw), None
@@ -113,7 +115,7 @@ class TopDownBlock(nn.Module):
 
 
 class TopDown(nn.Module):
-    """Makes pictures of captions and noise, coarsest level first."""
+    """Makes images of captions and noise, coarsest level first."""
 
     width: int
     hidden: int
@@ -134,7 +136,7 @@ class TopDown(nn.Module):
         for level, eps in zip(reversed(range(len(noise))), noise, strict=True):
             x = self._begin(x, eps.shape[1:4], level)
             heads = self.heads if max(x.shape[1:3]) <= self.attention_size else 0
-            blocks = repeat(TopDownBlock, len(eps), (0, nn.broadcast, nn.broadcast))
+            blocks = scan_blocks(TopDownBlock, len(eps), (0, nn.broadcast, nn.broadcast))
             x, latent = blocks(self.hidden, heads, depth, self.dtype, name=f"level_{level}")(
                 x, eps, text, None if levels is None else levels[level]
             )
@@ -152,7 +154,7 @@ class TopDown(nn.Module):
 class Hierarchy(nn.Module):
     """A hierarchical VAE: p(x | z) and all p(z_g | z_<g, caption) top down, q(z_g | z_<g, x, caption) beside them.
 
-    Each frame of a clip is a picture by itself, given the caption.
+    Each frame of a clip is an image by itself, given the caption.
 
     Attributes:
       patch_size: pixels along the side of a patch, which is what the finest level sees as one.
@@ -163,11 +165,9 @@ class Hierarchy(nn.Module):
       attention_size: levels of at most this side have transformer layers, which attend to the words and to each
         other; all know the caption's mean.
       heads: of their attention.
-      text_width, text_depth, text_heads: of the text transformer.
       mixtures: components of the likelihood.
     """
 
-    vocab_size: int
     patch_size: int = 2
     width: int = 256
     bottleneck: int = 4
@@ -176,57 +176,53 @@ class Hierarchy(nn.Module):
     latent_dim: int = 16
     attention_size: int = 8
     heads: int = 4
-    text_width: int = 256
-    text_depth: int = 4
-    text_heads: int = 4
     mixtures: int = 10
     dtype: Any = jnp.float32
 
     def setup(self):
         hidden = self.width // self.bottleneck
-        self.text = TextEncoder(self.vocab_size, self.text_width, self.text_depth, self.text_heads, self.dtype)
         self.bottom_up = BottomUp(self.encoder_blocks, self.width, hidden, self.dtype)
         self.top_down = TopDown(self.width, hidden, self.heads, self.attention_size, self.dtype)
         self.norm = RMSNorm(self.dtype)
         self.head = nn.Dense(self.patch_size**2 * MIXTURE_PARTS * self.mixtures, dtype=jnp.float32)
 
-    def __call__(self, x: jax.Array, ids: jax.Array, eps: Sequence[jax.Array]) -> tuple[jax.Array, list[Latent]]:
-        """Pictures to what is likely, by way of their latents.
+    def __call__(self, x: jax.Array, eps: Sequence[jax.Array], *, text: Text) -> tuple[jax.Array, list[Latent]]:
+        """Images to what is likely, by way of their latents.
 
         Args:
           x: (B, T, H, W, 3) in [-1, 1].
-          ids: (B, L).
           eps: the posterior's noise, an array of each of `noise_shapes`, (B, *shape).
+          text: encoded conditions.
 
         Returns:
           Parameters for `distributions.mixture_log_prob`, float32 (B, T, H, W, ...), and the latents, like eps.
         """
         frames = x.shape[1]
-        levels = self.bottom_up(fold(patchify(x, self.patch_size)))
-        raw, latents = self._top_down(ids, eps, levels)
+        levels = self.bottom_up(merge_frames(patchify(x, self.patch_size)))
+        raw, latents = self._top_down(text, eps, levels)
         apart = lambda y: einops.rearrange(y, "n (b t) h w c -> b n t h w c", t=frames)
         return raw, jax.tree.map(apart, latents)
 
-    def generate(self, noise: Sequence[jax.Array], ids: jax.Array) -> jax.Array:
-        """The likelihood's parameters from the priors' noise, like `__call__`'s, and captions (B, L)."""
-        return self._top_down(ids, noise, None)[0]
+    def generate(self, noise: Sequence[jax.Array], *, text: Text) -> jax.Array:
+        """The likelihood's parameters from the priors' noise, like `__call__`'s."""
+        return self._top_down(text, noise, None)[0]
 
     def noise_shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
-        """(T, H, W, C) of a picture -> (groups, T, h, w, c) of the latents of each level, top down.
+        """(T, H, W, C) of an image -> (groups, T, h, w, c) of the latents of each level, top down.
 
         Raises:
-          BadInput: the levels do not divide the size, or their numbers differ.
+          UserError: the levels do not divide the size, or their numbers differ.
         """
         frames, height, width, _ = shape
         depth = len(self.decoder_blocks)
         if len(self.encoder_blocks) != depth or min(*self.encoder_blocks, *self.decoder_blocks) < 1:
-            raise BadInput(
+            raise UserError(
                 f"encoder_blocks {tuple(self.encoder_blocks)} and decoder_blocks {tuple(self.decoder_blocks)} must "
                 "have as many levels, of at least one block each"
             )
         coarsest = self.patch_size * 2 ** (depth - 1)
         if height % coarsest or width % coarsest:
-            raise BadInput(
+            raise UserError(
                 f"{depth} levels on patches of {self.patch_size} need sides divisible by {coarsest}, got {height} x "
                 f"{width}: change data.size, patch_size or the number of levels"
             )
@@ -236,9 +232,9 @@ class Hierarchy(nn.Module):
             for side, groups in reversed(list(zip(sides, self.decoder_blocks, strict=True)))
         ]
 
-    def _top_down(self, ids, noise, levels):
+    def _top_down(self, text, noise, levels):
         frames = noise[0].shape[2]
-        text = jax.tree.map(lambda y: jnp.repeat(y, frames, axis=0), self.text(ids))
+        text = jax.tree.map(lambda y: jnp.repeat(y, frames, axis=0), text)
         noise = [einops.rearrange(eps, "b n t h w c -> n (b t) h w c") for eps in noise]
         x, latents = self.top_down(text, noise, levels)
-        return unpatchify(unfold(self.head(self.norm(x)), frames), self.patch_size), latents
+        return unpatchify(split_frames(self.head(self.norm(x)), frames), self.patch_size), latents

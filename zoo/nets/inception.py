@@ -11,9 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.errors import BadInput
+from zoo.errors import UserError
 
-SIZE = 299  # of the pictures, in pixels
+SIZE = 299  # of the images, in pixels
 ONE, THREE, FIVE, ROW, COLUMN = (1, 1), (3, 3), (5, 5), (1, 7), (7, 1)
 FORK = ((1, 3), (3, 1))  # two convolutions of the same input, side by side
 
@@ -147,13 +147,13 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Pictures (B, 299, 299, 3) in [-1, 1] -> features (B, 2048), float32, at least 0.
+        """Images (B, 299, 299, 3) in [-1, 1] -> features (B, 2048), float32, at least 0.
 
         Raises:
-          BadInput: the pictures are of another size.
+          UserError: the images are of another size.
         """
         if x.shape[1:] != (SIZE, SIZE, 3):
-            raise BadInput(f"Inception takes pictures of {SIZE} x {SIZE} x 3, got {x.shape[1:]}: preprocess them first")
+            raise UserError(f"Inception takes images of {SIZE} x {SIZE} x 3, got {x.shape[1:]}: preprocess them first")
         x = x.astype(jnp.float32)
         x = Conv(32, THREE, stride=2, name="Conv2d_1a_3x3")(x)  # (B, 149, 149, 32)
         x = Conv(32, THREE, padding="VALID", name="Conv2d_2a_3x3")(x)  # (B, 147, 147, 32)

@@ -1,4 +1,4 @@
-"""A flow of affine couplings whose halves are read by a vision transformer (Jet 2412.15129), told the caption."""
+"""A flow of affine couplings by vision transformers (Jet 2412.15129), conditioned on the pooled text."""
 
 import math
 from typing import Any
@@ -8,12 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.nets.flow_layers import Affine, Head, Positions, from_sequence, guide, to_sequence, twice
-from zoo.nets.text_encoder import Text, TextEncoder
+from zoo.nets.conditioning import Text
+from zoo.nets.flow_layers import (
+    Affine,
+    Head,
+    Positions,
+    apply_guidance,
+    duplicate_for_guidance,
+    from_sequence,
+    to_sequence,
+)
 from zoo.nets.transformer import Block
 
 
-def half_kept(i: int, grid: tuple[int, int, int], channels: int) -> np.ndarray:
+def coupling_mask(i: int, grid: tuple[int, int, int], channels: int) -> np.ndarray:
     """The half of (N, P) that coupling i reads and keeps: True there. Couplings 2 j and 2 j + 1 keep opposite halves.
 
     Of four couplings, two split the channels of all patches, drawn by j, and two the patches like a chessboard.
@@ -38,14 +46,14 @@ class Coupling(nn.Module):
     @nn.compact
     def predict(self, x: jax.Array, text: Text, guidance: float, kept: np.ndarray) -> Affine:
         """The affine of x, (B, N, P), read from its half `kept`, (N, P), and the identity there."""
-        y = twice(jnp.where(kept, x, 0), guidance)
+        y = duplicate_for_guidance(jnp.where(kept, x, 0), guidance)
         places = Positions(self.width, name="positions")(x.shape[1]).astype(self.dtype)
         y = nn.Dense(self.width, dtype=self.dtype, name="embed")(y) + places  # (B, N, D)
         condition = nn.Dense(self.width, dtype=self.dtype, name="caption")(text.pooled)  # (B, D)
         for i in range(self.depth):
             block = Block(self.heads, "joint", self.dtype, "auto", name=f"layer_{i}")
-            y, _ = block(y, condition, text.tokens, text.lengths, None)
-        affine = guide(Head(self.dtype, name="head")(y, x.shape[-1]), guidance)
+            y, _ = block(y, condition, text.embeddings, text.lengths, None)
+        affine = apply_guidance(Head(self.dtype, name="head")(y, x.shape[-1]), guidance)
         return Affine(*(jnp.where(kept, 0, part) for part in affine))
 
     def __call__(self, x: jax.Array, text: Text, guidance: float, kept: np.ndarray) -> tuple[jax.Array, jax.Array]:
@@ -63,44 +71,37 @@ class Jet(nn.Module):
     Attributes:
       couplings: how many; four change every value twice.
       width, depth, heads: of the transformer of each coupling.
-      patch_size: pixels along a patch's side; must divide the picture's. All patches of a clip are one sequence.
-      text_width, text_depth: of the text transformer, whose words all couplings read.
+      patch_size: pixels along a patch's side; must divide the image's. All patches of a video are one sequence.
     """
 
-    vocab_size: int
     couplings: int = 32
     width: int = 384
     depth: int = 2
     heads: int = 6
     patch_size: int = 4
-    text_width: int = 384
-    text_depth: int = 2
     dtype: Any = jnp.float32
 
     def setup(self):
-        self.text = TextEncoder(self.vocab_size, self.text_width, self.text_depth, self.heads, self.dtype)
         self.steps = [Coupling(self.width, self.depth, self.heads, self.dtype) for _ in range(self.couplings)]
 
-    def __call__(self, x: jax.Array, ids: jax.Array, guidance: float = 0.0) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, guidance: float = 0.0, *, text: Text) -> tuple[jax.Array, jax.Array]:
         """x: (B, T, H, W, C) -> z like x, and the log-determinant of dz/dx, (B,), both float32.
 
         Args:
-          ids: captions (B, L) int32; with guidance, the empty caption as often after them, (2 B, L).
-          guidance: see `guide`.
+          guidance: see `apply_guidance`.
+          text: encoded conditions; with guidance, of twice as many samples, see `conditions.duplicate`.
         """
-        text = self.text(ids)
         x, grid = to_sequence(x, self.patch_size)  # (B, N, P)
         total = jnp.zeros(len(x))
         for i, step in enumerate(self.steps):
-            x, log_det = step(x, text, guidance, half_kept(i, grid, x.shape[-1]))
+            x, log_det = step(x, text, guidance, coupling_mask(i, grid, x.shape[-1]))
             total = total + log_det
         return from_sequence(x, self.patch_size, grid), total
 
-    def inverse(self, z: jax.Array, ids: jax.Array, guidance: float = 0.0, cache: bool = True) -> jax.Array:
-        """The x of which `__call__` with the same captions and guidance makes z, in one pass: `cache` has no use."""
+    def inverse(self, z: jax.Array, guidance: float = 0.0, cache: bool = True, *, text: Text) -> jax.Array:
+        """The x from which `__call__` with the same text and guidance makes z, in one pass: `cache` has no use."""
         del cache
-        text = self.text(ids)
         z, grid = to_sequence(z, self.patch_size)  # (B, N, P)
         for i, step in reversed(list(enumerate(self.steps))):
-            z = step.reverse(z, text, guidance, half_kept(i, grid, z.shape[-1]))
+            z = step.reverse(z, text, guidance, coupling_mask(i, grid, z.shape[-1]))
         return from_sequence(z, self.patch_size, grid)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.errors import BadInput, unknown
+from zoo.errors import UserError, unknown_name_error
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None, implementation: str) -> jax.Array:
@@ -19,7 +19,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None, 
         forward-mode and no second derivative: maths that needs one asks for "xla".
     """
     if implementation not in ("auto", "xla", "cudnn"):
-        raise unknown("attention implementation", implementation, ("auto", "xla", "cudnn"))
+        raise unknown_name_error("attention implementation", implementation, ("auto", "xla", "cudnn"))
     if implementation == "auto":
         fused = jax.default_backend() == "gpu" and q.dtype.itemsize == 2
         implementation = "cudnn" if fused else "xla"
@@ -29,8 +29,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None, 
 def rotary_table(rows: int, columns: int, dim: int) -> np.ndarray:
     """Angles of axial rotary positions (RoFormer 2104.09864), half the channels an axis: (rows * columns, dim / 2)."""
     if dim % 4:
-        raise BadInput(f"rotary positions need channels per head divisible by 4, got {dim}: change width or heads")
-    frequencies = 100.0 ** -(np.arange(dim // 4) / (dim // 4))  # pictures are tens of patches wide, not 10,000
+        raise UserError(f"rotary positions need channels per head divisible by 4, got {dim}: change width or heads")
+    frequencies = 100.0 ** -(np.arange(dim // 4) / (dim // 4))  # images are tens of patches wide, not 10,000
     row, column = np.divmod(np.arange(rows * columns), columns)
     return np.concatenate([np.outer(row, frequencies), np.outer(column, frequencies)], axis=-1)
 
@@ -45,7 +45,7 @@ def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
 def sincos_table(rows: int, columns: int, dim: int) -> np.ndarray:
     """Fixed sine-cosine positions of a grid, (rows * columns, dim)."""
     if dim % 4:
-        raise BadInput(f"positions need a width divisible by 4, got {dim}")
+        raise UserError(f"positions need a width divisible by 4, got {dim}")
     angles = rotary_table(rows, columns, dim)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
 
@@ -68,7 +68,7 @@ class RMSNorm(nn.Module):
 def head_channels(width: int, heads: int) -> int:
     """Channels of each of `heads` heads."""
     if width % heads:
-        raise BadInput(f"width {width} is not divisible by heads {heads}; change one of them")
+        raise UserError(f"width {width} is not divisible by heads {heads}; change one of them")
     return width // heads
 
 
@@ -89,8 +89,8 @@ class Attention(nn.Module):
         Args:
           lengths: (B,) how many of all keys count; x's own keys come first, so padding is at the end.
           to_self: whether x attends to itself; False is plain cross-attention.
-          angles: rotary positions of x, (N, d / 2). The context stands at position 0, so that what the text says
-            of places is told apart by the place of the query.
+          angles: rotary positions of x, (N, d / 2). The context has position 0: how its words about places apply
+            then depends on the query's position alone.
         """
         width = x.shape[-1]
         shape = (self.heads, head_channels(width, self.heads))
@@ -150,10 +150,10 @@ class TimeEmbedding(nn.Module):
 
 
 def patchify(z: jax.Array, size: int) -> jax.Array:
-    """(B, T, H, W, C) -> (B, T, H/size, W/size, size * size * C). Raises BadInput where `size` does not divide."""
+    """(B, T, H, W, C) -> (B, T, H/size, W/size, size * size * C). Raises UserError where `size` does not divide."""
     height, width = z.shape[2:4]
     if height % size or width % size:
-        raise BadInput(f"patch_size {size} does not divide pictures of {height} x {width}: change one of them")
+        raise UserError(f"patch_size {size} does not divide images of {height} x {width}: change one of them")
     return einops.rearrange(z, "b t (h p) (w q) c -> b t h w (p q c)", p=size, q=size)
 
 

@@ -1,7 +1,7 @@
 """A generator in one pass: a learned constant, shaped by noise and caption before each block.
 
 R3GAN (2501.05441) shapes the constant alone. Here what is added on the way grows so fast that noise which comes in once
-is lost in it, and all pictures become one.
+is lost in it, and all images become one.
 """
 
 from collections.abc import Sequence
@@ -12,45 +12,38 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.errors import BadInput
-from zoo.nets.convolution import Residual, coarsest, double
+from zoo.errors import UserError
+from zoo.nets.conditioning import Text, TextAttentionBlock
+from zoo.nets.convolution import Residual, coarsest, upsample
 from zoo.nets.layers import unpatchify
-from zoo.nets.text_encoder import Reading, TextEncoder
 
 
 class Synthesis(nn.Module):
-    """Noise and caption to a picture, coarsest level first.
+    """Noise and caption to an image, coarsest level first.
 
     Attributes:
       patch_size: pixels along the side of a patch, which is what the finest level makes as one.
       widths: channels of each level, finest first; each has half the side of the one before.
       blocks: of each level.
       bottleneck: how many times fewer channels there are inside a block.
-      attention_size: levels of at most this side read the words; all know the caption's mean.
+      attention_size: levels of at most this side attend to the text; all are conditioned on its mean.
       heads: of that attention.
-      text_width, text_depth, text_heads: of the text transformer.
     """
 
-    vocab_size: int
     patch_size: int = 2
     widths: Sequence[int] = (128, 256)
     blocks: int = 1
     bottleneck: int = 2
     attention_size: int = 8
     heads: int = 4
-    text_width: int = 128
-    text_depth: int = 2
-    text_heads: int = 2
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, noise: jax.Array, ids: jax.Array, shape: Sequence[int]) -> jax.Array:
-        """noise: (B, d); ids: (B, L); shape: of a picture, (1, H, W, C) -> (B, 1, H, W, C) float32."""
+    def __call__(self, noise: jax.Array, shape: Sequence[int], *, text: Text) -> jax.Array:
+        """noise: (B, d); shape: of an image, (1, H, W, C); text: encoded -> (B, 1, H, W, C) float32."""
         if shape[0] > 1:
-            raise BadInput(f"this generator makes pictures, not clips of {shape[0]} frames: set data.frames=1")
+            raise UserError(f"this generator makes images, not videos of {shape[0]} frames: set data.frames=1")
         rows, columns = coarsest("generator", shape, self.patch_size, self.widths)
-        text = TextEncoder(self.vocab_size, self.text_width, self.text_depth, self.text_heads, self.dtype, name="text")
-        text = text(ids)
         style = jnp.concatenate([noise.astype(self.dtype), text.pooled], axis=-1)
         for i in range(2):
             style = nn.gelu(nn.Dense(self.widths[-1], dtype=self.dtype, name=f"style_{i}")(style))  # (B, D)
@@ -59,10 +52,10 @@ class Synthesis(nn.Module):
         x = jnp.broadcast_to(x, (len(noise), *x.shape))  # (B, h, w, D)
         for level, width in reversed(list(enumerate(self.widths))):
             if level < len(self.widths) - 1:
-                x = nn.Dense(width, dtype=self.dtype, name=f"embed_{level}")(double(x))
+                x = nn.Dense(width, dtype=self.dtype, name=f"embed_{level}")(upsample(x))
             for i in range(self.blocks):
                 if max(x.shape[1:3]) <= self.attention_size:
-                    x = Reading(self.heads, self.dtype, name=f"reading_{level}_{i}")(x, text)
+                    x = TextAttentionBlock(self.heads, self.dtype, name=f"reading_{level}_{i}")(x, text)
                 shaping = nn.Dense(width, bias_init=nn.initializers.ones, dtype=self.dtype, name=f"shaping_{level}_{i}")
                 x = x * shaping(style)[:, None, None]
                 x = Residual(self.bottleneck, self.dtype, name=f"block_{level}_{i}")(x, style)

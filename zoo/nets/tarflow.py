@@ -1,4 +1,4 @@
-"""An autoregressive flow of causal transformers on patches (TarFlow 2412.06329), told the caption by attention."""
+"""An autoregressive flow of causal transformers on patches (TarFlow 2412.06329), conditioned on text by attention."""
 
 from typing import Any, NamedTuple
 
@@ -6,13 +6,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.nets.flow_layers import Affine, Head, Positions, from_sequence, guide, to_sequence, twice
+from zoo.nets.conditioning import Text
+from zoo.nets.flow_layers import (
+    Affine,
+    Head,
+    Positions,
+    apply_guidance,
+    duplicate_for_guidance,
+    from_sequence,
+    to_sequence,
+)
 from zoo.nets.layers import RMSNorm, SwiGLU, head_channels
-from zoo.nets.text_encoder import Text, TextEncoder
 
 
-class Memory(NamedTuple):
-    """What a layer attends to: M words, then N patches, of which some may not be written yet. (B, M + N, heads, d)."""
+class KVCache(NamedTuple):
+    """Keys and values of a layer: of M words, then of N patches, which may be unwritten yet. (B, M + N, heads, d)."""
 
     keys: jax.Array
     values: jax.Array
@@ -35,26 +43,26 @@ class Layer(nn.Module):
         self.mlp = SwiGLU(dtype=self.dtype)
         self.attention_norm, self.mlp_norm = RMSNorm(self.dtype), RMSNorm(self.dtype)
 
-    def remember(self, words: jax.Array, count: int) -> Memory:
-        """words: (B, M, D') -> the memory of them and of `count` patches to come."""
+    def init_cache(self, words: jax.Array, count: int) -> KVCache:
+        """words: (B, M, D') -> cache with their keys and values, and room for `count` patches."""
         keys, values = self.context_key_norm(self.context_key(words)), self.context_value(words)
         room = ((0, 0), (0, count), (0, 0), (0, 0))
-        return Memory(jnp.pad(keys, room), jnp.pad(values, room))  # (B, M + N, heads, d)
+        return KVCache(jnp.pad(keys, room), jnp.pad(values, room))  # (B, M + N, heads, d)
 
-    def __call__(self, x: jax.Array, memory: Memory, visible: jax.Array, slot) -> tuple[jax.Array, Memory]:
-        """x: (B, n, D), patches whose keys go to `slot` onwards; visible: (B, 1, n, M + N) -> like x, and the memory.
+    def __call__(self, x: jax.Array, cache: KVCache, visible: jax.Array, slot) -> tuple[jax.Array, KVCache]:
+        """x: (B, n, D), patches whose keys go to `slot` onwards; visible: (B, 1, n, M + N) -> like x, and the cache.
 
         All patches at once and one patch after the other go through this same code.
         """
         y = self.attention_norm(x)
         write = jax.lax.dynamic_update_slice_in_dim
-        memory = Memory(
-            write(memory.keys, self.key_norm(self.key(y)), slot, axis=1),
-            write(memory.values, self.value(y), slot, axis=1),
+        cache = KVCache(
+            write(cache.keys, self.key_norm(self.key(y)), slot, axis=1),
+            write(cache.values, self.value(y), slot, axis=1),
         )
         q = self.query_norm(self.query(y))  # (B, n, heads, d)
-        x = x + self.out(jax.nn.dot_product_attention(q, *memory, mask=visible, implementation="xla"))
-        return x + self.mlp(self.mlp_norm(x)), memory
+        x = x + self.out(jax.nn.dot_product_attention(q, *cache, mask=visible, implementation="xla"))
+        return x + self.mlp(self.mlp_norm(x)), cache
 
 
 def visible_to_each(lengths: jax.Array, words: int, count: int) -> jax.Array:
@@ -68,8 +76,8 @@ def visible_to_each(lengths: jax.Array, words: int, count: int) -> jax.Array:
 class Block(nn.Module):
     """One autoregressive step of the flow (2412.06329, section 2.3): each patch's affine is read from those before it.
 
-    The transformer's place i holds patch i - 1 and says what becomes of patch i; place 0 holds none and has the caption
-    alone. (TarFlow leaves the first patch as it is.)
+    Position i receives patch i - 1 and predicts the affine map of patch i; position 0 receives the text alone. (TarFlow
+    leaves the first patch as it is.)
     """
 
     width: int
@@ -96,41 +104,41 @@ class Block(nn.Module):
         """The affine of all patches of x, (B, N, P)."""
         before = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))  # (B, N, P)
         start = self._start(text, x.shape[1])
-        affine, _ = self._read(twice(before, guidance), *start, slot=text.tokens.shape[1])
-        return guide(affine, guidance)
+        affine, _ = self._read(duplicate_for_guidance(before, guidance), *start, slot=text.embeddings.shape[1])
+        return apply_guidance(affine, guidance)
 
     def _start(self, text: Text, count: int):
-        """What is known before any patch: what places say (B, N, D), what each may see, and the layers' memories."""
+        """What is known before any patch: what places say (B, N, D), what each may see, and the layers' caches."""
         places = self.positions(count).astype(self.dtype) + self.caption(text.pooled)[:, None]
-        memories = [layer.remember(text.tokens, count) for layer in self.layers]
-        return places, visible_to_each(text.lengths, text.tokens.shape[1], count), memories
+        caches = [layer.init_cache(text.embeddings, count) for layer in self.layers]
+        return places, visible_to_each(text.lengths, text.embeddings.shape[1], count), caches
 
-    def _read(self, before, places, visible, memories, slot):
-        """Patches before n places, (B, n, P) -> the affine at these places, and the memories."""
+    def _read(self, before, places, visible, caches, slot):
+        """Patches before n places, (B, n, P) -> the affine at these places, and the caches."""
         y = self.embed(before) + places  # (B, n, D)
         written = []
-        for layer, memory in zip(self.layers, memories, strict=True):
-            y, memory = layer(y, memory, visible, slot)
-            written.append(memory)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            y, cache = layer(y, cache, visible, slot)
+            written.append(cache)
         return self.head(y, before.shape[-1]), written
 
     def _reverse_cached(self, z: jax.Array, text: Text, guidance: float) -> jax.Array:
         count = z.shape[1]
-        places, visible, memories = self._start(text, count)
-        slots = text.tokens.shape[1] + jnp.arange(count)
+        places, visible, caches = self._start(text, count)
+        slots = text.embeddings.shape[1] + jnp.arange(count)
 
         def step(block, carry, z, place, visible, slot):
-            before, memories = carry
-            affine, memories = block._read(
-                twice(before, guidance)[:, None], place[:, None], visible[:, :, None], memories, slot
+            before, caches = carry
+            affine, caches = block._read(
+                duplicate_for_guidance(before, guidance)[:, None], place[:, None], visible[:, :, None], caches, slot
             )
-            x = guide(affine, guidance).reverse(z[:, None])[:, 0]  # (B, P)
-            return (x, memories), x
+            x = apply_guidance(affine, guidance).reverse(z[:, None])[:, 0]  # (B, P)
+            return (x, caches), x
 
         loop = nn.scan(
             step, variable_broadcast="params", split_rngs={"params": False}, in_axes=(1, 1, 2, 0), out_axes=1
         )
-        return loop(self, (jnp.zeros_like(z[:, 0]), memories), z, places, visible, slots)[1]
+        return loop(self, (jnp.zeros_like(z[:, 0]), caches), z, places, visible, slots)[1]
 
     def _reverse_uncached(self, z: jax.Array, text: Text, guidance: float) -> jax.Array:
         def step(block, x, z, i):
@@ -149,53 +157,46 @@ class TarFlow(nn.Module):
 
     Attributes:
       blocks: autoregressive steps; width, depth, heads: of the transformer of each.
-      patch_size: pixels along a patch's side; must divide the picture's. All patches of a clip are one sequence.
-      text_width, text_depth: of the text transformer, whose words all blocks read.
+      patch_size: pixels along a patch's side; must divide the image's. All patches of a video are one sequence.
     """
 
-    vocab_size: int
     blocks: int = 8
     width: int = 384
     depth: int = 4
     heads: int = 6
     patch_size: int = 4
-    text_width: int = 384
-    text_depth: int = 2
     dtype: Any = jnp.float32
 
     def setup(self):
-        self.text = TextEncoder(self.vocab_size, self.text_width, self.text_depth, self.heads, self.dtype)
         self.steps = [Block(self.width, self.depth, self.heads, self.dtype) for _ in range(self.blocks)]
 
-    def __call__(self, x: jax.Array, ids: jax.Array, guidance: float = 0.0) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, guidance: float = 0.0, *, text: Text) -> tuple[jax.Array, jax.Array]:
         """x: (B, T, H, W, C) -> z like x, and the log-determinant of dz/dx, (B,), both float32.
 
         Args:
-          ids: captions (B, L) int32; with guidance, the empty caption as often after them, (2 B, L).
-          guidance: see `guide`.
+          guidance: see `apply_guidance`.
+          text: encoded conditions; with guidance, of twice as many samples, see `conditions.duplicate`.
         """
-        text = self.text(ids)
         x, grid = to_sequence(x, self.patch_size)  # (B, N, P)
         total = jnp.zeros(len(x))
         for i, step in enumerate(self.steps):
-            z, log_det = step(turn(x, i), text, guidance)
-            x, total = turn(z, i), total + log_det
+            z, log_det = step(reverse_if_odd(x, i), text, guidance)
+            x, total = reverse_if_odd(z, i), total + log_det
         return from_sequence(x, self.patch_size, grid), total
 
-    def inverse(self, z: jax.Array, ids: jax.Array, guidance: float = 0.0, cache: bool = True) -> jax.Array:
-        """The x of which `__call__` with the same captions and guidance makes z.
+    def inverse(self, z: jax.Array, guidance: float = 0.0, cache: bool = True, *, text: Text) -> jax.Array:
+        """The x from which `__call__` with the same text and guidance makes z.
 
         Args:
           cache: keep keys and values of the patches that are done; without, each costs a pass of the whole sequence.
         """
-        text = self.text(ids)
         z, grid = to_sequence(z, self.patch_size)  # (B, N, P)
         for i, step in reversed(list(enumerate(self.steps))):
-            x = step.reverse(turn(z, i), text, guidance, cache)
-            z = turn(x, i)
+            x = step.reverse(reverse_if_odd(z, i), text, guidance, cache)
+            z = reverse_if_odd(x, i)
         return from_sequence(z, self.patch_size, grid)
 
 
-def turn(x: jax.Array, i: int) -> jax.Array:
+def reverse_if_odd(x: jax.Array, i: int) -> jax.Array:
     """The order of patches, (B, N, P), that block i reads: every second block goes from last to first."""
     return x[:, ::-1] if i % 2 else x

@@ -1,4 +1,4 @@
-"""A diffusion transformer on patches (DiT 2212.09748), told the time by adaLN-zero and the caption by attention."""
+"""A diffusion transformer on patches (DiT 2212.09748): the time enters by adaLN-zero, the caption by attention."""
 
 from typing import Any
 
@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.errors import BadInput, unknown
+from zoo.errors import unknown_name_error
+from zoo.nets.conditioning import Text
 from zoo.nets.layers import (
     Attention,
     RMSNorm,
@@ -19,7 +20,6 @@ from zoo.nets.layers import (
     sincos_table,
     unpatchify,
 )
-from zoo.nets.text_encoder import TextEncoder
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -62,12 +62,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Predicts x, eps or v from a noisy clip, its time and its caption.
+    """Predicts x, eps or v from a noisy video, its time and its text.
 
     Attributes:
-      width, depth, heads: of the picture's tokens.
-      patch_size: pixels along a patch's side; must divide the picture's.
-      text_width, text_depth: of the text transformer; captions are simple beside pictures, and can be read narrowly.
+      width, depth, heads: of the transformer.
+      patch_size: pixels along a patch's side; must divide the image's.
       text: "joint" (one softmax over patches and words) or "cross" (a sub-layer of its own).
       positions: "rotary" (axial, plus fixed sines and cosines, since words name absolute places) or "learned".
       time_frequency: the highest, see `TimeEmbedding`; where derivatives by time are taken, it must be low.
@@ -75,13 +74,10 @@ class Transformer(nn.Module):
       attention: see `layers.attend`.
     """
 
-    vocab_size: int
     width: int = 384
     depth: int = 12
     heads: int = 6
     patch_size: int = 4
-    text_width: int = 384
-    text_depth: int = 2
     text: str = "joint"
     positions: str = "rotary"
     time_frequency: float = 1000.0
@@ -90,26 +86,15 @@ class Transformer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, z: jax.Array, t: jax.Array, ids: jax.Array, span: jax.Array | None = None) -> jax.Array:
-        """z: (B, T, H, W, C); t: (B,) in [0, 1]; ids: (B, L) int32 -> (B, T, H, W, C) float32.
+    def __call__(self, z: jax.Array, t: jax.Array, span: jax.Array | None = None, *, text: Text) -> jax.Array:
+        """z: (B, T, H, W, C); t: (B,) in [0, 1] -> (B, T, H, W, C) float32.
 
         Args:
-          span: (B,) in [0, 1], the length of time that the answer is of, where one was given to `init` too.
+          span: (B,) in [0, 1], duration over which the prediction is a mean, where one was given to `init` too.
+          text: encoded conditions.
         """
         if self.text not in ("joint", "cross"):
-            raise unknown("text attention", self.text, ("joint", "cross"))
-        head = head_channels(self.width, self.heads)  # of words as of patches
-        if self.text_width % head:
-            raise BadInput(f"text_width {self.text_width} is no multiple of width / heads = {head}; change one of them")
-        text = TextEncoder(
-            self.vocab_size,
-            self.text_width,
-            self.text_depth,
-            self.text_width // head,
-            self.dtype,
-            self.attention,
-            name="text",
-        )(ids)
+            raise unknown_name_error("text attention", self.text, ("joint", "cross"))
         condition = TimeEmbedding(self.width, self.dtype, self.time_frequency, name="time")(t)
         if span is not None:
             condition = condition + TimeEmbedding(self.width, self.dtype, self.time_frequency, name="span")(span)
@@ -120,7 +105,7 @@ class Transformer(nn.Module):
         x = nn.Dense(self.width, dtype=self.dtype, name="embed")(patches)
         x = einops.rearrange(x, "b t h w d -> (b t) (h w) d")  # each frame attends to itself
         each_frame = lambda y: jnp.repeat(y, frames, axis=0)
-        condition, words, lengths = each_frame(condition), each_frame(text.tokens), each_frame(text.lengths)
+        condition, words, lengths = each_frame(condition), each_frame(text.embeddings), each_frame(text.lengths)
 
         x, angles = self._place(x, rows, columns)
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
@@ -148,8 +133,8 @@ class Transformer(nn.Module):
         """Adds positions to x, (B, h*w, D); returns it with the angles that attention turns by, or None."""
         if self.positions == "rotary":
             table = sincos_table(rows, columns, self.width)
-            return x + table.astype(self.dtype), rotary_table(rows, columns, self.width // self.heads)
+            return x + table.astype(self.dtype), rotary_table(rows, columns, head_channels(self.width, self.heads))
         if self.positions == "learned":
             table = self.param("positions", nn.initializers.normal(0.02), (rows * columns, self.width))
             return x + table.astype(self.dtype), None
-        raise unknown("positions", self.positions, ("rotary", "learned"))
+        raise unknown_name_error("positions", self.positions, ("rotary", "learned"))

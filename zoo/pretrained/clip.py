@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,12 +17,16 @@ import tokenizers
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
-from zoo.errors import BadInput, unknown
+from zoo import weights
+from zoo.conditions import Cond
+from zoo.errors import UserError, unknown_name_error
+from zoo.files import atomic
 from zoo.nets.clip import CLIP
-from zoo.pretrained import weights
+from zoo.resize import differentiable_crop
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+SHIPPED = {"clip": Path(__file__).with_name("clip_scenes")}  # `zoo:clip`, trained on scenes alone, see its README
 DTYPES = ("float32", "float16")  # of a file that is written
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
 LEGACY_END = 2  # the eos_token_id of older configs, whatever the tokenizer's is
@@ -50,13 +53,13 @@ FIELDS = (
 
 # Parts of the names of our parameters, and of Hugging Face's tensors; parts that are not here are the same.
 NAMES = {
-    "picture_patches": "vision_model.embeddings.patch_embedding",
-    "picture_class": "vision_model.embeddings.class_embedding",
-    "picture_positions": "vision_model.embeddings.position_embedding.weight",
-    "picture_pre_norm": "vision_model.pre_layrnorm",  # so spelled
-    "picture_blocks": "vision_model.encoder.layers",
-    "picture_norm": "vision_model.post_layernorm",
-    "picture_projection": "visual_projection",
+    "image_patches": "vision_model.embeddings.patch_embedding",
+    "image_class": "vision_model.embeddings.class_embedding",
+    "image_positions": "vision_model.embeddings.position_embedding.weight",
+    "image_pre_norm": "vision_model.pre_layrnorm",  # so spelled
+    "image_blocks": "vision_model.encoder.layers",
+    "image_norm": "vision_model.post_layernorm",
+    "image_projection": "visual_projection",
     "text_tokens": "text_model.embeddings.token_embedding",
     "text_positions": "text_model.embeddings.position_embedding.weight",
     "text_blocks": "text_model.encoder.layers",
@@ -84,10 +87,10 @@ class Clip:
       model: the network.
       params: of the network.
       tokenizer: of the texts; a copy is kept that cuts and pads to `model.text_length`.
-      mean, std: of a colour channel in [0, 1], which the network's pictures are normalised by.
+      mean, std: of a colour channel in [0, 1], which the network's images are normalised by.
 
     Raises:
-      BadInput: the tokenizer does not end texts with `model.end_id`, or has ids that the network does not know.
+      UserError: the tokenizer does not end texts with `model.end_id`, or has ids that the network does not know.
     """
 
     model: CLIP
@@ -100,10 +103,10 @@ class Clip:
         end, length = self.model.end_id, self.model.text_length
         tokenizer = _bare(self.tokenizer)
         if end not in tokenizer.encode("").ids:
-            raise BadInput(f"this CLIP reads a text at its id {end}, which the tokenizer puts into none: they differ")
+            raise UserError(f"this CLIP reads a text at its id {end}, which the tokenizer puts into none: they differ")
         highest = max(tokenizer.get_vocab().values())
         if highest >= self.model.vocab_size:
-            raise BadInput(
+            raise UserError(
                 f"the tokenizer has ids up to {highest}, the CLIP knows {self.model.vocab_size}: they differ"
             )
         tokenizer.enable_truncation(length)
@@ -122,27 +125,51 @@ class Clip:
             )
         return np.array([row.ids for row in encoded], np.int32).reshape(len(texts), self.model.text_length)
 
+    def score(self, params: Any, inputs: jax.Array, cond: Cond) -> jax.Array:
+        """See `method.Scorer`: the cosine of image and caption. cond["tokens"] are those of `encode`.
+
+        Images are resized without the rounding to whole levels, so that there is a derivative; the features of a video
+        are the mean of its frames'.
+        """
+        frames = einops.rearrange((inputs + 1) * 127.5, "b t h w c -> (b t) h w c")
+        frames = self.normalise(differentiable_crop(frames, self.model.image_size))
+        images = self.model.apply({"params": params}, frames, method="encode_image")
+        images = einops.reduce(images, "(b t) d -> b d", "mean", b=len(inputs))
+        texts = self.model.apply({"params": params}, cond["tokens"], method="encode_text")
+        norms = jnp.linalg.norm(images, axis=-1) * jnp.linalg.norm(texts, axis=-1)
+        return (images * texts).sum(axis=-1) / norms
+
     def normalise(self, pixels: jax.Array) -> jax.Array:
         """Pixels uint8 (..., 3) -> what the network sees, float32."""
         return (pixels.astype(jnp.float32) / 255 - jnp.array(self.mean)) / jnp.array(self.std)
 
 
+def is_folder(name: str | os.PathLike) -> bool:
+    """Whether a folder holds the weights of a CLIP."""
+    return any((Path(name) / file).is_file() for file in WEIGHTS)
+
+
 def load(folder: str | os.PathLike) -> Clip:
-    """Reads a folder with config.json, model.safetensors (or pytorch_model.bin) and tokenizer.json.
+    """Reads a folder with config.json, model.safetensors (or pytorch_model.bin) and tokenizer.json, or `zoo:clip`.
 
     What config.json leaves out are Hugging Face's defaults, as in transformers. preprocessor_config.json may be
-    missing; then the pictures are normalised as OpenAI did.
+    missing; then the images are normalised as OpenAI did.
 
     Returns:
       The CLIP, with float32 parameters whatever the file holds.
 
     Raises:
-      BadInput: a file is missing or damaged; the network is not a CLIP or has an unknown activation; tensors are
-        missing or have other shapes; the tokenizer does not fit; pictures would have to be preprocessed otherwise.
+      UserError: a file is missing or damaged; the network is not a CLIP or has an unknown activation; tensors are
+        missing or have other shapes; the tokenizer does not fit; images would have to be preprocessed otherwise.
     """
+    if str(folder).startswith("zoo:"):
+        name = str(folder).removeprefix("zoo:")
+        if name not in SHIPPED:
+            raise unknown_name_error("shipped network", name, SHIPPED)
+        folder = SHIPPED[name]
     folder = Path(folder)
     if not folder.is_dir():
-        raise BadInput(f"there is no folder {folder}: give one with config.json, model.safetensors and tokenizer.json")
+        raise UserError(f"there is no folder {folder}: give one with config.json, model.safetensors and tokenizer.json")
     tokenizer = _read_tokenizer(folder / "tokenizer.json")
     model = _read_model(folder / "config.json", tokenizer)
     mean, std = _read_normalisation(folder / "preprocessor_config.json", model.image_size)
@@ -163,31 +190,27 @@ def save(folder: str | os.PathLike, clip: Clip, dtype: str = "float32") -> None:
       dtype: "float32" or "float16", of the parameters in the file.
 
     Raises:
-      BadInput: the folder exists, `dtype` is another, the parameters are not those of the model, or the texts end in
+      UserError: the folder exists, `dtype` is another, the parameters are not those of the model, or the texts end in
         id 2, which transformers takes for a sign of its older configs.
     """
     folder = Path(folder)
     if dtype not in DTYPES:
-        raise unknown("dtype of a CLIP's file", dtype, DTYPES)
+        raise unknown_name_error("dtype of a CLIP's file", dtype, DTYPES)
     if clip.model.end_id == LEGACY_END:
-        raise BadInput(
+        raise UserError(
             f"transformers cannot read a CLIP whose texts end in id {LEGACY_END}: give that token another id"
         )
     if folder.exists():
-        raise BadInput(f"{folder} exists: give a folder that does not, or delete it")
+        raise UserError(f"{folder} exists: give a folder that does not, or delete it")
     if jax.tree.map(jnp.shape, clip.params) != jax.tree.map(jnp.shape, _shapes(clip.model)):
-        raise BadInput("the parameters are not those of the network: give a tree as CLIP.init makes, of one device")
-    unfinished = folder.with_name(f".unfinished_{os.getpid()}_{folder.name}")
-    unfinished.mkdir(parents=True)
-    try:
+        raise UserError("the parameters are not those of the network: give a tree as CLIP.init makes, of one device")
+    with atomic(folder) as unfinished:
+        unfinished.mkdir()
         for name, content in _json_files(clip, dtype).items():
             (unfinished / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
         tensors = _to_theirs(jax.device_get(clip.params))
         tensors = {name: x.astype(dtype, order="C") for name, x in tensors.items()}
         save_file(tensors, unfinished / WEIGHTS[0], metadata={"format": "pt"})
-        os.replace(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 # ---- tensors
@@ -201,7 +224,7 @@ def _shapes(model: CLIP):
 
 
 def _their_name(path: str) -> str:
-    """For picture_blocks_3/query/kernel: vision_model.encoder.layers.3.self_attn.q_proj.weight."""
+    """For image_blocks_3/query/kernel: vision_model.encoder.layers.3.self_attn.q_proj.weight."""
     parts = re.sub(r"(_blocks)_(\d+)", r"\1/\2", path).split("/")
     return ".".join(NAMES.get(part, part) for part in parts)
 
@@ -232,18 +255,18 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except OSError as error:
-        raise BadInput(f"cannot read {path}, which the folder of a CLIP holds: {error.strerror}") from None
+        raise UserError(f"cannot read {path}, which the folder of a CLIP holds: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise BadInput(f"{path} is damaged: it is not UTF-8") from None
+        raise UserError(f"{path} is damaged: it is not UTF-8") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(_read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise BadInput(f"{path} is damaged: {error}") from None
+        raise UserError(f"{path} is damaged: {error}") from None
     if not isinstance(content, dict):
-        raise BadInput(f"{path} holds no JSON object: is it a CLIP's?")
+        raise UserError(f"{path} holds no JSON object: is it a CLIP's?")
     return content
 
 
@@ -252,7 +275,7 @@ def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library has no narrower one
-        raise BadInput(f"{path} is no tokenizer of the tokenizers library: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is no tokenizer of the tokenizers library: {' '.join(str(error).split())}") from None
     return _bare(tokenizer)
 
 
@@ -267,7 +290,7 @@ def _bare(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 def _read_model(path: Path, tokenizer: tokenizers.Tokenizer) -> CLIP:
     config = _read_json(path)
     if config.get("model_type") != "clip":
-        raise BadInput(f"{path} is of model_type {config.get('model_type')!r}, not 'clip': give the folder of a CLIP")
+        raise UserError(f"{path} is of model_type {config.get('model_type')!r}, not 'clip': give the folder of a CLIP")
     sections = {name: _section(config, name) for name in ("vision_config", "text_config")}
     fields = {
         field: _value(sections[section] if section else config, key, default, path)
@@ -275,7 +298,7 @@ def _read_model(path: Path, tokenizer: tokenizers.Tokenizer) -> CLIP:
     }
     text = sections["text_config"]
     if _value(text, "layer_norm_eps", 1e-5, path) != fields["eps"]:
-        raise BadInput(
+        raise UserError(
             f"{path}: the two towers have different layer_norm_eps, which zoo has no use for; make them equal"
         )
     end = text.get("eos_token_id", 49407)
@@ -293,25 +316,25 @@ def _section(config: Mapping[str, Any], name: str):
 def _value(section: Any, key: str, default, path: Path):
     value = section.get(key, default) if isinstance(section, dict) else section
     if type(value) is not type(default) or (not isinstance(value, str) and value <= 0):
-        raise BadInput(f"{path}: {key} is {value!r}, but must be like {default!r}")
+        raise UserError(f"{path}: {key} is {value!r}, but must be like {default!r}")
     return value
 
 
 def _read_normalisation(path: Path, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and std of the channels; raises BadInput where pictures are to be preprocessed in another way."""
+    """Returns mean and std of the channels; raises UserError where images are to be preprocessed in another way."""
     config = _read_json(path) if path.exists() else {}
     for key, value in _preprocessing(size).items():
         if config.get(key, value) not in (value, size):  # older files hold sizes as plain numbers
-            raise BadInput(f"{path}: {key} is {config[key]!r}; zoo preprocesses pictures with {value!r} only")
+            raise UserError(f"{path}: {key} is {config[key]!r}; zoo preprocesses images with {value!r} only")
     mean, std = config.get("image_mean", MEAN), config.get("image_std", STD)
     for values in (mean, std):
         if not (isinstance(values, Sequence) and len(values) == 3 and all(isinstance(x, (int, float)) for x in values)):
-            raise BadInput(f"{path}: image_mean and image_std must be 3 numbers each, not {values!r}")
+            raise UserError(f"{path}: image_mean and image_std must be 3 numbers each, not {values!r}")
     return tuple(mean), tuple(std)
 
 
 def _preprocessing(size: int) -> dict[str, Any]:
-    """What `zoo.scoring.resize.shortest_side_and_crop` and `Clip.normalise` do, in Hugging Face's words."""
+    """What `zoo.resize.shortest_side_and_crop` and `Clip.normalise` do, in Hugging Face's words."""
     return {
         "do_resize": True,
         "size": {"shortest_edge": size},

@@ -1,4 +1,4 @@
-"""The published Inception-v3 of the Frechet Inception distance, and the pictures as it was given them."""
+"""The published Inception-v3 of the Frechet Inception distance, and the images as it was given them."""
 
 import functools
 import os
@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from zoo.errors import BadInput, unknown
+from zoo import weights
+from zoo.errors import UserError, unknown_name_error
 from zoo.nets.inception import SIZE, Inception
-from zoo.pretrained import weights
 
 
 def load(path: str | os.PathLike) -> Mapping:
@@ -21,7 +21,7 @@ def load(path: str | os.PathLike) -> Mapping:
       Parameters, float32: `Inception().apply({"params": load(path)}, preprocess(pixels))` are the features.
 
     Raises:
-      BadInput: the file is missing, damaged, or of another network.
+      UserError: the file is missing, damaged, or of another network.
     """
     ours = flatten_dict(_shapes(), sep=".")
     wanted = {_torch_name(name): _torch_shape(leaf.shape) for name, leaf in ours.items()}
@@ -31,8 +31,8 @@ def load(path: str | os.PathLike) -> Mapping:
 
 
 def _shapes() -> Mapping:
-    pictures = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
-    return jax.eval_shape(Inception().init, jax.random.key(0), pictures)["params"]
+    images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
+    return jax.eval_shape(Inception().init, jax.random.key(0), images)["params"]
 
 
 def _torch_name(name: str) -> str:
@@ -51,11 +51,11 @@ def _to_ours(tensor) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="resize")
 def preprocess(pixels: jax.Array, resize: str = "pytorch") -> jax.Array:
-    """Resizes and scales pictures as Inception takes them. Distances compare only among features of one `resize`.
+    """Resizes and scales images as Inception takes them. Distances compare only among features of one `resize`.
 
     Args:
       pixels: uint8 (N, H, W, 3).
-      resize: "pytorch" is pytorch-fid: bilinear, and without antialiasing, so that large pictures alias; pixels
+      resize: "pytorch" is pytorch-fid: bilinear, and without antialiasing, so that large images alias; pixels
         / 127.5 - 1. "clean" is clean-fid (2104.11222): bicubic (a = -0.5) and antialiased, on floats that are
         clipped but not rounded, as Pillow resizes single float channels; (pixels - 128) / 128.
 
@@ -63,14 +63,14 @@ def preprocess(pixels: jax.Array, resize: str = "pytorch") -> jax.Array:
       float32 (N, 299, 299, 3) in [-1, 1].
 
     Raises:
-      BadInput: pictures that are not uint8 (N, H, W, 3), or an unknown `resize`.
+      UserError: images that are not uint8 (N, H, W, 3), or an unknown `resize`.
     """
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != jnp.uint8:
-        raise BadInput(f"Inception takes uint8 pictures (N, H, W, 3), got {pixels.dtype} {pixels.shape}")
+        raise UserError(f"Inception takes uint8 images (N, H, W, 3), got {pixels.dtype} {pixels.shape}")
     shape = (len(pixels), SIZE, SIZE, 3)
     x = pixels.astype(jnp.float32)
     if resize == "pytorch":
         return jax.image.resize(x, shape, "bilinear", antialias=False) / 127.5 - 1  # (N, 299, 299, 3)
     if resize == "clean":
         return (jnp.clip(jax.image.resize(x, shape, "cubic"), 0, 255) - 128) / 128  # (N, 299, 299, 3)
-    raise unknown("resize", resize, ("pytorch", "clean"))
+    raise unknown_name_error("resize", resize, ("pytorch", "clean"))

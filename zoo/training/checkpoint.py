@@ -1,8 +1,7 @@
-"""Checkpoints that carry all that a run needs: the state, the config, the tokenizer, the scale of its latents."""
+"""Checkpoints that carry all that a run needs: the state, and its metadata (config, tokenizer, dependencies)."""
 
 import contextlib
 import itertools
-import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -13,12 +12,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from zoo.errors import BadInput
+from zoo.config import FORMAT_VERSION, check_format
+from zoo.errors import UserError
 from zoo.training.state import State
 from zoo.trees import path_name
 
 STATE_FIELDS = tuple(State.__dataclass_fields__)
-TEXTS = ("config", "tokenizer", "latents")
+METADATA = "metadata"
 
 
 class Checkpoints:
@@ -26,21 +26,21 @@ class Checkpoints:
 
     Args:
       workdir: the run's folder.
-      keep: how many of the newest to keep.
+      max_to_keep: number of the newest checkpoints to keep.
       read_only: for a run that may still be training.
 
     Raises:
-      BadInput: there is nothing to read.
+      UserError: there is nothing to read.
     """
 
-    def __init__(self, workdir: str | Path, keep: int = 2, read_only: bool = False):
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # tells each save in twenty lines; errors are raised too
+    def __init__(self, workdir: str | Path, max_to_keep: int = 2, read_only: bool = False):
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # logs twenty lines per save; errors are raised too
         self.folder = Path(workdir).absolute() / "checkpoints"
         if read_only and not self.folder.is_dir():
-            raise BadInput(f"{workdir} holds no checkpoint; train it first, or wait for its first checkpoint")
+            raise UserError(f"{workdir} holds no checkpoint; train it first, or wait for its first checkpoint")
         self.reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**item_handlers()))
         if not read_only:
-            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+            options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, cleanup_tmp_directories=True)
             self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=item_handlers())
 
     def steps(self) -> list[int]:
@@ -50,20 +50,20 @@ class Checkpoints:
         """
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
 
-    def save(self, state: State, texts: Mapping[str, str]) -> None:
-        """Begins to save a host copy of a state, and what else a run needs, as JSON texts: one for each of `TEXTS`.
+    def save(self, state: State, metadata: Mapping[str, Any]) -> None:
+        """Begins to save a host copy of a state, and the run's metadata, which JSON can hold.
 
         Raises:
-          BadInput: this or the previous save failed, for instance for want of disk space.
+          UserError: this or the previous save failed, for instance for want of disk space.
         """
         flat = {field: flatten(jax.tree.map(np.asarray, getattr(state, field))) for field in STATE_FIELDS}
         items = {field: ocp.args.PyTreeSave(leaves) for field, leaves in flat.items()}
-        items |= {name: ocp.args.JsonSave(json.loads(texts[name])) for name in TEXTS}
+        items[METADATA] = ocp.args.JsonSave(dict(metadata) | {"format_version": FORMAT_VERSION})
         with self._failing_in_one_line():
             self.manager.save(int(state.step), args=ocp.args.Composite(**items))
 
     def wait(self) -> None:
-        """Returns when the last save is on the disk; raises BadInput where it failed."""
+        """Returns when the last save is on the disk; raises UserError where it failed."""
         with self._failing_in_one_line():
             self.manager.wait_until_finished()
 
@@ -81,7 +81,7 @@ class Checkpoints:
         except Exception as error:  # the writer raises whatever the file system made of it
             whole = self.steps()
             kept = f"the checkpoint of step {whole[-1]} is whole" if whole else "there is no earlier one"
-            raise BadInput(
+            raise UserError(
                 f"could not save a checkpoint to {self.folder}: {one_line(error)}; {kept}; "
                 "free disk space and run the same command again"
             ) from error
@@ -97,7 +97,7 @@ class Checkpoints:
           The step and the fields; None where there is no checkpoint.
 
         Raises:
-          BadInput: no such step, none can be read, or it is of another architecture (names the parameters).
+          UserError: no such step, none can be read, or it is of another architecture (names the parameters).
         """
 
         def read(step):
@@ -107,30 +107,38 @@ class Checkpoints:
 
         return self._newest(read, step)
 
-    def texts(self, step: int | None = None) -> tuple[int, dict[str, str]] | None:
-        """The texts that were given to `save`, with the step they are of; see `restore`."""
+    def metadata(self, step: int | None = None) -> tuple[int, dict[str, Any]] | None:
+        """Reads the metadata that was given to `save`, with its step; see `restore`.
+
+        Raises:
+          UserError: as `restore`, or the checkpoint has another format version.
+        """
 
         def read(step):
-            names = {text: ocp.args.JsonRestore() for text in TEXTS}
-            saved = self.reader.restore(self.folder / str(step), args=ocp.args.Composite(**names))
-            return {text: json.dumps(saved[text], indent=2, sort_keys=True) for text in TEXTS}
+            if (self.folder / str(step) / "config").exists():  # of the first format
+                check_format(1, f"checkpoint ({self.folder / str(step)})")
+            saved = self.reader.restore(
+                self.folder / str(step), args=ocp.args.Composite(**{METADATA: ocp.args.JsonRestore()})
+            )[METADATA]
+            check_format(saved.pop("format_version", 1), f"checkpoint ({self.folder / str(step)})")
+            return saved
 
         return self._newest(read, step)
 
     def _newest(self, read, step: int | None):
         steps = self.steps()
         if step is not None and step not in steps:
-            raise BadInput(f"no checkpoint of step {step} in {self.folder}; there are {steps or 'none'}")
+            raise UserError(f"no checkpoint of step {step} in {self.folder}; there are {steps or 'none'}")
         wanted = [step] if step is not None else steps[::-1]
         for candidate in wanted:
             try:
                 return candidate, read(candidate)
-            except BadInput:
+            except UserError:
                 raise
             except Exception as error:  # anything can be wrong with a file
                 print(f"checkpoint of step {candidate} is damaged ({one_line(error)})", file=sys.stderr)
         if wanted:
-            raise BadInput(f"no checkpoint in {self.folder} can be read; tried steps {', '.join(map(str, wanted))}")
+            raise UserError(f"no checkpoint in {self.folder} can be read; tried steps {', '.join(map(str, wanted))}")
         return None
 
     def set_aside(self, newer_than: int) -> None:
@@ -144,10 +152,9 @@ class Checkpoints:
 
 
 def item_handlers() -> dict[str, ocp.CheckpointHandler]:
-    """What writes and reads each item of a checkpoint."""
-    return {field: ocp.PyTreeCheckpointHandler() for field in STATE_FIELDS} | {
-        text: ocp.JsonCheckpointHandler() for text in TEXTS
-    }
+    """Returns the writer and reader of each item of a checkpoint."""
+    fields: dict[str, ocp.CheckpointHandler] = {field: ocp.PyTreeCheckpointHandler() for field in STATE_FIELDS}
+    return fields | {METADATA: ocp.JsonCheckpointHandler()}
 
 
 def one_line(error: Exception) -> str:
@@ -164,7 +171,7 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
 
 
 def unflatten(target: Any, flat: Mapping[str, np.ndarray], what: str) -> Any:
-    """Puts flat arrays into the structure of `target`; raises BadInput naming those that do not fit."""
+    """Puts flat arrays into the structure of `target`; raises UserError naming those that do not fit."""
     wanted = flatten(target)
 
     def shape(tree, name):
@@ -177,6 +184,6 @@ def unflatten(target: Any, flat: Mapping[str, np.ndarray], what: str) -> Any:
     ]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise BadInput(f"the checkpoint is of another architecture; its {what} differ: {'; '.join(wrong[:3])}{more}")
+        raise UserError(f"the checkpoint is of another architecture; its {what} differ: {'; '.join(wrong[:3])}{more}")
     structure = jax.tree.structure(target)
     return jax.tree.unflatten(structure, [flat[name] for name in wanted][: structure.num_leaves])

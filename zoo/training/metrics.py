@@ -1,8 +1,13 @@
-"""Where the numbers of training go: metrics.jsonl always, TensorBoard where its needs are installed."""
+"""The metrics of training: their means, the speed, and their files.
+
+metrics.jsonl is always written, TensorBoard's files where the packages that it needs are installed.
+"""
 
 import json
 import math
+import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -61,10 +66,10 @@ class Writer:
         if self._board:
             self._board.write_scalars(step, values)
 
-    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        """picture: uint8 (H, W, 3); to TensorBoard alone, files are the caller's."""
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """image: uint8 (H, W, 3); to TensorBoard alone, files are the caller's."""
         if self._board:
-            self._board.write_images(step, {name: picture[None]})
+            self._board.write_images(step, {name: image[None]})
 
 
 def _tensorboard(workdir: Path):
@@ -73,3 +78,43 @@ def _tensorboard(workdir: Path):
     except ImportError:  # clu writes events through tensorflow: the extra [tensorboard]
         return None
     return metric_writers.SummaryWriter(str(workdir))
+
+
+class Meter:
+    """The speed of training between two logs, without its pauses and the compilation.
+
+    Args:
+      examples: examples of one step, on all devices.
+      steps_per_call: steps of one compiled call.
+      flops: FLOPs of the matrix products of one step.
+      peak: most FLOP/s of matrix products, on all devices.
+    """
+
+    def __init__(self, examples: int, steps_per_call: int, flops: float, peak: float):
+        self._examples, self._steps_per_call, self._flops, self._peak = examples, steps_per_call, flops, peak
+        self._began: float | None = None
+        self._steps = 0
+
+    def count(self, metrics: Any) -> None:
+        """Counts a call. The first one, which compiles, only starts the clock."""
+        if self._began is None:
+            jax.block_until_ready(metrics)
+            self.restart()
+        else:
+            self._steps += self._steps_per_call
+
+    def restart(self) -> None:
+        """Starts the clock."""
+        self._began, self._steps = time.perf_counter(), 0
+
+    def rates(self) -> dict[str, float]:
+        """Returns examples/s, FLOP/s of the matrix products, and their share of the peak; {} before the second call."""
+        if self._began is None or not self._steps:
+            return {}
+        rate = self._steps / (time.perf_counter() - self._began)
+        flops = rate * self._flops
+        return {
+            "images_per_second": rate * self._examples,
+            "flops_per_second": flops,
+            "share_of_matmul_peak": flops / self._peak,
+        }

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from zoo.config import build
-from zoo.errors import unknown
+from zoo.errors import unknown_name_error
 from zoo.trees import matches
 
 
@@ -54,7 +54,7 @@ class Optimizer:
             "cosine": lambda done: 0.5 + 0.5 * jnp.cos(jnp.pi * done),
         }
         if self.decay not in shapes:
-            raise unknown("decay", self.decay, shapes)
+            raise unknown_name_error("decay", self.decay, shapes)
 
         def rate(step):
             warm = jnp.minimum(1.0, (step + 1) / max(self.warmup_steps, 1))
@@ -64,7 +64,7 @@ class Optimizer:
         return rate
 
     def init(self, params: Any) -> Any:
-        """Optax's state before the first step; raises BadInput where a regular expression matches no path."""
+        """Optax's state before the first step; raises UserError where a regular expression matches no path."""
         return self._directions(params).init(params)
 
     def update(self, gradients: Any, state: Any, params: Any, rate: jax.Array) -> tuple[Any, Any]:
@@ -92,9 +92,9 @@ def build_all(sections: Mapping[str, Mapping[str, Any]], players: Sequence[str])
     """The optimizer of each player from `config.players`; a player without a section gets the defaults.
 
     Raises:
-      BadInput: a section for a player that does not exist, or an unknown key.
+      UserError: a section for a player that does not exist, or an unknown key.
     """
     for name in sections:
         if name not in players:
-            raise unknown("player", name, players)
+            raise unknown_name_error("player", name, players)
     return {player: build(Optimizer, sections.get(player, {}), f"players.{player}") for player in players}

@@ -1,4 +1,4 @@
-"""Many devices as one: the pmapped axis, and moving trees to and from it."""
+"""Many devices as one: the pmapped axis, and transfers to and from it."""
 
 import os
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import numpy as np
 from flax import jax_utils
 
 from zoo import cache
-from zoo.errors import BadInput
+from zoo.errors import UserError
 from zoo.method import Axis
 
 AXIS_NAME = "devices"
@@ -32,7 +32,7 @@ class Devices(Axis):
 
 
 def pmap(step: Callable) -> Callable:
-    """Compiles step(state, batch) -> (state, metrics) for all devices; the state is donated."""
+    """Compiles step(state, frozen, batch) -> (state, metrics) for all devices; the state is donated."""
     return jax.pmap(step, axis_name=AXIS_NAME, donate_argnums=0)
 
 
@@ -47,17 +47,17 @@ def unreplicate(tree):
 
 
 def per_device(batch_size: int, accumulate: int = 1) -> int:
-    """Examples a device gets of a global batch; raises BadInput where they cannot be dealt out evenly."""
+    """Returns the examples of a device in a global batch; raises UserError if they cannot be dealt out evenly."""
     devices = jax.device_count()
     if batch_size % (devices * accumulate):
-        raise BadInput(
+        raise UserError(
             f"data.batch_size {batch_size} cannot be divided by {devices} devices x {accumulate} "
             f"accumulated parts; use a multiple of {devices * accumulate}"
         )
     return batch_size // devices
 
 
-def stack_and_shard(batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def stack_and_shard(batches: list[Any]) -> Any:
     """K batches (B, ...) of this process -> (local devices, K, B / local devices, ...)."""
     local = jax.local_device_count()
     return jax.tree.map(lambda *xs: einops.rearrange(np.stack(xs), "k (d b) ... -> d k b ...", d=local), *batches)
@@ -68,33 +68,60 @@ def prefetch(batches, size: int = 2):
     return jax_utils.prefetch_to_device(batches, size, axis_name=AXIS_NAME)
 
 
-def in_parts(function: Callable[[Any, Any], Any], per_device: int) -> Callable[[Any, Any], Any]:
-    """Compiles function(shared, rows) -> tree for all local devices and any number of rows.
+class pmap_in_batches:  # noqa: N801, it is used as a function
+    """function(shared, rows) -> tree, compiled for all local devices and any number of rows.
+
+    Each row of the result depends on its own row alone, and every device always gets `per_device` rows at once: the
+    program is the same however many rows there are, and whatever the number of devices.
 
     Args:
       function: rows and result are trees of arrays (per_device, ...).
-      per_device: rows that a device gets at once; too few are filled up with the first one.
-
-    Returns:
-      The function of trees of arrays (N, ...); its result is numpy.
+      per_device: rows that a device gets at once; missing ones are filled up with the first one.
     """
-    devices = jax.local_devices()
-    count = len(devices) * per_device
-    compiled = jax.pmap(function, in_axes=(None, 0), devices=devices)
 
-    def part(x, start):
-        x = x[start : start + count]
-        filled = jnp.concatenate([x, jnp.repeat(x[:1], count - len(x), axis=0)])
-        return filled.reshape(len(devices), per_device, *x.shape[1:])
+    def __init__(self, function: Callable[[Any, Any], Any], per_device: int):
+        self.devices, self.per_device = jax.local_devices(), per_device
+        self._call = jax.pmap(function, in_axes=(None, 0), devices=self.devices)
 
-    def call(shared, rows):
-        total, made = len(jax.tree.leaves(rows)[0]), []
-        for start in range(0, total, count):
-            out = compiled(shared, jax.tree.map(lambda x, start=start: part(x, start), rows))
-            made.append(jax.tree.map(lambda x: np.asarray(x).reshape(count, *x.shape[2:]), out))
+    def __call__(self, shared: Any, rows: Any) -> Any:
+        """Returns the results of trees of arrays (N, ...), as numpy."""
+        total, count = len(jax.tree.leaves(rows)[0]), len(self.devices) * self.per_device
+        made, running = [], None
+        for start in range(0, total, count):  # a call returns before it is done: the next one starts meanwhile
+            ahead = self._call(shared, self._part(rows, start))
+            made += [] if running is None else [_to_rows(running)]
+            running = ahead
+        made.append(_to_rows(running))
         return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *made)
 
-    return call
+    def compile(self, shared: Any, rows: Any) -> None:
+        """Compiles for arguments of these shapes; calls with others fail afterwards."""
+        self._call = self._call.lower(shared, self._part(rows, 0)).compile()
+
+    def check(self, shared: Any, rows: Any) -> None:
+        """Raises the errors of a call, without compiling."""
+        jax.eval_shape(self._call, shared, self._part(rows, 0))
+
+    def _part(self, rows: Any, start: int) -> Any:
+        """Rows from `start` on, one call's, (devices, per_device, ...)."""
+        count = len(self.devices) * self.per_device
+
+        def part(x):
+            x = x[start : start + count]
+            if len(x) < count:
+                concatenate, repeat = (np.concatenate, np.repeat) if isinstance(x, np.ndarray) else _JAX
+                x = concatenate([x, repeat(x[:1], count - len(x), axis=0)])
+            return x.reshape(len(self.devices), self.per_device, *x.shape[1:])
+
+        return jax.tree.map(part, rows)
+
+
+_JAX = jnp.concatenate, jnp.repeat  # for keys, which numpy cannot hold
+
+
+def _to_rows(out: Any) -> Any:
+    """(devices, per_device, ...) -> (devices * per_device, ...), as numpy."""
+    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), out)
 
 
 def join(coordinator: str, num_processes: int | None, process_id: int | None) -> None:

@@ -1,7 +1,8 @@
-"""What training carries from step to step, and the step itself."""
+"""The state that training carries from step to step, and the step itself."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -18,12 +19,12 @@ class State:
     """All that a step changes. Random numbers and data are functions of (seed, step) and need no place here.
 
     Attributes:
-      step: int32, steps taken, skipped ones counted in.
-      params: a tree for each player, and those that the method keeps as they are.
+      step: int32, steps taken, skipped ones included.
+      params: a tree for each player.
       optimizer: optax's state for each player.
       ema: for each player a dict {half-life as text: averaged tree}.
       skipped: int32, updates not taken: those of a step that was not finite, and a player's above its `skip_norm`.
-      bad_in_a_row: int32, how many of the latest steps were not finite without a finite one between.
+      consecutive_nonfinite: int32, number of the latest steps that were not finite, without a finite one between.
     """
 
     step: jax.Array
@@ -31,10 +32,10 @@ class State:
     optimizer: dict[str, Any]
     ema: dict[str, dict[str, Any]]
     skipped: jax.Array
-    bad_in_a_row: jax.Array
+    consecutive_nonfinite: jax.Array
 
     def start_from(self, params: Mapping[str, Any]) -> "State":
-        """This state, where no step was taken, with the parameters of some players, and with averages of those."""
+        """Returns this state, of no steps, with other parameters of some players and averages equal to them."""
         ema = {
             p: {name: jax.tree.map(jnp.copy, own) for name in self.ema[p]} for p, own in params.items() if p in self.ema
         }
@@ -53,111 +54,106 @@ def create(method: Method, optimizers: Mapping[str, Optimizer], rng: jax.Array, 
 
 
 def split_seed(seed: int) -> jax.Array:
-    """The keys of a run's beginning and of its steps."""
+    """Returns the keys of a run's start and of its steps."""
     return jax.random.split(jax.random.key(seed))
 
 
-def gradient(
-    method: Method,
-    player: str,
-    params: Mapping[str, Any],
-    batch: Batch,
-    rng: jax.Array,
-    axis: Axis,
-    step: jax.Array,
-    accumulate: int,
-) -> tuple[Any, dict[str, jax.Array]]:
-    """This device's mean gradient and metrics, the batch taken in `accumulate` parts one after the other."""
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: a jitted function must have a hash
+class Step:
+    """The training step: steps(state, frozen, batches) -> (state, metrics), for use under jit or pmap.
 
-    def loss(own, part, rng):
-        value, output = method.loss(player, {**params, player: own}, part, rng, axis, step)
-        return value, output.metrics
+    Attributes:
+      method: family that is trained.
+      optimizers: optimizer of each player.
+      total_steps: steps of the whole run, for schedules.
+      seed: seed of the run.
+      axis: devices that train together.
+      accumulate: parts in which a device takes its batch, one after the other.
+    """
 
-    grad = jax.grad(loss, has_aux=True)
-    if accumulate == 1:
-        return grad(params[player], batch, rng)
-    parts = jax.tree.map(lambda x: x.reshape((accumulate, -1) + x.shape[1:]), batch)
-    first = jax.eval_shape(grad, params[player], jax.tree.map(lambda x: x[0], parts), rng)
+    method: Method
+    optimizers: Mapping[str, Optimizer]
+    total_steps: int
+    seed: int
+    axis: Axis = Axis()
+    accumulate: int = 1
 
-    def add(total, inputs):
-        index, part = inputs
-        new = grad(params[player], part, jax.random.fold_in(rng, index))
-        return jax.tree.map(lambda a, b: a + b / accumulate, total, new), None
+    def __call__(self, state: State, frozen: Mapping[str, Any], batches: Batch) -> tuple[State, dict[str, jax.Array]]:
+        """Scans over the leading axis of the batches; each metric gets that axis too.
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
-    return jax.lax.scan(add, zeros, (jnp.arange(accumulate), parts))[0]
+        Args:
+          state: state before the first of these steps.
+          frozen: parameters of the frozen networks by name.
+          batches: (K, B, ...).
+        """
+        return jax.lax.scan(functools.partial(self.one, frozen), state, batches)
 
+    def one(self, frozen: Mapping[str, Any], state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        """One step of every player in turn. An update that is not finite is not taken, on any device."""
+        _, key = split_seed(self.seed)
+        rng = jax.random.fold_in(jax.random.fold_in(key, state.step), self.axis.index)
+        new, metrics = state, {}
+        for i, player in enumerate(self.method.players):
+            new, more = self.update_player(player, new, frozen, batch, jax.random.fold_in(rng, i))
+            metrics |= more
+        good = jnp.all(jnp.array([jnp.isfinite(value) for value in metrics.values()]))
+        new = choose(good, new, state.replace(skipped=state.skipped + 1))
+        bad = 1 - good.astype(jnp.int32)
+        count = (state.consecutive_nonfinite + 1) * bad
+        return new.replace(step=state.step + 1, consecutive_nonfinite=count), metrics
 
-def update_player(
-    method: Method,
-    player: str,
-    optimizer: Optimizer,
-    total_steps: int,
-    state: State,
-    batch: Batch,
-    rng: jax.Array,
-    axis: Axis,
-    accumulate: int,
-) -> tuple[State, dict[str, jax.Array]]:
-    """Gradient -> mean over devices -> clip -> optimizer -> averages, for one player."""
-    params = state.params[player]
-    grads, metrics = axis.pmean(gradient(method, player, state.params, batch, rng, axis, state.step, accumulate))
-    rate = optimizer.schedule(total_steps)(state.step)
-    updates, opt = optimizer.update(grads, state.optimizer[player], params, rate)
-    params = optax.apply_updates(params, updates)
+    def update_player(
+        self, player: str, state: State, frozen: Mapping[str, Any], batch: Batch, rng: jax.Array
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """Gradient -> mean over devices -> clip -> optimizer -> averages, for one player."""
+        params, optimizer = state.params[player], self.optimizers[player]
+        grads, metrics = self.axis.pmean(self.gradient(player, state, frozen, batch, rng))
+        rate = optimizer.schedule(self.total_steps)(state.step)
+        updates, opt = optimizer.update(grads, state.optimizer[player], params, rate)
+        params = optax.apply_updates(params, updates)
 
-    def average(half_life, old):
-        keep = optimizer.ema_decay(half_life, state.step)
-        return jax.tree.map(lambda o, n: o + (1 - keep) * (n - o), old, params)
+        def average(half_life, old):
+            keep = optimizer.ema_decay(half_life, state.step)
+            return jax.tree.map(lambda o, n: o + (1 - keep) * (n - o), old, params)
 
-    ema = {name: average(float(name), old) for name, old in state.ema[player].items()}
-    norm = optax.global_norm(grads)
-    metrics = metrics | {
-        "grad_norm": norm,
-        "update_norm": optax.global_norm(updates),
-        "learning_rate": rate,
-    }
-    new = state.replace(
-        params=state.params | {player: params}, optimizer=state.optimizer | {player: opt}, ema=state.ema | {player: ema}
-    )
-    if optimizer.skip_norm:
-        new = choose(norm <= optimizer.skip_norm, new, state.replace(skipped=state.skipped + 1))
-    return new, {f"{player}/{name}": value for name, value in metrics.items()}
+        ema = {name: average(float(name), old) for name, old in state.ema[player].items()}
+        norm = optax.global_norm(grads)
+        metrics = metrics | {"grad_norm": norm, "update_norm": optax.global_norm(updates), "learning_rate": rate}
+        new = state.replace(
+            params=state.params | {player: params},
+            optimizer=state.optimizer | {player: opt},
+            ema=state.ema | {player: ema},
+        )
+        if optimizer.skip_norm:
+            new = choose(norm <= optimizer.skip_norm, new, state.replace(skipped=state.skipped + 1))
+        return new, {f"{player}/{name}": value for name, value in metrics.items()}
+
+    def gradient(
+        self, player: str, state: State, frozen: Mapping[str, Any], batch: Batch, rng: jax.Array
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """This device's mean gradient and metrics, the batch taken in `accumulate` parts one after the other."""
+        own = state.params[player]
+
+        def loss(own, part, rng):
+            params = {**state.params, player: own, "frozen": frozen}
+            value, output = self.method.loss(player, params, part, rng, self.axis, state.step)
+            return value, output.metrics
+
+        grad = jax.grad(loss, has_aux=True)
+        if self.accumulate == 1:
+            return grad(own, batch, rng)
+        parts = jax.tree.map(lambda x: x.reshape((self.accumulate, -1) + x.shape[1:]), batch)
+        first = jax.eval_shape(grad, own, jax.tree.map(lambda x: x[0], parts), rng)
+
+        def add(total, inputs):
+            index, part = inputs
+            new = grad(own, part, jax.random.fold_in(rng, index))
+            return jax.tree.map(lambda a, b: a + b / self.accumulate, total, new), None
+
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+        return jax.lax.scan(add, zeros, (jnp.arange(self.accumulate), parts))[0]
 
 
 def choose(good: jax.Array, new: State, old: State) -> State:
-    """One of two states."""
+    """Returns one of two states."""
     return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
-
-
-def train_step(
-    method: Method,
-    optimizers: Mapping[str, Optimizer],
-    total_steps: int,
-    key: jax.Array,
-    axis: Axis,
-    accumulate: int,
-    state: State,
-    batch: Batch,
-) -> tuple[State, dict[str, jax.Array]]:
-    """One step of every player in turn. An update that is not finite is not taken, on any device."""
-    rng = jax.random.fold_in(jax.random.fold_in(key, state.step), axis.index)
-    new, metrics = state, {}
-    for i, player in enumerate(method.players):
-        new, more = update_player(
-            method, player, optimizers[player], total_steps, new, batch, jax.random.fold_in(rng, i), axis, accumulate
-        )
-        metrics |= more
-    good = jnp.all(jnp.array([jnp.isfinite(value) for value in metrics.values()]))
-    new = choose(good, new, state.replace(skipped=state.skipped + 1))
-    bad = 1 - good.astype(jnp.int32)
-    return new.replace(step=state.step + 1, bad_in_a_row=(state.bad_in_a_row + 1) * bad), metrics
-
-
-def make_step(
-    method: Method, optimizers: Mapping[str, Optimizer], total_steps: int, seed: int, axis: Axis, accumulate: int = 1
-) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
-    """Returns steps(state, batches) -> (state, metrics): a scan over the leading axis of the batches and metrics."""
-    _, key = split_seed(seed)
-    one = functools.partial(train_step, method, optimizers, total_steps, key, axis, accumulate)
-    return lambda state, batches: jax.lax.scan(one, state, batches)

@@ -1,0 +1,134 @@
+"""The abilities of each family, and of each wrapper around each family: what is there, and what is not."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from zoo.errors import UserError
+from zoo.families import FAMILIES, build_method, families_with, family_class, require
+from zoo.method import ABILITIES, Method, Reward, RewardTrained, Scorer, members
+from zoo.wrappers.compose import compose, forwarding
+
+RECIPES = {
+    "diffusion": "configs/diffusion.py:test",
+    "mean_flow": "configs/mean_flow.py:test",
+    "flow": "configs/flow.py:test",
+    "vae": "configs/vae.py:test",
+    "contrastive": "configs/clip.py:test",
+    "generator": "configs/gan.py:test",
+}
+OF_FAMILIES = {
+    "diffusion": "Generates HasFakeSample HasLikelihood Reconstructs Invertible HasTrajectory Denoises "
+    "FeatureExtractor",
+    "mean_flow": "Generates",
+    "flow": "Generates HasFakeSample HasLikelihood Reconstructs Invertible",
+    "vae": "Generates HasFakeSample HasLikelihood Reconstructs Invertible Autoencodes",
+    "contrastive": "Scorer",
+    "generator": "Generates HasFakeSample Reconstructs Invertible",
+}
+UNDER_A_CRITIC = {
+    "diffusion": "Generates HasLikelihood Reconstructs Invertible HasTrajectory Denoises FeatureExtractor Scorer",
+    "flow": "Generates HasLikelihood Reconstructs Invertible FeatureExtractor Scorer",
+    "vae": "Generates HasLikelihood Reconstructs Invertible FeatureExtractor Scorer Autoencodes",
+    "generator": "Generates Reconstructs Invertible FeatureExtractor Scorer",
+}
+BY_A_REWARD = {
+    "diffusion": "Generates HasLikelihood Reconstructs Invertible HasTrajectory Denoises FeatureExtractor",
+    "flow": "Generates HasLikelihood Reconstructs Invertible",
+    "vae": "Generates HasLikelihood Reconstructs Invertible Autoencodes",
+    "generator": "Generates Reconstructs Invertible",
+}
+REWARD = SimpleNamespace(differentiable=True)
+
+
+@pytest.fixture
+def section(tiny):
+    """section("flow") -> its section of a config."""
+
+    def section(family):
+        fields = tiny(spec=RECIPES[family]).method.to_dict()
+        return fields["base"] if family == "generator" else fields
+
+    return section
+
+
+@pytest.fixture
+def wrapped(section, tiny):
+    """wrapped("rewarded", "flow") -> the method."""
+
+    def wrapped(wrapper, family):
+        more = {"adversarial": {"critic": tiny(spec="configs/gan.py:test").method.critic.to_dict()}}
+        fields = {"name": wrapper, "base": section(family)} | more.get(wrapper, {"reward": "any"})
+        opened = lambda key, name, value, protocol: REWARD if protocol is Reward else None
+        return build_method(fields, 64, "float32", opened)
+
+    return wrapped
+
+
+def abilities(method):
+    assert isinstance(method, Method)
+    return " ".join(protocol.__name__ for protocol in ABILITIES if isinstance(method, protocol))
+
+
+def test_every_family_of_the_registry_is_here():
+    assert {name for name, family in FAMILIES.items() if not family.wraps} == set(OF_FAMILIES)
+    assert {name for name, family in FAMILIES.items() if family.wraps} == {"adversarial", "rewarded"}
+
+
+@pytest.mark.parametrize("family", OF_FAMILIES)
+def test_a_family_has_these_abilities_alone(section, family):
+    assert abilities(build_method(section(family), 64, "float32")) == OF_FAMILIES[family]
+    for protocol in ABILITIES:
+        assert (family in families_with(protocol)) == (protocol.__name__ in OF_FAMILIES[family].split())
+
+
+@pytest.mark.parametrize("family", OF_FAMILIES)
+@pytest.mark.parametrize("wrapper, expected", [("adversarial", UNDER_A_CRITIC), ("rewarded", BY_A_REWARD)])
+def test_a_wrapped_family_has_these_abilities_alone(wrapped, wrapper, expected, family):
+    if family not in expected:
+        with pytest.raises(UserError, match=r"method.base: (MeanFlow|Contrastive) (yields no|lacks the ability)"):
+            wrapped(wrapper, family)
+        return
+    method = wrapped(wrapper, family)
+    assert abilities(method) == expected[family]
+    assert isinstance(method, RewardTrained) == (wrapper == "rewarded")
+    for protocol in set(ABILITIES) - set(type(method).__mro__):
+        if protocol.__name__ not in expected[family].split():
+            with pytest.raises(UserError, match=f"lacks the ability {protocol.__name__}"):
+                require(method, protocol)
+
+
+def test_a_missing_ability_is_an_error_that_names_the_families_with_it(section):
+    method = build_method(section("diffusion"), 64, "float32")
+    with pytest.raises(
+        UserError, match="Diffusion lacks the ability Scorer; use a run of one of: contrastive, adversar"
+    ):
+        require(method, Scorer)
+
+
+def test_a_forwarded_function_gets_the_parameters_of_the_base():
+    class Base:
+        def score(self, params, inputs, cond):
+            return params, inputs, cond
+
+    class Wrapper:
+        FORWARDS = (Scorer,)
+        base = Base()
+
+        def base_params(self, params):
+            return params["inner"]
+
+    cls = compose(Wrapper, Base())
+    assert cls.__name__ == "Wrapper" and cls().score({"inner": 1}, 2, 3) == (1, 2, 3)
+    assert not isinstance(compose(Wrapper, object())(), Scorer)
+
+
+@pytest.mark.parametrize("protocol", ABILITIES)
+def test_forwarding_covers_all_members_of_a_protocol(protocol):
+    assert members(protocol) and all(hasattr(forwarding(protocol), name) for name in members(protocol))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_address_of_the_registry_is_a_class_with_players(name):
+    cls = family_class(name)
+    assert cls.__module__ == FAMILIES[name].address.partition(":")[0] and hasattr(cls, "players")

@@ -1,0 +1,61 @@
+"""Conditions: what is empty, how training drops them, and how guidance leads away from others."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoo import conditions
+from zoo.conditions import END, Condition
+
+COND = {"tokens": jnp.arange(24).reshape(4, 6) + 2}
+EMPTY = np.eye(1, 6, dtype=int).repeat(4, 0) * END
+
+
+@pytest.fixture
+def with_frame_rate(monkeypatch):
+    """Adds a condition that training never drops."""
+    monkeypatch.setitem(conditions.CONDITIONS, "frame_rate", Condition(jnp.zeros_like, drops=False))
+    return COND | {"frame_rate": jnp.array([8.0, 4.0, 2.0, 1.0])}
+
+
+def test_the_empty_caption_is_its_end():
+    np.testing.assert_array_equal(conditions.empty(COND)["tokens"], EMPTY)
+
+
+def test_what_training_never_drops_stays(with_frame_rate):
+    for cond in (conditions.empty(with_frame_rate), conditions.drop(jax.random.key(0), with_frame_rate, 1.0)):
+        np.testing.assert_array_equal(cond["frame_rate"], with_frame_rate["frame_rate"])
+        np.testing.assert_array_equal(cond["tokens"], EMPTY)
+
+
+def test_a_share_is_dropped_and_the_rest_stays():
+    tokens = jnp.arange(6 * 4000).reshape(4000, 6) + 2
+    dropped = conditions.drop(jax.random.key(0), {"tokens": tokens}, 0.3)["tokens"]
+    empty = np.all(np.asarray(dropped) == EMPTY[0], axis=1)
+    assert 0.27 < empty.mean() < 0.33
+    np.testing.assert_array_equal(dropped[~empty], tokens[~empty])
+    np.testing.assert_array_equal(conditions.drop(jax.random.key(0), COND, 0.0)["tokens"], COND["tokens"])
+
+
+def test_conditions_of_a_sample_are_dropped_together(monkeypatch):
+    monkeypatch.setitem(conditions.CONDITIONS, "label", Condition(jnp.zeros_like, drops=True))
+    cond = {"tokens": jnp.full((1000, 3), 7), "label": jnp.ones(1000)}
+    dropped = conditions.drop(jax.random.key(1), cond, 0.5)
+    np.testing.assert_array_equal(np.asarray(dropped["label"]) == 0, np.asarray(dropped["tokens"])[:, 0] == END)
+    assert 400 < int(dropped["label"].sum()) < 600
+
+
+def test_negative_conditions_stand_in_place_of_the_empty_ones(with_frame_rate):
+    np.testing.assert_array_equal(conditions.duplicate(COND)["tokens"], np.concatenate([COND["tokens"], EMPTY]))
+    negative = {"tokens": COND["tokens"] + 100}
+    both = conditions.duplicate(with_frame_rate | {"negative": negative})
+    np.testing.assert_array_equal(both["tokens"], np.concatenate([COND["tokens"], negative["tokens"]]))
+    np.testing.assert_array_equal(both["frame_rate"], [8.0, 4.0, 2.0, 1.0] * 2)
+    assert set(both) == {"tokens", "frame_rate"}
+
+
+def test_guidance_leads_from_the_bad_prediction_beyond_the_good_one():
+    good, bad = jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0])
+    np.testing.assert_allclose(conditions.guide(good, bad, 0.5), [1.5, 1.0])
+    np.testing.assert_array_equal(conditions.guide(good, bad, 0.0), good)

@@ -1,0 +1,53 @@
+"""Runs a command: python -m zoo COMMAND ..."""
+
+import sys
+
+from zoo.commands import (
+    attribute_editing,
+    bench,
+    clip_eval,
+    compare,
+    curves,
+    edit,
+    export_clip,
+    likelihood,
+    mode_coverage,
+    nfe_sweep,
+    oracle_eval,
+    score,
+)
+from zoo.errors import exit_on_user_error, unknown_name_error
+
+MODULES = (
+    attribute_editing,
+    bench,
+    clip_eval,
+    compare,
+    curves,
+    edit,
+    export_clip,
+    likelihood,
+    mode_coverage,
+    nfe_sweep,
+    oracle_eval,
+    score,
+)
+COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
+
+
+def main() -> None:
+    """Runs the command that the first argument names."""
+    with exit_on_user_error():
+        if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
+            lines = "\n".join(f"  {name:18} {module.__doc__.splitlines()[0]}" for name, module in COMMANDS.items())
+            print(f"python -m zoo COMMAND --help prints its flags. Commands, beside train.py and sample.py:\n\n{lines}")
+            return
+        if sys.argv[1] not in COMMANDS:
+            raise unknown_name_error("command", sys.argv[1], COMMANDS)
+        module = COMMANDS[sys.argv[1]]
+    sys.modules["__main__"].__doc__ = module.__doc__  # which --help prints
+    module.COMMAND.run([f"zoo {sys.argv[1]}", *sys.argv[2:]])
+
+
+if __name__ == "__main__":
+    main()

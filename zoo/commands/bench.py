@@ -1,0 +1,156 @@
+"""How fast a recipe is: python -m zoo bench --config configs/diffusion.py:demo
+
+Everything is measured in one run, since machines differ and share: set two numbers of one report against each other,
+not those of two reports.
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import numpy as np
+from absl import flags
+
+from zoo import config as configs
+from zoo.commands.scaffold import Command
+from zoo.families import get_dtype
+from zoo.files import write_json
+from zoo.loop import Loop, step_flops, step_function
+from zoo.method import Generates
+from zoo.runs.dependencies import prepare
+from zoo.runs.recipe import Recipe
+from zoo.training import cost, parallel
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    configs.define_config_flag()
+    flags.DEFINE_float("seconds", 10.0, "Seconds of each measurement.", lower_bound=0.1)
+    flags.DEFINE_string("out", None, "JSON file to write the report to.")
+    flags.DEFINE_bool(
+        "first_step", False, "Only take one call of steps and print its times; the report starts itself so."
+    )
+
+
+class Bench:
+    """A recipe's objects, and one batch of its data on the devices."""
+
+    def __init__(self, config):
+        self.loop = configs.build(Loop, config.loop, "loop")
+        self.source, self.recipe = prepare(config)
+        self.data = self.recipe.data
+        parallel.per_device(self.data.batch_size, self.loop.accumulate)
+
+    def compile_step(self):
+        """Returns call(state) -> (state, metrics), compiled; a replicated state; and seconds of compilation."""
+        state = parallel.replicate(self.recipe.create_state())
+        frozen = parallel.replicate(self.recipe.dependencies.frozen)
+        call = list(itertools.islice(self.recipe.stream(self.source), self.loop.steps_per_call))
+        batch = next(parallel.prefetch(iter([parallel.stack_and_shard(call)])))
+        step = parallel.pmap(step_function(self.recipe, self.loop, parallel.Devices()))
+        began = time.perf_counter()
+        compiled = step.lower(state, frozen, batch).compile()
+        return lambda state: compiled(state, frozen, batch), state, time.perf_counter() - began
+
+
+def first_step(config) -> dict[str, float]:
+    """Seconds from the start of this process to the end of its first call of steps, and those of compiling it."""
+    step, state, compile_seconds = Bench(config).compile_step()
+    jax.block_until_ready(step(state))
+    return {"compile_s": compile_seconds, "to_first_step_s": time.time() - _process_start()}
+
+
+def _process_start() -> float:
+    with open("/proc/self/stat") as file:
+        ticks = int(file.read().rsplit(")", 1)[1].split()[19])
+    with open("/proc/uptime") as file:
+        up = float(file.read().split()[0])
+    return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def start_times(argv: list[str]) -> dict[str, dict[str, float]]:
+    """`first_step` in two new processes: with an empty compilation cache, and with the one that the first left."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
+        return {name: _child(argv, environment) for name in ("cold", "cached")}
+
+
+def _child(argv: list[str], environment) -> dict[str, float]:
+    command = [sys.executable, "-m", "zoo", "bench", *argv, "--first_step"]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def time_calls(seconds: float, call) -> float:
+    """Calls `call` for about so long after one warm-up; returns the median seconds of a call."""
+    call()
+    taken, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken) < 3:
+        began = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - began)
+    return float(np.median(taken))
+
+
+def measure(config, seconds: float) -> dict[str, float]:
+    """Rates of training, of the data alone and of sampling, and the memory they took."""
+    bench = Bench(config)
+    recipe, batch_size, per_call = bench.recipe, bench.data.batch_size, bench.loop.steps_per_call
+    step, state, _ = bench.compile_step()
+
+    def call():
+        nonlocal state
+        state, metrics = step(state)
+        jax.block_until_ready(metrics)
+
+    peak = cost.matmul_peak(get_dtype(config.dtype)) * jax.device_count()
+    step_seconds = time_calls(seconds, call) / per_call
+    flops = step_flops(recipe, bench.loop)
+    report = {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(recipe.state_shapes().params)),
+        "step_s": step_seconds,
+        "images_per_s": batch_size / step_seconds,
+        "flops_per_s": flops / step_seconds,
+        "matmul_peak_flops_per_s": peak,
+        "share_of_matmul_peak": flops / step_seconds / peak,
+    }
+    stream = recipe.stream(bench.source)
+    report["input_images_per_s"] = batch_size / jax.process_count() / time_calls(seconds, lambda: next(stream))
+
+    if isinstance(recipe.method, Generates):
+        report["sampler_images_per_s"] = sampling_rate(recipe, seconds)
+    report["peak_memory_mib"] = cost.peak_memory() / 2**20
+    return report
+
+
+def sampling_rate(recipe: Recipe, seconds: float) -> float:
+    """Images a second that the recipe's sampler makes on all local devices."""
+    sampler = recipe.sampler()
+    count = sampler.per_device * jax.local_device_count()
+    cond = recipe.conditions([""] * count)
+    params = recipe.create_state().params | {"frozen": recipe.dependencies.frozen}
+    return count / time_calls(seconds, lambda: sampler(params, cond, seed=0))
+
+
+def main(_: list[str]) -> None:
+    if FLAGS.first_step:
+        print(json.dumps(first_step(FLAGS.config)))
+        return
+    device = jax.devices()[0]
+    machine = f"{jax.device_count()} x {device.device_kind} ({device.platform}), {os.cpu_count()} cores"
+    words = [word for word in sys.argv[1:] if word != "bench"]
+    report = {"command": " ".join(words), "machine": machine, "jax": jax.__version__}
+    report |= measure(FLAGS.config, FLAGS.seconds) | {"start": start_times(words)}
+    print(json.dumps(report, indent=2))
+    if FLAGS.out:
+        write_json(FLAGS.out, report)
+
+
+COMMAND = Command(main, define_flags)

@@ -1,0 +1,196 @@
+"""Edits images through their noise: python -m zoo edit --workdir RUN ACTION ...
+
+An image is inverted to its noise, the noise is changed, and an image is generated from it.
+
+    invert       --image FILE                       the image beside the one made from its noise
+    interpolate  --image FILE --image FILE          images between two
+    direction    --image FILE --attribute red --instead_of blue       a strip, more and more edited
+    vary         --image FILE --strength 0.5        images like it
+    inpaint      --image FILE --mask FILE           the white part of the mask made anew
+
+In place of `--image FILE`, `--item N` is one of the test split, and `--prompt TEXT` is sampled first.
+
+By default all is done under the empty caption. A right caption explains its content, so that the noise only holds the
+rest: directions therefore live in the noise of the empty caption. With `--caption` the noise of an image is the one
+under this caption; `--new_caption` generates the edited images under another one, which keeps what both leave open.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from PIL import Image, UnidentifiedImageError
+
+from zoo import media
+from zoo.commands import sampling_flags
+from zoo.commands.sampling_flags import Sampling
+from zoo.commands.scaffold import Command
+from zoo.data import folder
+from zoo.errors import UserError
+from zoo.evaluation.attribute_editing import find_direction, spread
+from zoo.evaluation.reconstruction import psnr
+from zoo.runs import editor as edits
+from zoo.runs.editor import ROUNDS, Editor, repeat_each
+from zoo.runs.recipe import Recipe
+
+FLAGS = flags.FLAGS
+
+COLUMNS = 10
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    sampling_flags.define()
+    flags.DEFINE_multi_string("image", [], "File of an image (of a video: GIF or MP4); interpolate takes two.")
+    flags.DEFINE_multi_integer("item", [], "In place of an image: number of one of the test split.")
+    flags.DEFINE_multi_string("prompt", [], "In place of an image: a caption to sample one of.")
+    flags.DEFINE_string("caption", "", "Caption under which images are inverted and generated; empty for none.")
+    flags.DEFINE_string("new_caption", None, "Caption under which images are generated; by default --caption.")
+    flags.DEFINE_string("attribute", None, "direction: a word of the images to move towards.")
+    flags.DEFINE_string("instead_of", "", "direction: a word of the images to move away from.")
+    flags.DEFINE_float("strength", 1.0, "direction: of the last image; vary: from 0 (the same) to 1 (any other).")
+    flags.DEFINE_integer("num", 2000, "direction: images of split train from which it is taken.", lower_bound=2)
+    flags.DEFINE_integer("count", 8, "Images in the strip or grid.", lower_bound=1)
+    flags.DEFINE_string("mask", None, "inpaint: image of the run's size, white where it is to be made anew.")
+    flags.DEFINE_integer("rounds", ROUNDS, "inpaint: steps of the search for the noise.", lower_bound=1)
+    flags.DEFINE_string("out", "edit.png", "File to write: .png, .gif or .mp4.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """An edit, as the flags of the same names say."""
+
+    image: Sequence[str]
+    item: Sequence[int]
+    prompt: Sequence[str]
+    caption: str
+    new_caption: str | None
+    attribute: str | None
+    instead_of: str
+    strength: float
+    num: int
+    count: int
+    mask: str | None
+    rounds: int
+
+    def captions(self, count: int = 1) -> list[str]:
+        """Returns the caption under which images are inverted, `count` times."""
+        return [self.caption] * count
+
+    def new_captions(self, count: int = 1) -> list[str]:
+        """Returns the caption under which images are generated, `count` times."""
+        return [self.caption if self.new_caption is None else self.new_caption] * count
+
+
+Edited = tuple[np.ndarray, list[str]]  # images (N, T, H, W, 3) and N labels
+
+
+def main(words: list[str]) -> None:
+    if len(words) != 1 or words[0] not in ACTIONS:
+        raise UserError(f"give one action of {', '.join(ACTIONS)}; got {' '.join(words)}")
+    sampling = sampling_flags.read()
+    if sampling.negative and not FLAGS.prompt:
+        raise UserError("--negative is for images that --prompt samples: drop it")
+    request = Request(**{field.name: getattr(FLAGS, field.name) for field in dataclasses.fields(Request)})
+    editor = Editor(sampling.run, sampling.per_device, sampling.seed, **sampling.options, **sampling.guided)
+    images, names = ACTIONS[words[0]](sampling, editor, request)
+    settings = {name: value for name, value in editor.settings.items() if name != "guide"}
+    about = sampling.about() | {"action": words[0], "settings": settings, "flags": dataclasses.asdict(request)}
+    media.save(FLAGS.out, laid_out(images, names, Path(FLAGS.out)), metadata=media.note(about))
+    print(f"{', '.join(names)} -> {FLAGS.out}")
+
+
+def read_images(sampling: Sampling, request: Request, count: int) -> np.ndarray:
+    """Returns the images that a request names, uint8 (count, T, H, W, 3). Raises UserError for another number."""
+    named = len(request.image) + len(request.item) + len(request.prompt)
+    if named != count:
+        raise UserError(f"needs {count} input image(s) by --image, --item or --prompt; got {named}")
+    data = sampling.run.recipe.data
+    found = [folder.read_file(name, data.size, data.frames) for name in request.image]
+    if request.item:
+        source = data.open("test")
+        for number in request.item:
+            if not 0 <= number < len(source):
+                raise UserError(f"--item {number}: the test split has items 0 .. {len(source) - 1}")
+            found.append(source[number]["inputs"])
+    if request.prompt:
+        cond = sampling.conditions(list(request.prompt))
+        found += list(sampling.sampler()(sampling.run.params, cond, sampling.seed))
+    return np.stack(found)
+
+
+def read_mask(name: str | None, recipe: Recipe) -> np.ndarray:
+    """Returns the mask in a file, bool (size, size), True where it is white."""
+    size = recipe.data.size
+    if name is None:
+        raise UserError("inpaint needs --mask, an image that is white where it is to be made anew")
+    try:
+        mask = Image.open(name).convert("L")
+    except (OSError, UnidentifiedImageError):
+        raise UserError(f"--mask: {name} cannot be read: give an image that exists") from None
+    if mask.size != (size, size):
+        raise UserError(f"--mask: {name} is {mask.width} x {mask.height}, and images are {size} x {size}: resize it")
+    return np.asarray(mask) >= 128
+
+
+def invert(sampling: Sampling, editor: Editor, request: Request) -> Edited:
+    images = read_images(sampling, request, 1)
+    again = editor.generate(editor.invert(images, request.captions()), request.new_captions())
+    error = np.abs(again.astype(float) - images).mean()
+    return np.concatenate([images, again]), ["image", f"{error:.2f} of 255 off, {psnr(images, again)[0]:.1f} dB"]
+
+
+def interpolate(sampling: Sampling, editor: Editor, request: Request) -> Edited:
+    count = request.count
+    noise = editor.invert(read_images(sampling, request, 2), request.captions(2))
+    first, second = (repeat_each(jax.tree.map(lambda x, i=i: x[i : i + 1], noise), count) for i in (0, 1))
+    fractions = np.linspace(0, 1, count, dtype=np.float32)
+    between = edits.interpolate(first, second, fractions)
+    return editor.generate(between, request.new_captions(count)), [f"{fraction:.2f}" for fraction in fractions]
+
+
+def direction(sampling: Sampling, editor: Editor, request: Request) -> Edited:
+    if not request.attribute:
+        raise UserError("direction needs --attribute, a word that is true of some images of the data")
+    images, items = read_images(sampling, request, 1), spread(sampling.run.recipe.data.open("train"), request.num)
+    towards = find_direction(editor, items, request.attribute, request.instead_of)
+    noise = repeat_each(editor.invert(images, request.captions()), request.count)
+    strengths = np.linspace(0, request.strength, request.count, dtype=np.float32)
+    made = editor.generate(edits.move(noise, towards, strengths), request.new_captions(request.count))
+    return np.concatenate([images, made]), ["image", *(f"{strength:.2f}" for strength in strengths)]
+
+
+def vary(sampling: Sampling, editor: Editor, request: Request) -> Edited:
+    if not 0 <= request.strength <= 1:
+        raise UserError(f"--strength {request.strength}: give a part of the noise that is drawn anew, in [0, 1]")
+    images = read_images(sampling, request, 1)
+    noise = repeat_each(editor.invert(images, request.captions()), request.count)
+    made = editor.generate(editor.vary(noise, request.strength), request.new_captions(request.count))
+    return np.concatenate([images, made]), ["image", *map(str, range(request.count))]
+
+
+def inpaint(sampling: Sampling, editor: Editor, request: Request) -> Edited:
+    mask, images = read_mask(request.mask, sampling.run.recipe), read_images(sampling, request, 1)
+    again = repeat_each(images, request.count)
+    made = editor.inpaint(again, mask, request.new_captions(request.count), request.rounds)
+    return np.concatenate([images, made]), ["image", *map(str, range(request.count))]
+
+
+ACTIONS: dict[str, Callable[[Sampling, Editor, Request], Edited]] = {
+    "invert": invert,
+    "interpolate": interpolate,
+    "direction": direction,
+    "vary": vary,
+    "inpaint": inpaint,
+}
+COMMAND = Command(main, define_flags, f"give one action of {', '.join(ACTIONS)}; got none")
+
+
+def laid_out(images: np.ndarray, names: Sequence[str], out: Path) -> np.ndarray:
+    """Returns images (N, T, H, W, 3) as one: in a row, or in a video one after the other."""
+    if images.shape[1] > 1 or out.suffix.lower() == ".png":
+        return media.grid(images, columns=min(len(images), COLUMNS), labels=names)
+    return np.concatenate([media.grid(image[None]) for image in images])

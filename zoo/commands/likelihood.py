@@ -1,0 +1,81 @@
+"""Computes bits per dimension of real images under a run: python -m zoo likelihood --workdir RUN --num 256 --split test
+
+They are exact, or an upper bound, under each image's own caption. Of scenes/entropy the truth is known, and a mean
+below it is a bug. An ODE's steps are its error: `--tolerance 0.01` doubles them until it is small.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+from absl import flags
+
+from zoo.commands import sampling_flags
+from zoo.commands.scaffold import Command
+from zoo.errors import UserError
+from zoo.evaluation import model_eval
+from zoo.evaluation.measures import known_entropy, mean_score
+from zoo.evaluation.registry import first_of
+from zoo.evaluation.report import show
+from zoo.families import require
+from zoo.files import write_json
+from zoo.method import HasLikelihood
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    sampling_flags.define()
+    flags.DEFINE_integer("num", 256, "Number of images.", lower_bound=2)
+    flags.DEFINE_string("split", "test", "Split of the run's data.")
+    flags.DEFINE_bool("no_captions", False, "Under the empty caption instead of each image's own.")
+    flags.DEFINE_float("tolerance", None, "Double the ODE's steps until no image changes by more bits per dimension.")
+    flags.DEFINE_string("out", None, "JSON file; by default WORKDIR/likelihood.json.")
+
+
+def main(_: list[str]) -> None:
+    sampling = sampling_flags.read()
+    run, options = sampling.run, dict(sampling.options)
+    if sampling.guided or sampling.negative:
+        raise UserError("a likelihood is of the run alone: drop --negative and the --guide_ flags")
+    method = require(run.method, HasLikelihood)
+    defaults = dataclasses.asdict(method.LikelihoodOptions())
+    real = first_of(run.recipe.data, FLAGS.split, FLAGS.num)
+    captions = [""] * FLAGS.num if FLAGS.no_captions else real.require_captions()
+    bits = functools.partial(model_eval.bits_per_dim, run, real.images, captions, sampling.seed, sampling.per_device)
+    options, change = defaults | options, None
+    if FLAGS.tolerance is None:
+        values = bits(**options)
+    else:
+        if "steps" not in defaults:
+            raise UserError(f"--tolerance is of an ODE's steps, and {type(method).__name__} has none")
+        at = lambda steps: bits(**options | {"steps": steps})
+        values, options["steps"], change = model_eval.settled(at, options["steps"], FLAGS.tolerance)
+    score = mean_score(values)
+    entropy = known_entropy(run.recipe.data, bool(FLAGS.no_captions))
+    result = {
+        "bits_per_dim": score.value,
+        "interval": score.interval,
+        "entropy": entropy,
+        "gap": None if entropy is None else score.value - entropy,
+        "change_by_doubling": change,
+        "run": sampling.workdir,
+        "checkpoint": run.step,
+        "ema": sampling.ema,
+        "split": FLAGS.split,
+        "num": FLAGS.num,
+        "captions": not FLAGS.no_captions,
+        "seed": sampling.seed,
+        "options": options,
+    }
+    out = Path(FLAGS.out or f"{sampling.workdir}/likelihood.json")
+    write_json(out, result)
+    print(f"{show(score)} bits per dimension of {FLAGS.num} images -> {out}")
+    if entropy is not None:
+        print(f"the entropy is {entropy:.4f}, {result['gap']:.4f} below")
+    if change is not None:
+        print(f"{options['steps']} steps; half as many change no image by more than {change:.4f}")
+
+
+COMMAND = Command(main, define_flags)

@@ -1,0 +1,46 @@
+"""The frame of every command: its flags, its errors, its exit code."""
+
+import dataclasses
+from collections.abc import Callable
+
+from absl import app, flags
+
+from zoo import config
+from zoo.errors import UserError, exit_on_user_error
+from zoo.training import parallel
+
+FLAGS = flags.FLAGS
+
+
+def no_flags() -> None:
+    """Defines nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command.
+
+    Attributes:
+      main: called with the arguments that are no flags. Only here are flags read.
+      define_flags: defines the flags.
+      arguments: what to give, e.g. "name at least one run: ..."; "" for a command without arguments.
+    """
+
+    main: Callable[[list[str]], None]
+    define_flags: Callable[[], None] = no_flags
+    arguments: str = ""
+
+    def run(self, argv: list[str] | None = None) -> None:
+        """Runs the command as a program. A `UserError` is one line on stderr and exit code 2."""
+        self.define_flags()
+        with exit_on_user_error():
+            app.run(self, argv=argv, flags_parser=config.parse_flags)
+
+    def __call__(self, argv: list[str]) -> None:
+        """Runs the command on parsed flags."""
+        if argv[1:] and not self.arguments:
+            raise UserError(f"no such argument: {argv[1]!r}; flags begin with --")
+        if self.arguments and not argv[1:]:
+            raise UserError(self.arguments)
+        parallel.use_compilation_cache()
+        self.main(argv[1:])

@@ -1,0 +1,201 @@
+"""Scores a run or a folder of images: python -m zoo score --workdir runs/demo --num 256"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+import zoo.evaluation.measures  # noqa: F401, which registers them
+from zoo import media
+from zoo.commands import sampling_flags
+from zoo.commands.sampling_flags import Sampling
+from zoo.commands.scaffold import Command
+from zoo.data import images as files
+from zoo.errors import UserError
+from zoo.evaluation import registry, report
+from zoo.evaluation.features import Features, clip_features, inception_features
+from zoo.evaluation.measures import known_entropy
+from zoo.evaluation.registry import MEASURES, EvalContext, Sample, Score, evaluate, first_of, make_context
+from zoo.files import write_json
+from zoo.runs.recipe import Data
+from zoo.runs.run import Run
+
+FLAGS = flags.FLAGS
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    sampling_flags.define(workdir_required=False)
+    flags.DEFINE_string("images", None, "Instead of --workdir: a folder of images.")
+    flags.DEFINE_string("prompts", None, "A file with the caption of each image, in the order of the images' names.")
+    flags.DEFINE_string("reference", None, "Real images to compare with, as data.source; by default the run's data.")
+    flags.DEFINE_integer("num", 256, "Captions of the test split to sample and score.", lower_bound=2)
+    flags.DEFINE_integer("num_reference", 2000, "Most real images of split train to compare with.", lower_bound=2)
+    flags.DEFINE_string("split", "test", "Split of the captions and of the held-out images.")
+    flags.DEFINE_list("measures", ["all"], "Names of measures, with commas; all is all that can be computed.")
+    flags.DEFINE_string(
+        "references", None, "Other captions of each image, in order: a JSON list of texts on each line."
+    )
+    flags.DEFINE_string("clip", "zoo:clip", "Folder of a CLIP, as Hugging Face's; by default one trained on scenes.")
+    flags.DEFINE_string("clip_prefix", "", "Text before each caption for CLIP, e.g. 'A photo depicts '.")
+    flags.DEFINE_string("inception", None, "File of the published Inception weights, for fid.")
+    flags.DEFINE_string("inception_resize", "pytorch", "How Inception's images are resized: pytorch or clean.")
+    flags.DEFINE_string("out", None, "JSON file, and a chart beside it; by default WORKDIR/scores.json.")
+
+
+class Subject(NamedTuple):
+    """Images to be scored: the data they are compared with, their origin for the JSON file, and their run."""
+
+    sample: Sample
+    data: Data | None
+    about: dict[str, Any]
+    run: Run | None = None
+
+
+def main(_: list[str]) -> None:
+    if (FLAGS.workdir is None) == (FLAGS.images is None):
+        raise UserError("give either --workdir, a run, or --images, a folder")
+    registry.chosen(FLAGS.measures)
+    if FLAGS.workdir:
+        subject = of_run(sampling_flags.read(), FLAGS.split, FLAGS.num, FLAGS.references, FLAGS.reference)
+        name, out = FLAGS.workdir, f"{FLAGS.workdir}/scores.json"
+    else:
+        subject = of_folder(FLAGS.images, FLAGS.prompts, FLAGS.references, FLAGS.reference)
+        name, out = FLAGS.images, f"{FLAGS.images.rstrip('/')}_scores.json"  # beside, or the chart would be one of them
+    networks = {}
+    if registry.needs_clip(FLAGS.measures):
+        networks["clip"] = clip_features(FLAGS.clip, FLAGS.clip_prefix)
+    if FLAGS.inception:
+        networks["inception"] = inception_features(FLAGS.inception, FLAGS.inception_resize)
+    own = FLAGS.reference is None
+    context = context_of(subject, networks, own, FLAGS.split, FLAGS.num, FLAGS.num_reference, FLAGS.seed)
+    scores, missing = score(subject, context, FLAGS.measures)
+    print(report.to_table(scores))
+    for measure, reason in missing.items():
+        print(f"without {measure}: {reason}")
+    out = Path(FLAGS.out or out)
+    write_json(out, report.to_json(scores, subject.about))
+    report.to_chart(scores, out.with_suffix(".png"), str(name))
+    print(f"{len(subject.sample.images)} images -> {out}, {out.with_suffix('.png')}")
+
+
+COMMAND = Command(main, define_flags)
+
+
+def score(
+    subject: Subject, context: EvalContext, names: Sequence[str]
+) -> tuple[dict[str, dict[str, Score]], dict[str, str]]:
+    """Returns the scores of a model between ceiling and floor, and the reasons of the measures that were left out."""
+    model, missing = evaluate(subject.sample, context, names)
+    scores = {"model": model}
+    if context.held_out:
+        shown = [name for name in registry.chosen(names) if name not in missing and not MEASURES[name].of_run]
+        if context.held_out.references is None:
+            shown = [name for name in shown if name != "ref_clip_score"]
+        ceiling, floor = evaluate(context.held_out, context, shown)[0], registry.floor(context.held_out, context, shown)
+        scores |= {"ceiling": ceiling, "floor": floor}
+        if "bits_per_dim" in model and subject.data and (entropy := known_entropy(subject.data)) is not None:
+            scores["ceiling"]["bits_per_dim"] = Score(entropy)
+    return scores, missing
+
+
+def of_run(sampling: Sampling, split: str, num: int, references: str | None, reference: str | None) -> Subject:
+    """Samples a run from the first captions of a split."""
+    run, recipe = sampling.run, sampling.run.recipe
+    texts = first_of(recipe.data, split, num).require_captions()
+    sampler, cond = sampling.sampler(), sampling.conditions(list(texts))
+    sampler.compile(run.params, cond)
+    began = time.perf_counter()
+    made = sampler(run.params, cond, sampling.seed)
+    about = {
+        "run": sampling.workdir,
+        "checkpoint": run.step,
+        "split": split,
+        "num": len(texts),
+        "samples_per_second": len(made) / (time.perf_counter() - began),
+        "evaluations": run.method.evaluations(sampler.options),
+    }
+    data = recipe.data if reference is None else Data(reference, recipe.data.size, recipe.data.frames)
+    return Subject(Sample(made, texts, read_references(references, len(texts))), data, about, run)
+
+
+def of_folder(name: str, prompts: str | None, references: str | None, reference: str | None) -> Subject:
+    """Reads a folder of images. All get the size of the first one's shorter side."""
+    folder = Path(name)
+    if not folder.is_dir():
+        raise UserError(f"--images: no such folder: {name!r}")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise UserError(f"--images: {name} holds no image ({', '.join(SUFFIXES)})")
+    size = min(open_image(paths[0]).size)
+    made = np.stack([files.fit(open_image(path), size) for path in paths])[:, None]
+    sample = Sample(made, read_prompts(prompts, paths), read_references(references, len(made)))
+    return Subject(sample, Data(reference, size) if reference else None, {"images": name, "num": len(paths)})
+
+
+def open_image(path: Path) -> Image.Image:
+    """Opens an image. Raises UserError where it cannot be read."""
+    try:
+        image = Image.open(path)
+        image.load()
+        return image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete it, and its line of --prompts") from None
+
+
+def read_prompts(name: str | None, paths: list[Path]) -> list[str] | None:
+    """Returns the captions of images: lines of a file, else those that sample.py --each wrote into them, else None."""
+    if name is None:
+        inside = [media.read_metadata(path).get("prompt") for path in paths if path.suffix == ".png"]
+        return inside if len(inside) == len(paths) and None not in inside else None
+    if not Path(name).is_file():
+        raise UserError(f"--prompts: no such file: {name!r}")
+    lines = [line.strip() for line in Path(name).read_text().splitlines() if line.strip()]
+    if len(lines) != len(paths):
+        raise UserError(f"--prompts: {name} has {len(lines)} captions for {len(paths)} images; give one each")
+    return lines
+
+
+def read_references(name: str | None, count: int) -> list[list[str]] | None:
+    """Returns the lines of a file of other captions, one for each of `count` images; None without a file."""
+    if name is None:
+        return None
+    if not Path(name).is_file():
+        raise UserError(f"--references: no such file: {name!r}")
+    found = []
+    for number, line in enumerate(Path(name).read_text().splitlines(), 1):
+        try:
+            texts = json.loads(line)
+        except ValueError:
+            texts = None
+        if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
+            raise UserError(f"--references: line {number} of {name} is no JSON list of texts: {line[:40]!r}")
+        found.append(texts)
+    if len(found) != count:
+        raise UserError(f"--references: {name} has {len(found)} lines for {count} images; give one each")
+    return found
+
+
+def context_of(
+    subject: Subject,
+    networks: dict[str, Features],
+    own_data: bool,
+    split: str,
+    num: int,
+    num_reference: int,
+    seed: int,
+) -> EvalContext:
+    """Returns the context of a subject; with `own_data` the captions are those of the real images."""
+    if subject.data is None:
+        return EvalContext(networks, {}, None, None, seed)
+    real = first_of(subject.data, split, num)
+    shared = subject.run is not None and own_data
+    real = dataclasses.replace(real, references=subject.sample.references if shared else None)
+    return dataclasses.replace(make_context(networks, subject.data, real, num_reference, seed), run=subject.run)

@@ -1,0 +1,220 @@
+"""The measures, each a function that declares itself, see `registry`."""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from zoo.errors import UserError
+from zoo.evaluation import distances, model_eval
+from zoo.evaluation.accuracy import classification_accuracy
+from zoo.evaluation.bootstrap import interval, interval_of
+from zoo.evaluation.clip_score import clip_score, r_precision, ref_clip_score
+from zoo.evaluation.reconstruction import psnr, ssim
+from zoo.evaluation.registry import EvalContext, Sample, Score, measure
+from zoo.evaluation.sharpness import sharpness
+from zoo.runs.editor import Editor
+from zoo.runs.recipe import Data
+from zoo.scenes import oracle
+from zoo.scenes.dataset import NOISE_LEVELS, entropy_bits_per_dim
+from zoo.scenes.grammar import parse
+
+KID_SUBSETS, KID_SIZE = 20, 1000  # KID_SIZE or as many as there are
+RESAMPLES = 20  # halves from which the intervals of distances are taken
+FEW = 10_000  # below this many images a distance has a note
+LEAST_LABELLED = 50
+
+
+# ---- captions
+
+
+@measure("oracle", better="higher", floor="shuffled")
+def by_oracle(sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """Share of captions of which the oracle finds each attribute right, among those that name it."""
+    captions = sample.require_captions()
+    if context.world is None:
+        raise UserError("needs scenes: the oracle reads nothing else")
+    return {name: mean_score(right) for name, right in oracle.table(sample.images, captions, context.world).items()}
+
+
+@measure("sharpness", better="ceiling")
+def by_sharpness(sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """Spread of the Laplacian."""
+    del context
+    return {"sharpness": mean_score(sharpness(sample.images))}
+
+
+@measure("clip_score", better="higher", network="clip", floor="shuffled")
+def by_clip_score(sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """CLIPScore."""
+    network, captions = context.network("clip"), sample.require_captions()
+    return {"clip_score": mean_score(clip_score(sample.features(network), network.texts(captions)))}
+
+
+@measure("ref_clip_score", better="higher", network="clip", floor="shuffled")
+def by_ref_clip_score(sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """CLIPScore with other captions of the same images."""
+    network, captions = context.network("clip"), sample.require_captions()
+    if sample.references is None:
+        raise UserError("needs other captions of the images: give them by --references")
+    most = max(map(len, sample.references))
+    filled = [texts[i % len(texts)] for texts in sample.references for i in range(most)]  # the nearest alone counts
+    references = network.texts(filled).reshape(len(captions), most, -1)
+    return {"ref_clip_score": mean_score(ref_clip_score(sample.features(network), network.texts(captions), references))}
+
+
+@measure("r_precision", better="higher", network="clip", floor="shuffled")
+def by_r_precision(sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """Share of images whose own caption is the nearest of many."""
+    network, captions = context.network("clip"), sample.require_captions()
+    return {"r_precision": mean_score(r_precision(sample.features(network), network.texts(captions), captions))}
+
+
+# ---- distances and neighbours
+
+
+def median_cmmd(fake, real) -> float:
+    """CMMD with the reference's own median distance as sigma, which compares more than the means."""
+    return distances.cmmd(fake, real, sigma=distances.median_sigma(real, real))
+
+
+def kid(fake, real) -> float:
+    """KID of as large subsets as there are images."""
+    size = min(KID_SIZE, len(fake), len(real))
+    return distances.kid(fake, real, KID_SUBSETS, size)[0]
+
+
+def by_distance(function: Callable, name: str, network: str, sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """A distance between the features of the sample and those of the reference."""
+    fake, real = sample.features(context.network(network)), context.real(network)
+    return {name: with_interval(function, fake, real, context.seed)}
+
+
+def by_neighbours(function: Callable, index: int, name: str, sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """One value of a function of (real, fake). The larger set is cut: neighbourhoods depend on the number."""
+    fake, real = sample.features(context.network("clip")), context.real("clip")
+    count = min(len(fake), len(real))
+    compute = lambda fake, real: function(real, fake)[index]
+    return {name: with_interval(compute, evenly(fake, count), evenly(real, count), context.seed)}
+
+
+for _name, _function in {
+    "cmmd": distances.cmmd,
+    "cmmd_median": median_cmmd,
+    "kid": kid,
+    "frechet": distances.frechet,
+}.items():
+    measure(_name, better="lower", network="clip")(functools.partial(by_distance, _function, _name, "clip"))
+for _name, _function, _index in (
+    ("precision", distances.precision_recall, 0),
+    ("recall", distances.precision_recall, 1),
+    ("density", distances.density_coverage, 0),
+    ("coverage", distances.density_coverage, 1),
+):
+    measure(_name, better="higher", network="clip")(functools.partial(by_neighbours, _function, _index, _name))
+
+
+@measure("memorization", better="ceiling", network="clip")
+def by_memorization(sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """Share of images nearer to a reference image than 99% of held-out ones are; chance gives 1%."""
+    network = context.network("clip")
+    held_out = context.require_held_out().features(network)
+    return {"memorization": Score(distances.memorization(sample.features(network), context.real("clip"), held_out))}
+
+
+@measure("accuracy", better="higher", network="clip")
+def by_accuracy(sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """Classification accuracy score: accuracy on real images of a classifier that was trained on the sample alone."""
+    network, held_out = context.network("clip"), context.require_held_out()
+    parts = []
+    for part in (sample, held_out):
+        labels = labels_of(part.require_captions(), context.world)
+        chosen = [i for i, label in enumerate(labels) if label]
+        if len(chosen) < LEAST_LABELLED:
+            raise UserError(f"needs {LEAST_LABELLED} captions that name a class, got {len(chosen)}: give more images")
+        parts += [part.features(network)[chosen], [labels[i] for i in chosen]]
+    return {"accuracy": Score(classification_accuracy(*parts))}
+
+
+for _name, _function in {"fid": distances.frechet, "inception_kid": kid}.items():
+    measure(_name, better="lower", network="inception")(functools.partial(by_distance, _function, _name, "inception"))
+
+
+# ---- the run itself
+
+
+@measure("bits_per_dim", better="lower", floor="")
+def by_likelihood(sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """Bits per dimension of held-out images under the run, with the default options of its family."""
+    del sample
+    real = context.asked
+    bits = model_eval.bits_per_dim(context.require_run(), real.images, real.require_captions(), context.seed)
+    return {"bits_per_dim": mean_score(bits, of_real(real))}
+
+
+def by_reconstruction(function: Callable, name: str, sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """Similarity of held-out images and their reconstructions by the run."""
+    del sample
+    return {name: mean_score(function(context.asked.images, context.reconstructed), of_real(context.asked))}
+
+
+for _name, _function in {"psnr": psnr, "ssim": ssim}.items():
+    measure(_name, better="higher", floor="")(functools.partial(by_reconstruction, _function, _name))
+
+
+@measure("round_trip", better="lower", floor="")
+def by_round_trip(sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """Largest error of any value, in [-1, 1], of held-out images that are inverted and generated again."""
+    del sample
+    run, real = context.require_run(), context.require_held_out()
+    errors = Editor(run, seed=context.seed).round_trip(real.images, real.require_captions())
+    return {"round_trip": Score(float(errors.max()), note=of_real(real))}
+
+
+# ---- helpers
+
+
+def of_real(real: Sample) -> str:
+    """Note of a measure of the run."""
+    return f"of {len(real.images)} real images"
+
+
+def known_entropy(data: Data, no_captions: bool = False) -> float | None:
+    """Returns the entropy of data in bits per dimension, which no likelihood can be below, if it is known.
+
+    A caption may describe the whole scene: given captions it is that of the noise alone.
+    """
+    if data.source.partition("?")[0] != "scenes/entropy":
+        return None
+    return float(entropy_bits_per_dim(data.size) if no_captions else np.log2(NOISE_LEVELS))
+
+
+def mean_score(values, note: str = "") -> Score:
+    """Returns the mean of values (N,), with its interval."""
+    finite = len(values) > 1 and np.isfinite(values).all()
+    return Score(float(np.mean(values)), interval(values) if finite else None, note)
+
+
+def with_interval(function: Callable[..., float], fake: np.ndarray, real: np.ndarray, seed: int) -> Score:
+    """Returns the score of two sets of features."""
+    note = f"of {len(fake)} images" if len(fake) < FEW else ""
+    try:
+        around = interval_of(function, fake, real, resamples=RESAMPLES, seed=seed)
+    except UserError:  # half of the images are too few
+        around, note = None, f"{note}, too few for an interval"
+    return Score(function(fake, real), around, note)
+
+
+def evenly(rows: np.ndarray, count: int) -> np.ndarray:
+    """Returns `count` of the rows, evenly spread."""
+    return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+
+
+def labels_of(captions: Sequence[str], world: str | None) -> list[str | None]:
+    """Returns the class that each caption names: the shape of a single object, else the caption, if some share it."""
+    if world is not None:
+        things = [parse(text).things for text in captions]
+        return [thing[0].shape if len(thing) == 1 else None for thing in things]
+    counts = Counter(captions)
+    return [text if counts[text] >= 5 else None for text in captions]

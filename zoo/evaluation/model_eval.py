@@ -1,0 +1,113 @@
+"""Evaluations of a run on images that it did not make. The result for an image depends on (seed, its number) alone."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.config import build_options
+from zoo.errors import UserError
+from zoo.families import require
+from zoo.method import HasLikelihood, Reconstructs, to_float, to_uint8
+from zoo.runs.run import ClipRun, Run
+from zoo.training import parallel
+
+MOST_STEPS = 1024  # of an ODE
+
+
+def bits_per_dim(
+    run: Run, images: np.ndarray, captions: Sequence[str], seed: int = 0, per_device: int = 16, **options
+) -> np.ndarray:
+    """Computes bits per dimension of each image under its caption, or an upper bound, see `method.HasLikelihood`.
+
+    Args:
+      run: run with that ability.
+      images: uint8 (N, T, H, W, C).
+      captions: N.
+      seed: seed of the draws.
+      per_device: images that a device takes at once.
+      **options: values of the family's `LikelihoodOptions`.
+
+    Returns:
+      float32 (N,).
+
+    Raises:
+      UserError: the run's family lacks the ability or the option, or the run was trained on latents.
+    """
+    method = require(run.method, HasLikelihood)
+    what = f"likelihood option of {type(method).__name__}"
+    built = build_options(method.LikelihoodOptions, options, what)
+    if run.recipe.codec:
+        raise UserError("bits per dimension are of pixels, and this run was trained on latents (data.latents)")
+
+    def bits(params, rows):
+        return method.bits_per_dim(params, rows["rng"], {name: rows[name] for name in ("inputs", "cond")}, built)
+
+    return _each(run, bits, images, captions, seed, per_device)
+
+
+def settled(bits: Callable[[int], np.ndarray], steps: int, tolerance: float) -> tuple[np.ndarray, int, float]:
+    """Doubles the steps until no image changes by more than the tolerance.
+
+    Args:
+      bits: steps -> bits per dimension, (N,).
+      steps: steps at first.
+      tolerance: in bits per dimension.
+
+    Returns:
+      The last values, their steps, and the largest change from half as many.
+
+    Raises:
+      UserError: `MOST_STEPS` were not enough.
+    """
+    values = bits(steps)
+    while (steps := 2 * steps) <= MOST_STEPS:
+        finer = bits(steps)
+        change = float(np.abs(finer - values).max())
+        if change <= tolerance:
+            return finer, steps, change
+        values = finer
+    raise UserError(f"--tolerance {tolerance}: {steps // 2} steps were not enough; allow more")
+
+
+def reconstruct(
+    run: Run, images: np.ndarray, captions: Sequence[str], seed: int = 0, per_device: int = 16
+) -> np.ndarray:
+    """Returns the images encoded and decoded by a run, like `images`, see `method.Reconstructs`.
+
+    Those of a run on latents are encoded to latents and decoded from them as well.
+    """
+    method, codec = require(run.method, Reconstructs), run.recipe.codec
+
+    def again(params, rows):
+        latents = params["frozen"].get("latents")
+        inputs = codec.encode(latents, rows["inputs"]) if codec else rows["inputs"]
+        made = method.reconstruct(params, rows["rng"], {"inputs": inputs, "cond": rows["cond"]})
+        return to_uint8(codec.decode(latents, made) if codec else made)
+
+    return _each(run, again, images, captions, seed, per_device)
+
+
+def score(run: Run | ClipRun, images: np.ndarray, captions: Sequence[str], per_device: int = 16) -> np.ndarray:
+    """Scores how well each image fits its caption, see `method.Scorer`: float32 (N,).
+
+    Raises:
+      UserError: the run lacks the ability, or its images have another shape.
+    """
+    scorer = run.scorer()
+    if run.shape not in (None, images.shape[1:]):
+        raise UserError(
+            f"the run scores images of shape {run.shape}, not {images.shape[1:]}: use one of their data.size"
+        )
+    scored = lambda params, rows: scorer(params, to_float(rows["inputs"]), rows["cond"])
+    return _each(run, scored, images, captions, 0, per_device)
+
+
+def _each(
+    run: Run | ClipRun, function: Callable, images: np.ndarray, captions: Sequence[str], seed: int, per_device: int
+) -> np.ndarray:
+    """Calls function(params, rows) on all local devices."""
+    rng = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(len(images)))
+    rows = {"inputs": images, "cond": run.conditions(captions), "rng": rng}
+    return parallel.pmap_in_batches(function, per_device)(run.params, rows)

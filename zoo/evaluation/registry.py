@@ -1,0 +1,254 @@
+"""What is scored, what it is scored against, and the registry of measures.
+
+A measure is one function (sample, context) -> scores by name. It declares itself by `@measure` in `measures.py`: what
+it needs, which way is better, and what stands beside it as a floor. Nothing else needs to be changed to add one.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from zoo.errors import UserError, unknown_name_error
+from zoo.evaluation import model_eval
+from zoo.evaluation.features import Features, of_source
+from zoo.runs.recipe import Data
+from zoo.runs.run import Run
+from zoo.scenes import oracle
+
+ASKED = 64  # real images on which a run is evaluated, which takes many times as long as sampling as many
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A value and its interval of 95%, None where it has none; `note` states a caveat."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """Images to be scored.
+
+    Attributes:
+      images: uint8 (N, T, H, W, 3).
+      captions: the N captions that they were made from, or None.
+      references: other captions of each, at least one, or None.
+    """
+
+    images: np.ndarray
+    captions: Sequence[str] | None
+    references: Sequence[Sequence[str]] | None = None
+
+    @functools.cached_property
+    def _features(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def features(self, network: Features) -> np.ndarray:
+        """Returns the features of the images, (N, D), computed once."""
+        if network.identity not in self._features:
+            self._features[network.identity] = network.images(self.images)
+        return self._features[network.identity]
+
+    def require_captions(self) -> Sequence[str]:
+        """Returns the captions. Raises UserError where there are none."""
+        if self.captions is None:
+            raise UserError("needs the captions of the images: give them by --prompts")
+        return self.captions
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvalContext:
+    """Data and networks that samples are scored against.
+
+    Attributes:
+      networks: by name: "clip", and "inception" where its weights were given.
+      reference: features of real images by network, (M, D); empty where no reference was given.
+      held_out: real images that were not trained on, with their captions; None where there are none.
+      world: world of scenes that the oracle can read, or None.
+      seed: seed of subsets and resamples.
+      run: run that made the sample; None where it is not at hand.
+    """
+
+    networks: Mapping[str, Features]
+    reference: Mapping[str, np.ndarray]
+    held_out: Sample | None
+    world: str | None
+    seed: int = 0
+    run: Run | None = None
+
+    def require_run(self) -> Run:
+        """Returns the run. Raises UserError where there is none."""
+        if self.run is None:
+            raise UserError("needs a run to evaluate on real images: give it by --workdir")
+        return self.run
+
+    def require_held_out(self) -> Sample:
+        """Returns the held-out images. Raises UserError where there are none."""
+        if self.held_out is None:
+            raise UserError("needs real images that were not trained on: give data with a test split")
+        return self.held_out
+
+    @functools.cached_property
+    def asked(self) -> Sample:
+        """The first held-out images with captions, for evaluations of the run that take long."""
+        self.require_run()
+        real = self.require_held_out()
+        return Sample(real.images[:ASKED], real.require_captions()[:ASKED])
+
+    @functools.cached_property
+    def reconstructed(self) -> np.ndarray:
+        """`asked`, reconstructed by the run."""
+        return model_eval.reconstruct(self.require_run(), self.asked.images, self.asked.require_captions(), self.seed)
+
+    def network(self, name: str) -> Features:
+        """Returns a feature network. Raises UserError where it was not given."""
+        if name not in self.networks:
+            raise UserError(f"needs {name}: give its weights by --{name}")
+        return self.networks[name]
+
+    def real(self, name: str) -> np.ndarray:
+        """Returns the features of real images, (M, D). Raises UserError where there are none."""
+        if name not in self.reference:
+            raise UserError("needs real images to compare with: give them by --reference")
+        return self.reference[name]
+
+
+def make_context(
+    networks: Mapping[str, Features], data: Data, held_out: Sample, num_reference: int, seed: int = 0
+) -> EvalContext:
+    """Returns the context of a data set.
+
+    Args:
+      networks: see `EvalContext`.
+      data: data set.
+      held_out: real images that were not trained on.
+      num_reference: most items of split `train` to compare with, evenly spread.
+      seed: see `EvalContext`.
+    """
+    source = data.open("train")
+    count = min(num_reference, len(source))
+    indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
+    about = {"source": data.source, "split": "train", "size": data.size, "frames": data.frames}
+    reference = {name: of_source(network, source, about, indices) for name, network in networks.items()}
+    world = oracle.world_of(data.source)
+    readable = held_out.captions is not None and all(map(oracle.understands, held_out.captions))
+    return EvalContext(networks, reference, held_out, world if readable else None, seed)
+
+
+def first_of(data: Data, split: str, num: int) -> Sample:
+    """Returns the first images of a split, with their captions. Raises UserError where there are fewer."""
+    source = data.open(split)
+    if num > len(source):
+        raise UserError(f"--num {num} is more than the {len(source)} captions of split {split!r}")
+    real = [source[i] for i in range(num)]
+    return Sample(np.stack([item["inputs"] for item in real]), [item["text"] for item in real])
+
+
+# ---- the registry
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A measure.
+
+    Attributes:
+      function: sample, context -> scores by name.
+      better: "higher", "lower", or "ceiling": near the score of real images.
+      network: feature network that it needs: "clip", "inception" or "".
+      floor: what stands beside the score as worthless: real images with "shuffled" captions, "scrambled" images, or ""
+        for measures of the run, which real images do not have.
+    """
+
+    function: Callable[[Sample, EvalContext], dict[str, Score]]
+    better: str
+    network: str
+    floor: str
+
+    @property
+    def of_run(self) -> bool:
+        """Whether it evaluates the run on real images, and not the sample."""
+        return not self.floor
+
+
+MEASURES: dict[str, Measure] = {}
+
+
+def measure(name: str, *, better: str, network: str = "", floor: str = "scrambled") -> Callable:
+    """Registers a function as the measure `name`, see `Measure`."""
+
+    def register(function):
+        MEASURES[name] = Measure(function, better, network, floor)
+        return function
+
+    return register
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """Returns the measures that `--measures` names; "all" is all. Raises UserError on one that does not exist."""
+    for name in names:
+        if name not in (*MEASURES, "all"):
+            raise unknown_name_error("measure", name, (*MEASURES, "all"))
+    return list(MEASURES) if "all" in names else list(names)
+
+
+def needs_clip(names: Sequence[str]) -> bool:
+    """Whether any of the measures needs a CLIP."""
+    return any(MEASURES[name].network == "clip" for name in chosen(names))
+
+
+def evaluate(sample: Sample, context: EvalContext, names: Sequence[str]) -> tuple[dict[str, Score], dict[str, str]]:
+    """Scores a sample.
+
+    Args:
+      sample: images.
+      context: see `EvalContext`.
+      names: names of measures, or "all": then what cannot be computed is left out.
+
+    Returns:
+      Scores by name, and the reasons of the measures that were left out.
+
+    Raises:
+      UserError: a measure that was named lacks what it needs.
+    """
+    scores, missing = {}, {}
+    for name in chosen(names):
+        try:
+            scores |= MEASURES[name].function(sample, context)
+        except UserError as error:
+            if "all" not in names:
+                raise UserError(f"{name}: {error}") from None
+            missing[name] = str(error)
+    return scores, missing
+
+
+def floor(real: Sample, context: EvalContext, names: Sequence[str]) -> dict[str, Score]:
+    """Returns the scores of worthless samples made from real ones, see `Measure.floor`."""
+    makers = {"shuffled": shuffled, "scrambled": scrambled}
+    parts = {kind: makers[kind](real, context.seed) for kind in {MEASURES[name].floor for name in names} if kind}
+    scores = {}
+    for name in names:
+        scores |= evaluate(parts[MEASURES[name].floor], context, [name])[0]
+    return scores
+
+
+def shuffled(sample: Sample, seed: int) -> Sample:
+    """Returns the same images with captions moved along one random cycle, so that none keeps its own."""
+    count = len(sample.images)
+    if count < 2:
+        raise UserError("the floor shuffles captions: give at least 2 real images")
+    cycle = np.random.default_rng(seed).permutation(count)
+    captions = np.empty(count, object)
+    captions[cycle] = np.array(sample.captions, object)[np.roll(cycle, 1)]
+    return Sample(sample.images, captions.tolist(), sample.references)
+
+
+def scrambled(sample: Sample, seed: int) -> Sample:
+    """Returns the same captions with the pixels of each image in random order: only the colours stay right."""
+    rng = np.random.default_rng(seed)
+    flat = sample.images.reshape(len(sample.images), -1, sample.images.shape[-1])
+    mixed = np.stack([pixels[rng.permutation(flat.shape[1])] for pixels in flat])
+    return dataclasses.replace(sample, images=mixed.reshape(sample.images.shape))

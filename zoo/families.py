@@ -1,0 +1,113 @@
+"""The registry of families, and the one place where a method is built from its section of a config."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from zoo.config import build
+from zoo.errors import UserError, unknown_name_error
+from zoo.method import Method, has_members
+from zoo.wrappers.compose import compose
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Config key, name of the dependency, its value in the config, the ability that it needs -> its static part.
+OpenDependency = Callable[[str, str, str, Any], Any]
+
+
+class Family(NamedTuple):
+    """An entry of the registry.
+
+    Attributes:
+      address: "module:Class".
+      paper: arXiv number.
+      wraps: whether it wraps another family, whose section is `base`.
+    """
+
+    address: str
+    paper: str
+    wraps: bool = False
+
+
+FAMILIES = {
+    "diffusion": Family("zoo.methods.diffusion:Diffusion", "2209.03003"),
+    "mean_flow": Family("zoo.methods.mean_flow:MeanFlow", "2505.13447"),
+    "flow": Family("zoo.methods.flow:Flow", "2412.06329"),
+    "vae": Family("zoo.methods.vae:Vae", "2011.10650"),
+    "generator": Family("zoo.methods.generator:Generator", "2501.05441"),
+    "contrastive": Family("zoo.methods.contrastive:Contrastive", "2103.00020"),
+    "adversarial": Family("zoo.wrappers.adversarial:Adversarial", "2501.05441", wraps=True),
+    "rewarded": Family("zoo.wrappers.rewarded:Rewarded", "2309.17400", wraps=True),
+}
+
+
+def family_class(name: str) -> type:
+    """Returns the class of a family."""
+    module, _, attribute = FAMILIES[name].address.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def families_with(protocol: type) -> list[str]:
+    """Returns the names of the families that have an ability by themselves."""
+    return [name for name in FAMILIES if has_members(family_class(name), protocol)]
+
+
+def require(method: Any, protocol: type) -> Any:
+    """Returns the method if it has an ability, see `zoo.method`.
+
+    Raises:
+      UserError: the ability is missing (names the families that have it).
+    """
+    if isinstance(method, protocol):
+        return method
+    able = ", ".join(families_with(protocol)) or "none"
+    raise UserError(f"{type(method).__name__} lacks the ability {protocol.__name__}; use a run of one of: {able}")
+
+
+def no_dependency(key: str, name: str, value: str, protocol: Any) -> Any:
+    """Raises the error for a dependency where there is nothing that could open it."""
+    raise UserError(f"{key}: {value!r} cannot be opened here; build the method through a recipe")
+
+
+def build_method(
+    section: Mapping[str, Any],
+    vocab_size: int,
+    dtype: str,
+    open_dependency: OpenDependency = no_dependency,
+    where: str = "method",
+) -> Method:
+    """Builds a family.
+
+    Args:
+      section: `name`, a key of `FAMILIES`; the other keys are the fields of its class. A wrapper's `base` is the
+        section of the wrapped family; a field of the class's `DEPENDENCIES` names another run or network.
+      vocab_size: number of token ids.
+      dtype: name of the type in which networks compute.
+      open_dependency: opens what such a field names and returns the static part of it.
+      where: name of the section, for errors.
+
+    Raises:
+      UserError: an unknown name, key or dtype, or a value that the family refuses.
+    """
+    fields = dict(section)
+    name = fields.pop("name", None)
+    if name not in FAMILIES:
+        raise unknown_name_error(where, str(name), FAMILIES)
+    cls, extra = family_class(name), {}
+    if FAMILIES[name].wraps:
+        if "base" not in fields:
+            raise UserError(f"config section {where} lacks base")
+        extra["base"] = build_method(fields.pop("base"), vocab_size, dtype, open_dependency, f"{where}.base")
+        cls = compose(cls, extra["base"])
+    for field, protocol in getattr(cls, "DEPENDENCIES", {}).items():
+        value = fields.pop(field, "")
+        extra[field] = open_dependency(f"{where}.{field}", field, value, protocol) if value else None
+    return build(cls, fields, where, vocab_size=vocab_size, dtype=get_dtype(dtype), **extra)
+
+
+def get_dtype(name: str) -> Any:
+    """Returns the jax type that networks compute in."""
+    if name not in DTYPES:
+        raise unknown_name_error("dtype", name, DTYPES)
+    return DTYPES[name]

@@ -1,0 +1,36 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def atomic(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields the path of an unfinished file or folder, which becomes `path` if the block ends without an error.
+
+    Folders above it are made. An error, or a killed process, leaves `path` as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Random, not the process id: containers that share a folder have equal ids. Writers need the suffix to stay.
+    unfinished = path.with_name(f".unfinished_{secrets.token_hex(4)}_{path.name}")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        else:
+            unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes indented JSON, atomically."""
+    with atomic(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n")

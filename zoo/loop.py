@@ -1,0 +1,278 @@
+"""The one training loop. It depends on players and steps, and on no family."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import tqdm
+
+from zoo import config as configs
+from zoo import media
+from zoo.data import pipeline
+from zoo.errors import UserError
+from zoo.evaluation.evaluator import Evaluator
+from zoo.families import get_dtype
+from zoo.files import atomic
+from zoo.method import Axis
+from zoo.runs.dependencies import prepare
+from zoo.runs.recipe import Recipe
+from zoo.runs.run import pick_params
+from zoo.runs.sampler import Sampler
+from zoo.training import cost, parallel
+from zoo.training.checkpoint import Checkpoints
+from zoo.training.metrics import Meter, Window, Writer
+from zoo.training.shutdown import GracefulShutdown
+from zoo.training.state import State, Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """How long and how often; the fields are the keys of `config.loop`. All "every" count steps.
+
+    Attributes:
+      steps: in all.
+      steps_per_call: steps in one compiled call; more of them hide the cost of starting small ones.
+      accumulate: parts that a device takes its batch in, one after the other, to save memory.
+      log_every, checkpoint_every, grid_every: metrics, checkpoints, sample grids; 0 for no grids.
+      grid_prompts: captions of the grid; by default the first 16 of the test split.
+      score_every, score_num, score_measures: score so many samples by these measures, see `evaluation.measures`; 0
+        for never.
+      max_to_keep: number of the newest checkpoints to keep.
+      max_bad_steps: give up after so many steps in a row whose update was not finite.
+    """
+
+    steps: int
+    steps_per_call: int = 1
+    accumulate: int = 1
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    grid_every: int = 1000
+    grid_prompts: tuple[str, ...] = ()
+    score_every: int = 0
+    score_num: int = 128
+    score_measures: tuple[str, ...] = ("all",)
+    max_to_keep: int = 2
+    max_bad_steps: int = 20
+
+    def __post_init__(self):
+        for name in (
+            "steps",
+            "steps_per_call",
+            "accumulate",
+            "log_every",
+            "checkpoint_every",
+            "max_to_keep",
+            "max_bad_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f"loop.{name} must be at least 1, got {getattr(self, name)}")
+
+    def due(self, every: int, step: int) -> bool:
+        """Whether a multiple of `every` lies in the call that ended with `step`."""
+        return every > 0 and step // every > (step - self.steps_per_call) // every
+
+    def check(self, start: int) -> None:
+        """Raises UserError where the calls do not end exactly at the last step."""
+        if (self.steps - start) % self.steps_per_call:
+            raise UserError(
+                f"loop.steps {self.steps} less the {start} done is no multiple of loop.steps_per_call "
+                f"{self.steps_per_call}; change one of them"
+            )
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | Path) -> State:
+    """Trains a config in a workdir, from its newest checkpoint where there is one.
+
+    Returns:
+      The last state, as numpy. After Ctrl-C or SIGTERM it is the one that was saved, and stderr tells how to resume.
+
+    Raises:
+      UserError: the config or the data cannot be used, the workdir holds another run, saving failed, or the loss
+        stayed infinite.
+    """
+    workdir = Path(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {str(workdir)!r} is a file; give a folder")
+    return Training(config, workdir).run()
+
+
+def check_workdir(workdir: Path, config: ml_collections.ConfigDict, saved: str | None) -> None:
+    """Refuses a workdir whose config.json or newest checkpoint (`saved`) is another run's; `loop` alone may change."""
+    file = workdir / "config.json"
+    for text in filter(None, (saved, file.exists() and file.read_text())):
+        changes = configs.differences(configs.from_json(text), config)
+        other = [change for change in changes if not change.startswith("loop.")]
+        if other:
+            raise UserError(f"{workdir} holds another run; it differs in {'; '.join(other)}; choose another --workdir")
+    if file.exists() and changes:
+        say(f"the run goes on with {'; '.join(changes)}")
+
+
+def say(line: str) -> None:
+    """One line on stderr, from the first process."""
+    if jax.process_index() == 0:
+        tqdm.tqdm.write(line, file=sys.stderr)
+
+
+class Training:
+    """A run of the loop."""
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path):
+        self.workdir, self.loop = workdir, configs.build(Loop, config.loop, "loop")
+        self.checkpoints = Checkpoints(workdir, max_to_keep=self.loop.max_to_keep)
+        saved = self.checkpoints.metadata()
+        check_workdir(workdir, config, saved and json.dumps(saved[1]["config"]))
+        self.source, self.recipe = prepare(config, saved and saved[1], workdir)
+        self.frozen = self.recipe.dependencies.frozen
+        parallel.per_device(self.recipe.data.batch_size, self.loop.accumulate)
+        self.first = jax.process_index() == 0
+
+    def run(self) -> State:
+        """See `train`."""
+        try:
+            state, start = self.start()
+            self.loop.check(start)
+            if self.loop.score_every:
+                self.evaluator  # noqa: B018, so that a measure that cannot be computed is an error before training
+            if self.loop.grid_every:
+                params = self.recipe.state_shapes().params | {"frozen": self.frozen}
+                self.sampler.check(params, self.recipe.conditions([""]))
+            if self.first:
+                if not start:
+                    self.recipe.dependencies.write(self.workdir)
+                with atomic(self.workdir / "config.json") as unfinished:
+                    unfinished.write_text(configs.to_json(self.recipe.config))
+            if start < self.loop.steps:
+                return self.train(state, start)
+            say(f"{self.workdir} is trained: {start} of {self.loop.steps} steps; sample it with sample.py")
+            return parallel.unreplicate(state)
+        finally:
+            self.checkpoints.close()
+
+    def train(self, state: State, start: int) -> State:
+        """Trains from a replicated state on; returns the last one, saved."""
+        with GracefulShutdown() as shutdown, Writer(self.workdir, self.first) as self.writer:
+            final = parallel.unreplicate(self.go(state, start, shutdown))
+            self.save(final)
+            self.checkpoints.wait()
+        if final.step < self.loop.steps:
+            say(f"stopped and saved at step {final.step} of {self.loop.steps}; the same command resumes")
+        return final
+
+    def start(self) -> tuple[State, int]:
+        """The replicated state to go on from, and its step."""
+        shapes = self.recipe.state_shapes()
+        found = self.checkpoints.restore({name: getattr(shapes, name) for name in State.__dataclass_fields__})
+        if not found:
+            return parallel.replicate(self.recipe.initial_state()), 0
+        step, fields = found
+        if self.first:
+            self.checkpoints.set_aside(newer_than=step)
+        say(f"resuming from step {step}")
+        return parallel.replicate(State(**fields)), step
+
+    def batches(self, start: int) -> Iterator[dict[str, jax.Array]]:
+        """Sharded batches, `steps_per_call` at a time, from step `start` on."""
+        stream = self.recipe.stream(self.source, start)
+        calls = ([next(stream) for _ in range(self.loop.steps_per_call)] for _ in itertools.count())
+        return parallel.prefetch(parallel.stack_and_shard(call) for call in calls)
+
+    def go(self, state: State, step: int, shutdown: GracefulShutdown) -> State:
+        """Steps until the end or a signal; logs, saves and draws on the way."""
+        loop, window, meter = self.loop, Window(), self.meter()
+        steps = parallel.pmap(step_function(self.recipe, loop, parallel.Devices()))
+        frozen = parallel.replicate(self.frozen)
+        with tqdm.tqdm(total=loop.steps, initial=step, unit="step", disable=not self.first, mininterval=1) as bar:
+            for batch in self.batches(step):
+                state, metrics = steps(state, frozen, batch)
+                window.add(metrics)
+                meter.count(metrics)
+                step += loop.steps_per_call
+                bar.update(loop.steps_per_call)
+                last = step >= loop.steps
+                save_now = loop.due(loop.checkpoint_every, step)
+                grid_now = loop.due(loop.grid_every, step) or (last and loop.grid_every > 0)
+                score_now = loop.due(loop.score_every, step) or (last and loop.score_every > 0)
+                # Whatever holds the devices up ends the window, so that rates are those of training alone.
+                log_now = loop.due(loop.log_every, step) or save_now or grid_now or score_now or last
+                if log_now:
+                    self.log(step, state, window, meter, bar)
+                if grid_now and self.first:
+                    self.draw_grid(step, state)
+                if score_now and self.first:
+                    self.writer.scalars(step, self.evaluator(self.averaged(state)))
+                if last or shutdown.agreed(log_now):
+                    return state
+                if save_now:
+                    self.save(parallel.unreplicate(state))
+                if log_now:
+                    meter.restart()
+        return state
+
+    def meter(self) -> Meter:
+        """A meter of this run's steps."""
+        peak = cost.matmul_peak(get_dtype(self.recipe.config.dtype)) * jax.device_count()
+        flops = step_flops(self.recipe, self.loop)
+        return Meter(self.recipe.data.batch_size, self.loop.steps_per_call, flops, peak)
+
+    def log(self, step: int, state: State, window: Window, meter: Meter, bar: tqdm.tqdm) -> None:
+        """Writes the window's means; raises UserError where the run has diverged."""
+        means, bad = window.take()
+        counts = parallel.unreplicate({"skipped": state.skipped, "bad": state.consecutive_nonfinite})
+        if counts["bad"] >= self.loop.max_bad_steps:
+            raise UserError(
+                f"the last {counts['bad']} steps up to {step} were not finite, first of all {bad}; lower "
+                f"the learning rate and train in another --workdir; the checkpoints in {self.workdir} are from before"
+            )
+        losses = {name: value for name, value in means.items() if name.endswith("loss")}
+        bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()}, refresh=False)
+        self.writer.scalars(step, means | meter.rates() | {"skipped_steps": float(counts["skipped"])})
+
+    def save(self, state: State) -> None:
+        if int(state.step) not in self.checkpoints.steps():
+            self.checkpoints.save(state, self.recipe.metadata())
+
+    @functools.cached_property
+    def sampler(self) -> Sampler:
+        return self.recipe.sampler()
+
+    @functools.cached_property
+    def grid_prompts(self) -> list[str]:
+        return list(self.loop.grid_prompts) or pipeline.captions(self.recipe.data.open("test"), limit=16)
+
+    @functools.cached_property
+    def evaluator(self) -> Evaluator:
+        return Evaluator(self.recipe, self.sampler, self.loop.score_num, self.loop.score_measures)
+
+    def averaged(self, state: State) -> dict[str, Any]:
+        """Parameters to sample with, of each player its longest average, and the frozen ones."""
+        fields = parallel.unreplicate({"params": state.params, "ema": state.ema})
+        return pick_params(fields, None) | {"frozen": self.frozen}
+
+    def draw_grid(self, step: int, state: State) -> None:
+        """Samples the grid's prompts with the averaged parameters into samples/step_N.png (.gif for videos)."""
+        images = self.sampler(self.averaged(state), self.recipe.conditions(self.grid_prompts), seed=0)
+        grid = media.grid(images, labels=self.grid_prompts)
+        suffix = "png" if len(grid) == 1 else "gif"
+        media.save(self.workdir / "samples" / f"step_{step:07d}.{suffix}", grid)
+        self.writer.image(step, "samples", grid[0])
+
+
+def step_function(recipe: Recipe, loop: Loop, axis: Axis) -> Step:
+    """Returns steps(state, frozen, batches) -> (state, metrics)."""
+    return Step(recipe.method, recipe.optimizers, loop.steps, recipe.config.seed, axis, loop.accumulate)
+
+
+def step_flops(recipe: Recipe, loop: Loop) -> int:
+    """Matmul FLOPs of one step on all devices."""
+    count = parallel.per_device(recipe.data.batch_size, loop.accumulate)
+    batch = jax.eval_shape(lambda: jax.tree.map(lambda x: x[None], recipe.blank_batch(count)))
+    arguments = recipe.state_shapes(), recipe.dependencies.frozen, batch
+    return cost.matmul_flops(step_function(recipe, loop, Axis()), *arguments) * jax.device_count()

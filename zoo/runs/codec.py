@@ -1,0 +1,115 @@
+"""Images as the latents of a frozen autoencoder, on which a run is trained where `data.latents` names one."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from zoo import cache
+from zoo.data import pipeline
+from zoo.method import Autoencodes, to_float
+from zoo.training import parallel
+from zoo.trees import tree_hash
+
+PER_DEVICE = 64
+MEASURED_ON = 1000  # images from which the latents' mean and standard deviation are taken
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Codec:
+    """A frozen autoencoder whose latents have mean 0 and standard deviation 1 in each channel.
+
+    Its functions take the autoencoder's parameters, which a compiled program must not hold.
+
+    Attributes:
+      method: autoencoder.
+      mean: mean of each channel of its own latents, (c,).
+      std: standard deviation of each channel, (c,).
+    """
+
+    method: Autoencodes
+    mean: Any = 0.0
+    std: Any = 1.0
+
+    dtype = jnp.float32  # of the latents
+    codes: int | None = None  # number of codes; None for real latents
+
+    @property
+    def scale(self) -> dict[str, Any]:
+        """`mean` and `std` as JSON can write them."""
+        return {"mean": np.asarray(self.mean).tolist(), "std": np.asarray(self.std).tolist()}
+
+    def scaled(self, scale: Mapping[str, Any]) -> "Codec":
+        """Returns this codec with another `scale`."""
+        return dataclasses.replace(self, mean=np.array(scale["mean"]), std=np.array(scale["std"]))
+
+    def encode(self, params: Any, images: jax.Array) -> jax.Array:
+        """Images uint8 or in [-1, 1], (B, T, H, W, C) -> latents (B, T, h, w, c)."""
+        return (self.method.encode(params, to_float(images)) - self.mean) / self.std
+
+    def decode(self, params: Any, latents: jax.Array) -> jax.Array:
+        """The inverse of `encode`, float32 in [-1, 1]."""
+        return self.method.decode(params, latents * self.std + self.mean)
+
+    def shape(self, params: Any, images: Sequence[int]) -> tuple[int, ...]:
+        """(T, H, W, C) of an image -> (T, h, w, c) of its latents."""
+        batch = jax.ShapeDtypeStruct((1, *images), jnp.uint8)
+        return jax.eval_shape(self.encode, params, batch).shape[1:]
+
+    def encode_items(self, params: Any, source: pipeline.Source, indices: Sequence[int], out: np.ndarray) -> None:
+        """Writes the latents of items of a source to the rows of `out`, (N, T, h, w, c)."""
+        encode = parallel.pmap_in_batches(self.encode, PER_DEVICE)
+        count = jax.local_device_count() * PER_DEVICE
+        for start in tqdm.trange(0, len(indices), count, desc="latents", unit=" parts", leave=False):
+            part = np.stack([source[i]["inputs"] for i in indices[start : start + count]])
+            out[start : start + len(part)] = encode(params, part)
+
+    def measured(self, params: Any, source: pipeline.Source) -> "Codec":
+        """Returns this codec with the mean and standard deviation of the latents of images evenly spread over a source."""
+        count = min(MEASURED_ON, len(source))
+        indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
+        latents = np.empty((count, *self.shape(params, source[0]["inputs"].shape)), np.float32)
+        self.encode_items(params, source, indices, latents)
+        axes = tuple(range(latents.ndim - 1))
+        std = np.maximum(latents.std(axes, dtype=np.float64), 1e-6)  # a constant channel stays 0
+        return dataclasses.replace(self, mean=latents.mean(axes, dtype=np.float64), std=std)
+
+    def source(self, params: Any, source: pipeline.Source, about: dict[str, Any]) -> "Latents":
+        """Returns the source with latents as inputs, encoded once for each data set and autoencoder.
+
+        Args:
+          params: of the autoencoder.
+          source: images.
+          about: name of the source, for the cache.
+        """
+
+        def write(file: Path) -> None:
+            shape = len(source), *self.shape(params, source[0]["inputs"].shape)
+            array = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+            self.encode_items(params, source, range(len(source)), array)
+            array.flush()
+
+        key = [cache.fingerprint(source, about, range(len(source))), tree_hash(params), self.scale]
+        return Latents(cache.kept("latents", key, write), pipeline.captions(source, limit=len(source)))
+
+
+class Latents:
+    """A source whose inputs are latents, float32 (T, h, w, c)."""
+
+    def __init__(self, array: np.ndarray, texts: list[str]):
+        self._array, self._texts = array, texts
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"inputs": np.asarray(self._array[i]), "text": self._texts[i]}
+
+    def texts(self) -> list[str]:
+        """Returns all captions."""
+        return self._texts

@@ -1,0 +1,156 @@
+"""Trained networks, opened: a run's workdir, or the folder of a published CLIP."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from zoo.trees import tree_hash
+from zoo.errors import unknown_name_error
+from zoo.families import require
+from zoo.method import Generates, Method, Scorer
+from zoo.pretrained.clip import Clip
+from zoo.runs.recipe import Recipe
+from zoo.runs.sampler import Sampler
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A trained run.
+
+    Attributes:
+      recipe: its config and objects.
+      step: step of the checkpoint.
+      params: trees of all players, and of the frozen networks under "frozen", on the device.
+    """
+
+    recipe: Recipe
+    step: int
+    params: dict[str, Any]
+
+    @property
+    def method(self) -> Method:
+        """Family of the run."""
+        return self.recipe.method
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of its images, (T, H, W, C)."""
+        return self.recipe.data.shape
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Hash of the parameters."""
+        return tree_hash(self.params)
+
+    def metadata(self) -> dict[str, Any]:
+        """See `Recipe.metadata`."""
+        return self.recipe.metadata()
+
+    def conditions(self, captions: Sequence[str]) -> dict[str, Any]:
+        """See `Recipe.conditions`."""
+        return self.recipe.conditions(captions)
+
+    def sampler(self, per_device: int = 16, **options) -> Sampler:
+        """See `Recipe.sampler`."""
+        return self.recipe.sampler(per_device, **options)
+
+    def guided_by(self, guide: "Run") -> "Run":
+        """Returns this run with the parameters of a guide, for a sampler with the option `guide=guide.method`."""
+        frozen = self.params["frozen"] | {"guide": guide.params}
+        return dataclasses.replace(self, params=self.params | {"frozen": frozen})
+
+    def sample(
+        self, captions: Sequence[str], seed: int = 0, negative: str = "", per_device: int = 16, **options
+    ) -> np.ndarray:
+        """Makes one image for each caption.
+
+        Args:
+          captions: N texts.
+          seed: the images are number 0 onwards of it.
+          negative: text from which guidance leads away; "" for the empty caption.
+          per_device: images that a device makes at once.
+          **options: sampling options, over the config's.
+
+        Returns:
+          uint8 (N, T, H, W, 3).
+        """
+        require(self.method, Generates)
+        sampler = self.sampler(min(per_device, len(captions)), **options)
+        return sampler(self.params, self.recipe.conditions(captions, negative), seed)
+
+    def scorer(self) -> Callable[[Mapping[str, Any], jax.Array, Any], jax.Array]:
+        """Returns the function (params, images float32 in [-1, 1], conditions) -> scores (B,).
+
+        Raises:
+          UserError: the family lacks the ability `Scorer`.
+        """
+        score, codec = require(self.method, Scorer).score, self.recipe.codec
+
+        def scored(params, images, cond):
+            inputs = codec.encode(params["frozen"]["latents"], images) if codec else images
+            return score(params, inputs, cond)
+
+        return scored
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClipRun:
+    """A published CLIP, with the part of `Run` that scores images.
+
+    Attributes:
+      clip: the CLIP.
+    """
+
+    clip: Clip
+    shape = None  # images of any size are resized
+
+    @property
+    def method(self) -> Clip:
+        """The CLIP, whose ability is `Scorer`."""
+        return self.clip
+
+    @property
+    def params(self) -> Any:
+        """Parameters of the CLIP."""
+        return self.clip.params
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Hash of the parameters."""
+        return tree_hash(self.params)
+
+    def metadata(self) -> None:
+        """A folder of others is named and hashed, not copied."""
+        return None
+
+    def conditions(self, captions: Sequence[str]) -> dict[str, Any]:
+        """Returns the conditions of captions, (N, ...)."""
+        return {"tokens": self.clip.encode(captions)}
+
+    def scorer(self) -> Callable[[Mapping[str, Any], jax.Array, Any], jax.Array]:
+        """See `Run.scorer`."""
+        return self.clip.score
+
+
+def pick_params(fields: Mapping[str, Any], ema: str | None) -> dict[str, Any]:
+    """Returns the parameters to sample with, of each player.
+
+    Args:
+      fields: `params` and `ema` of a state.
+      ema: a half-life as in the config, e.g. "500"; "none" for the parameters themselves; None for the longest.
+    """
+
+    def pick(player):
+        averages = fields["ema"].get(player)
+        if ema == "none" or not averages:
+            return fields["params"][player]
+        name = max(averages, key=float) if ema is None else ema
+        if name not in averages:
+            raise unknown_name_error("EMA half-life", name, [*averages, "none"])
+        return averages[name]
+
+    return {player: pick(player) for player in fields["params"]}

@@ -1,0 +1,35 @@
+"""Wrappers with exactly the abilities of their base that they forward."""
+
+import functools
+import inspect
+from typing import Any
+
+from zoo.method import Method, members
+
+
+def compose(wrapper: type, base: Method) -> type:
+    """Returns the wrapper's class with those abilities of `base` that the wrapper forwards.
+
+    Args:
+      wrapper: class with a field `base`, a function `base_params(params)`, and `FORWARDS`, the protocols to forward.
+      base: method that is wrapped.
+    """
+    forwarded = [forwarding(protocol) for protocol in wrapper.FORWARDS if isinstance(base, protocol)]
+    return type(wrapper.__name__, (wrapper, *forwarded), {"__doc__": wrapper.__doc__, "__module__": wrapper.__module__})
+
+
+@functools.cache
+def forwarding(protocol: type) -> type:
+    """Returns a class whose members are those of a protocol, each of them `self.base`'s."""
+    return type(f"Forwards{protocol.__name__}", (), {name: _forwarded(protocol, name) for name in members(protocol)})
+
+
+def _forwarded(protocol: type, name: str) -> Any:
+    declared = getattr(protocol, name, None)
+    if not inspect.isfunction(declared):
+        return property(lambda self: getattr(self.base, name))
+    if "params" in inspect.signature(declared).parameters:
+        call = lambda self, params, *args: getattr(self.base, name)(self.base_params(params), *args)
+    else:
+        call = lambda self, *args: getattr(self.base, name)(*args)
+    return functools.wraps(declared)(call)
