@@ -1,0 +1,301 @@
+"""Opens runs, and the frozen networks that one run takes from another.
+
+A dependency is the workdir of a run, the folder of a published CLIP, or `zoo:clip`, which ships. A new run opens each once,
+by its name, and writes those that are runs to WORKDIR/frozen, so that it never needs them again; afterwards they are read
+from there.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from safetensors.numpy import save_file
+
+from zoo import config as configs
+from zoo import weights
+from zoo.data import pipeline
+from zoo.data.text import Tokenizer
+from zoo.errors import UserError
+from zoo.families import require
+from zoo.files import atomic
+from zoo.method import Autoencodes, Reward, without_frozen
+from zoo.pretrained import clip as clips
+from zoo.runs.codec import Codec
+from zoo.runs.recipe import Data, Recipe, check_sections
+from zoo.runs.rewards import build_reward
+from zoo.runs.run import ClipRun, Run, pick_params
+from zoo.training.checkpoint import Checkpoints
+
+FOLDER = "frozen"
+SEPARATOR = "|"  # between the keys of a tree in the names of a file; keys themselves may contain "/"
+
+
+def open_run(workdir: str | Path, step: int | None = None, ema: str | None = None) -> Run:
+    """Opens a workdir for sampling; a run that is still training can be opened too.
+
+    Args:
+      workdir: folder given to train.py.
+      step: step of the checkpoint; by default the newest that can be read.
+      ema: see `pick_params`.
+
+    Raises:
+      UserError: no such folder, no checkpoint, or one that does not fit its config.
+    """
+    if not Path(workdir).is_dir():
+        raise UserError(f"no such run: {str(workdir)!r} is not a folder")
+    checkpoints = Checkpoints(workdir, read_only=True)
+    found = checkpoints.metadata(step)
+    if found is None:
+        raise UserError(f"{workdir} holds no checkpoint; train it first, or wait for its first checkpoint")
+    recipe = recipe_of(found[1], functools.partial(read_frozen, Path(workdir)), for_training=False)
+    shapes = recipe.state_shapes()
+    step, fields = checkpoints.restore({"params": shapes.params, "ema": shapes.ema}, step)
+    params = pick_params(fields, ema) | {"frozen": recipe.dependencies.frozen}
+    return Run(recipe, step, jax.device_put(params))
+
+
+def open_any(name: str, step: int | None = None) -> Run | ClipRun:
+    """Opens whatever a dependency may be, see the module. Raises UserError where there is no such thing."""
+    if name.startswith("zoo:") or (clips.is_folder(name) and not (Path(name) / "checkpoints").is_dir()):
+        return ClipRun(clips.load(name))
+    return open_run(name, step)
+
+
+def recipe_of(metadata: Mapping[str, Any], read: Callable[[str], Any], for_training: bool) -> Recipe:
+    """Returns the recipe of a checkpoint.
+
+    Args:
+      metadata: see `Recipe.metadata`.
+      read: name of a frozen network -> its parameters.
+      for_training: see `Dependencies`.
+    """
+    config = configs.from_json(json.dumps(metadata["config"]))
+    check_sections(config)
+    tokenizer = Tokenizer.from_json(json.dumps(metadata["tokenizer"]))
+    return Recipe(config, tokenizer, Dependencies(metadata, read, for_training))
+
+
+def prepare(
+    config: ml_collections.ConfigDict, saved: Mapping[str, Any] | None = None, workdir: str | Path = ""
+) -> tuple[pipeline.Source, Recipe]:
+    """Opens the training data of a config and puts its recipe together.
+
+    Args:
+      config: whole config.
+      saved: metadata of a checkpoint of it; by default a new run, whose tokenizer is trained and whose latents are
+        measured.
+      workdir: folder of the checkpoint.
+    """
+    check_sections(config)
+    data = configs.build(Data, config.data, "data")
+    source = data.open("train")
+    if saved:
+        dependencies = Dependencies(saved, functools.partial(read_frozen, Path(workdir)))
+        tokenizer = Tokenizer.from_json(json.dumps(saved["tokenizer"]))
+    else:
+        dependencies = Dependencies(source=source)
+        tokenizer = first_tokenizer(config.init, dependencies.init_run(config), data, source)
+    recipe = Recipe(config, tokenizer, dependencies)
+    if recipe.codec:
+        about = {"data": data.source, "split": "train", "size": data.size, "frames": data.frames}
+        source = recipe.codec.source(dependencies.frozen["latents"], source, about)
+    return source, recipe
+
+
+def first_tokenizer(name: str, init: Run | None, data: Data, source: pipeline.Source) -> Tokenizer:
+    """Returns the tokenizer of the `config.init` run, so that token ids keep their meaning; else a new one."""
+    if init is None:
+        return data.train_tokenizer(source)
+    tokenizer = init.recipe.tokenizer
+    if tokenizer.length != data.text_length:
+        raise UserError(
+            f"init: {name} was trained with captions of {tokenizer.length} tokens, and data.text_length is "
+            f"{data.text_length}; change the latter"
+        )
+    return tokenizer
+
+
+class Dependencies:
+    """The frozen networks of one recipe, each opened once.
+
+    Attributes:
+      runs: the opened networks by name: "latents", "base", and the fields in a method's `DEPENDENCIES`.
+
+    Args:
+      saved: metadata of a checkpoint, see `Recipe.metadata`; None for a new run, whose config names the networks.
+      read: name of a network -> its parameters, of a saved run.
+      for_training: whether to open what only training needs, which is the reward.
+      source: training data of a new run.
+    """
+
+    def __init__(
+        self,
+        saved: Mapping[str, Any] | None = None,
+        read: Callable[[str], Any] | None = None,
+        for_training: bool = True,
+        source: pipeline.Source | None = None,
+    ):
+        self.runs: dict[str, Run | ClipRun] = {}
+        self._values: dict[str, str] = {}
+        self._saved, self._read, self._for_training, self._source = saved, read, for_training, source
+        self._init: Run | None = None
+
+    @property
+    def frozen(self) -> dict[str, Any]:
+        """Parameters of the networks by name."""
+        params = {name: run.params for name, run in self.runs.items()}
+        return params | ({"base": without_frozen(params["base"])} if "base" in params else {})
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Name in the config, hash and metadata of each network, as JSON can write them."""
+        if self._saved:
+            return dict(self._saved["frozen"])
+        return {
+            name: {"value": self._values[name], "hash": run.identity, "metadata": run.metadata()}
+            for name, run in self.runs.items()
+        }
+
+    def write(self, workdir: Path) -> None:
+        """Writes the networks that are runs to WORKDIR/frozen."""
+        for name, run in self.runs.items():
+            if isinstance(run, Run):
+                with atomic(workdir / FOLDER / f"{name}.safetensors") as file:
+                    save_file(flatten(run.params), file)
+
+    def init_run(self, config: ml_collections.ConfigDict) -> Run | None:
+        """Opens the run of `config.init`; None where it names none, or where training has begun long ago."""
+        if config.init and not self._saved and self._init is None:
+            self._init = _named("init", lambda: open_run(config.init))
+        return self._init
+
+    def freeze_base(self, config: ml_collections.ConfigDict) -> None:
+        """Makes the run of `config.init` the frozen network `base`."""
+        if self._saved:
+            self.open("init", "base", config.init)
+            return
+        run = self.init_run(config)
+        if run is None:
+            raise UserError("this method changes a trained run: name it by --config.init=RUN")
+        self.runs["base"], self._values["base"] = run, config.init
+
+    def codec(self, data: Data) -> Codec | None:
+        """Opens the autoencoder of `data.latents`.
+
+        Raises:
+          UserError: it is missing, is no autoencoder, or was trained on images of another size.
+        """
+        if not data.latents:
+            return None
+        run = self.open("data.latents", "latents", data.latents)
+        codec = Codec(_named("data.latents", lambda: require(run.method, Autoencodes)))
+        if run.shape is None or run.shape[1] != data.size:
+            raise UserError(
+                f"data.latents: {data.latents} was trained on images of {run.shape[1]} px, and data.size is "
+                f"{data.size}; change one of them"
+            )
+        if self._saved:
+            return codec.scaled(self._saved["latents"])
+        return codec.measured(run.params, self._source)
+
+    def open_for(self, recipe: Recipe, key: str, name: str, value: str, protocol: Any) -> Any:
+        """Opens the dependency of a field of a recipe's method.
+
+        Args:
+          recipe: recipe, whose data, tokenizer and codec are known.
+          key: key of the config, for errors.
+          name: name of the network.
+          value: value of the key.
+          protocol: ability that is needed.
+
+        Returns:
+          The network's method, or a reward; None for what only training needs, if that is not opened.
+        """
+        if protocol is Reward:
+            if not self._for_training:
+                return None
+            run = None if value == "oracle" else self.open(key, name, value)
+            build = functools.partial(build_reward, run, recipe.data.source, recipe.data.shape)
+            return _named(key, lambda: build(recipe.tokenizer, recipe.codec))
+        run = self.open(key, name, value)
+        check_shared(key, value, run, recipe)
+        return _named(key, lambda: require(run.method, protocol))
+
+    def open(self, key: str, name: str, value: str) -> Run | ClipRun:
+        """Opens one network, from the saved run's files or by its name. Raises UserError with the config's key."""
+        if name not in self.runs:
+            self._values[name] = value
+            self.runs[name] = _named(key, lambda: self._open(name, value))
+        return self.runs[name]
+
+    def _open(self, name: str, value: str) -> Run | ClipRun:
+        saved = self._saved and self._saved["frozen"].get(name)
+        if not saved:
+            return open_any(value)
+        if saved["metadata"] is None:
+            run: Run | ClipRun = open_any(value)
+        else:
+            params = {"frozen": {}} | dict(self._read(name))  # no file holds an empty dict
+            recipe = recipe_of(saved["metadata"], lambda inner: params["frozen"][inner], for_training=False)
+            run = Run(recipe, 0, jax.device_put(params))
+        if run.identity != saved["hash"]:
+            raise UserError(f"the frozen network {name} ({value}) is not the one that this run was trained with")
+        return run
+
+
+def check_shared(key: str, value: str, run: Any, recipe: Recipe) -> None:
+    """Raises UserError unless a network can share the batches of a recipe: token ids, image shape and latents."""
+    if not isinstance(run, Run):
+        raise UserError(f"{key}: {value} has captions of its own; name a run")
+    if run.recipe.tokenizer.to_json() != recipe.tokenizer.to_json():
+        raise UserError(
+            f"{key}: {value} has another tokenizer; train it on the same data, or start from it by --config.init={value}"
+        )
+    if run.shape != recipe.data.shape:
+        raise UserError(f"{key}: {value} was trained on images of {run.shape}, not {recipe.data.shape}")
+    if latents_of(run.recipe) != latents_of(recipe):
+        raise UserError(f"{key}: {value} was trained with another data.latents; give both the same")
+
+
+def latents_of(recipe: Recipe) -> str | None:
+    """Returns the hash of the autoencoder's parameters; None without one."""
+    run = recipe.dependencies.runs.get("latents")
+    return run and run.identity
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
+    """Returns a tree of dicts as {"a|b|c": array}. Empty dicts are left out."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}{SEPARATOR}") if isinstance(value, Mapping) else {
+            f"{prefix}{key}": np.ascontiguousarray(value)
+        }
+    return flat
+
+
+def read_frozen(workdir: Path, name: str) -> dict[str, Any]:
+    """Reads the parameters of a frozen network from WORKDIR/frozen."""
+    file = workdir / FOLDER / f"{name}.safetensors"
+    tree: dict[str, Any] = {}
+    for path, array in weights.read_safetensors(file).items():
+        *parents, leaf = path.split(SEPARATOR)
+        inner = tree
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[leaf] = array
+    return tree
+
+
+def _named(key: str, call: Callable[[], Any]) -> Any:
+    """Calls a function; its UserErrors begin with the key of the config."""
+    try:
+        return call()
+    except UserError as error:
+        if str(error).startswith(f"{key}: "):
+            raise
+        raise UserError(f"{key}: {error}") from None

@@ -1,0 +1,220 @@
+"""A config put together: its data, method, optimizers, and the frozen networks that it names."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from zoo import config as configs
+from zoo.conditions import NEGATIVE
+from zoo.data import pipeline
+from zoo.data.text import Tokenizer
+from zoo.errors import UserError, unknown_name_error
+from zoo.families import build_method
+from zoo.method import Batch, Generates, without_frozen
+from zoo.runs.codec import Codec
+from zoo.runs.sampler import Sampler, sample_options
+from zoo.training import optim, state
+from zoo.trees import first_difference
+
+CAPTIONS_FOR_TOKENIZER = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The training data of a run; the fields are the keys of `config.data`.
+
+    Attributes:
+      source: see `data.pipeline.open_source`.
+      size: pixels along a side.
+      frames: frames of a video, 1 for images.
+      batch_size: items over all devices of all processes.
+      text_length: tokens of a caption.
+      vocab_size: most tokens of the tokenizer.
+      flip: whether to mirror a random half of the images; wrong where captions say "left".
+      negatives: whether to give with each caption one that is wrong by a word, see `scenes.negatives`.
+      latents: workdir of a trained autoencoder, whose latents are the inputs; "" for images.
+    """
+
+    source: str
+    size: int
+    frames: int = 1
+    batch_size: int = 64
+    text_length: int = 32
+    vocab_size: int = 1024
+    flip: bool = False
+    negatives: bool = False
+    latents: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of one image or video, (T, H, W, C)."""
+        return self.frames, self.size, self.size, 3
+
+    def open(self, split: str) -> pipeline.Source:
+        """Opens a split of the source."""
+        return pipeline.open_source(self.source, split, self.size, self.frames)
+
+    def train_tokenizer(self, source: pipeline.Source) -> Tokenizer:
+        """Returns a tokenizer of the source's captions."""
+        captions = pipeline.captions(source, limit=CAPTIONS_FOR_TOKENIZER)
+        return Tokenizer.train(captions, self.vocab_size, self.text_length)
+
+
+class Opens(Protocol):
+    """Opens the dependencies of a recipe, see `dependencies.Dependencies`."""
+
+    @property
+    def frozen(self) -> dict[str, Any]:
+        """Parameters of the frozen networks by name."""
+        ...
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Names, hashes and metadata of the frozen networks, as JSON can write them."""
+        ...
+
+    def init_run(self, config: ml_collections.ConfigDict) -> Any:
+        """Opens the run of `config.init`; None where it names none."""
+        ...
+
+    def codec(self, data: Data) -> Codec | None:
+        """Opens the autoencoder of `data.latents`."""
+        ...
+
+    def open_for(self, recipe: "Recipe", key: str, name: str, value: str, protocol: Any) -> Any:
+        """Opens the dependency of a field of the recipe's method, and returns the static part of it."""
+        ...
+
+    def freeze_base(self, config: ml_collections.ConfigDict) -> None:
+        """Makes the run of `config.init` the frozen network `base`."""
+        ...
+
+
+class Recipe:
+    """A config with its objects.
+
+    Attributes:
+      config: whole config.
+      tokenizer: tokenizer of the captions.
+      dependencies: opener of the frozen networks.
+      data: its section `data`.
+      codec: autoencoder of `data.latents`, or None.
+      method: its section `method`, built.
+      optimizers: optimizer of each player.
+      shape: shape of one input, (T, H, W, C).
+
+    Raises:
+      UserError: the config has a key that nobody reads, or a value that cannot be used.
+    """
+
+    SECTIONS = ("seed", "dtype", "init", "data", "method", "players", "loop", "sample")
+
+    def __init__(self, config: ml_collections.ConfigDict, tokenizer: Tokenizer, dependencies: Opens):
+        check_sections(config)
+        self.config, self.tokenizer, self.dependencies = config, tokenizer, dependencies
+        self.data = configs.build(Data, config.data, "data")
+        self.codec = dependencies.codec(self.data)
+        if self.codec and self.data.flip:
+            raise UserError("data.flip mirrors images, and the inputs are latents (data.latents): drop one of them")
+        open_dependency = functools.partial(dependencies.open_for, self)
+        self.method = build_method(config.method, tokenizer.vocab_size, config.dtype, open_dependency)
+        if getattr(self.method, "INIT_IS_BASE", False):
+            dependencies.freeze_base(config)
+        self.optimizers = optim.build_all(config.players, self.method.players)
+        latents = dependencies.frozen.get("latents")
+        self.shape = self.codec.shape(latents, self.data.shape) if self.codec else self.data.shape
+        if isinstance(self.method, Generates):
+            sample_options(self.method, dict(config.sample))
+        elif config.sample:
+            raise unknown_name_error("sampling option", next(iter(config.sample)), ())
+
+    def metadata(self) -> dict[str, Any]:
+        """Returns the part of a checkpoint beside the state, as JSON can write it."""
+        return {
+            "config": json.loads(configs.to_json(self.config)),
+            "tokenizer": json.loads(self.tokenizer.to_json()),
+            "latents": self.codec.scale if self.codec else {},
+            "frozen": self.dependencies.metadata,
+        }
+
+    def conditions(self, captions: Sequence[str], negative: str = "") -> dict[str, Any]:
+        """Returns the conditions of captions, (N, ...).
+
+        Args:
+          captions: N texts.
+          negative: text from which guidance leads away; "" for the empty caption.
+        """
+        cond: dict[str, Any] = {"tokens": self.tokenizer.encode(list(captions))}
+        if negative:
+            row = self.tokenizer.encode([negative])
+            cond[NEGATIVE] = {"tokens": np.repeat(row, len(captions), axis=0)}
+        return cond
+
+    def stream(self, source: pipeline.Source, start: int = 0) -> Iterator[Batch]:
+        """Returns this process's part of each batch, from step `start` on."""
+        return pipeline.stream(
+            source,
+            self.tokenizer,
+            self.data.batch_size,
+            seed=self.config.seed,
+            start=start,
+            flip=self.data.flip,
+            negatives=self.data.negatives,
+            shard=(jax.process_index(), jax.process_count()),
+        )
+
+    def blank_batch(self, count: int) -> Batch:
+        """Returns a batch of the right shapes."""
+        names = ("cond", "negatives") if self.data.negatives else ("cond",)
+        dtype = self.codec.dtype if self.codec else jnp.uint8
+        cond = {"tokens": jnp.zeros((count, self.data.text_length), jnp.int32)}
+        return {"inputs": jnp.zeros((count, *self.shape), dtype)} | dict.fromkeys(names, cond)
+
+    def create_state(self) -> state.State:
+        """Returns a state with fresh parameters, drawn by the seed."""
+        key, _ = state.split_seed(self.config.seed)
+        return jax.jit(functools.partial(state.create, self.method, self.optimizers))(key, self.blank_batch(1))
+
+    def initial_state(self) -> state.State:
+        """Returns the state before the first step, with the parameters of the `config.init` run if there is one.
+
+        Raises:
+          UserError: no such run, or a player of both runs has parameters of other shapes.
+        """
+        drawn = self.create_state()
+        run = self.dependencies.init_run(self.config)
+        if run is None:
+            return drawn
+        base = getattr(self.method, "INIT_IS_BASE", False)
+        fresh = jax.eval_shape(self.method.base.init, jax.random.key(0), self.blank_batch(1)) if base else drawn.params
+        shared = {player: params for player, params in without_frozen(run.params).items() if player in fresh}
+        for player, params in shared.items():
+            difference = first_difference(params, fresh[player])
+            if difference:
+                raise UserError(f"init: {self.config.init} has another {player}, {difference}; use its settings")
+        return drawn if base else drawn.start_from(shared)
+
+    def state_shapes(self) -> state.State:
+        """Returns the state with shapes in place of arrays."""
+        return jax.eval_shape(self.create_state)
+
+    def sampler(self, per_device: int = 16, **options) -> Sampler:
+        """Returns a sampler with the config's options, changed by those given."""
+        return Sampler(self.method, self.shape, dict(self.config.sample) | options, per_device, self.codec)
+
+
+def check_sections(config: Mapping[str, Any]) -> None:
+    """Raises UserError where the config's top level has an unknown key or lacks one."""
+    for key in config:
+        if key not in Recipe.SECTIONS:
+            raise unknown_name_error("config key", key, Recipe.SECTIONS)
+    missing = [key for key in Recipe.SECTIONS if key not in config]
+    if missing:
+        raise UserError(f"the config lacks {', '.join(missing)}")

@@ -1,0 +1,78 @@
+"""A run's sampling, compiled for all local devices."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from zoo.conditions import NEGATIVE, Cond
+from zoo.config import build_options
+from zoo.errors import UserError
+from zoo.families import require
+from zoo.method import Generates, Method, to_uint8
+from zoo.runs.codec import Codec
+from zoo.training.parallel import pmap_in_batches
+
+
+class Sampler:
+    """Makes images of conditions.
+
+    Image i depends on (seed, i) and its conditions alone, see `parallel.pmap_in_batches`; another `per_device` is another
+    compiled program, which may round differently.
+
+    Args:
+      method: family.
+      shape: shape of one sample, (T, H, W, C).
+      options: values of the family's `SampleOptions`.
+      per_device: images that a device makes at once.
+      codec: decodes the samples of a run on latents; None for images.
+
+    Raises:
+      UserError: the family makes no samples, or an option does not exist or has a wrong value.
+    """
+
+    def __init__(
+        self, method: Method, shape: tuple[int, ...], options: dict[str, Any], per_device: int = 16, codec: Codec | None = None
+    ):
+        sample = require(method, Generates).sample
+        self.per_device, self.options = per_device, sample_options(method, options)
+
+        def make(shared, rows):
+            params, key = shared
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows["index"])
+            made = sample(params, keys, rows["cond"], shape, self.options)
+            return to_uint8(codec.decode(params["frozen"]["latents"], made) if codec else made)
+
+        self._make = pmap_in_batches(make, per_device)
+
+    def __call__(self, params: Any, cond: Cond, seed: int) -> np.ndarray:
+        """Makes one image for each row of the conditions.
+
+        Args:
+          params: trees of all players, and the frozen ones.
+          cond: conditions (N, ...), see `Recipe.conditions`.
+          seed: the images are number 0 onwards of it.
+
+        Returns:
+          uint8 (N, T, H, W, C).
+        """
+        return self._make(*self._arguments(params, cond, seed))
+
+    def compile(self, params: Any, cond: Cond) -> None:
+        """Compiles for arguments of these shapes; calls with others fail afterwards."""
+        self._make.compile(*self._arguments(params, cond, 0))
+
+    def check(self, params: Any, cond: Cond) -> None:
+        """Raises the errors of a call, without compiling."""
+        self._make.check(*self._arguments(params, cond, 0))
+
+    def _arguments(self, params: Any, cond: Cond, seed: int):
+        if NEGATIVE in cond and (not getattr(self.options, "guidance", 0) or getattr(self.options, "guide", None)):
+            raise UserError("a negative caption needs guidance above 0, without a guide: set the option guidance")
+        index = np.arange(len(jax.tree.leaves(dict(cond))[0]), dtype=np.int32)
+        return (params, jax.random.key(seed)), {"index": index, "cond": dict(cond)}
+
+
+def sample_options(method: Generates, values: dict[str, Any]) -> Any:
+    """Returns the family's `SampleOptions` of these values; raises UserError on one that cannot be."""
+    return build_options(method.SampleOptions, values, f"sampling option of {type(method).__name__}")
