@@ -15,7 +15,7 @@ from zoo.commands import sampling_flags
 from zoo.commands.scaffold import Command
 from zoo.data import pipeline
 from zoo.errors import UserError
-from zoo.evaluation.rerank import best_of, get_reward
+from zoo.evaluation.rerank import best_of, clip_reward, get_reward
 from zoo.scenes import oracle
 
 FLAGS = flags.FLAGS
@@ -84,7 +84,7 @@ def main(_: list[str]) -> None:
             media.save(out.with_suffix("") / f"{i:04d}{out.suffix}", image, metadata=note)
         print(f"each by itself -> {out.with_suffix('')}/")
     if FLAGS.score:
-        print(f"CLIPScore: {get_reward(FLAGS.clip, world)(images, prompts).mean():.4f}")
+        print(f"CLIPScore: {clip_reward(FLAGS.clip)(images, prompts).mean():.4f}")
     known = [i for i, prompt in enumerate(prompts) if world and oracle.understands(prompt)]
     if known:
         table = oracle.table(images[known], [prompts[i] for i in known], world)
@@ -92,7 +92,7 @@ def main(_: list[str]) -> None:
         print(f"oracle on {len(known)} captions: {scores}")
 
 
-COMMAND = Command(main, define_flags)
+COMMAND = Command(main, define_flags, hint="a caption is given by --prompt")
 
 if __name__ == "__main__":
     COMMAND.run()

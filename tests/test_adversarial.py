@@ -501,7 +501,7 @@ def test_a_feature_network_of_other_latents_is_an_error(tiny, trained):
 
 def test_a_network_without_features_is_an_error():
     with pytest.raises(
-        UserError, match="Flow lacks the ability FeatureExtractor; use a run of one of: diffusion, adversarial"
+        UserError, match="Flow lacks the ability FeatureExtractor; families with it: diffusion, adversarial"
     ):
         projected(build_method(TARFLOW, 20, "float32"))
 
@@ -566,10 +566,13 @@ def test_translation_moves_by_at_most_an_eighth():
         (dict(noise=(0.5, 0.1)), "method.noise must be .* got \\(0.5, 0.1\\)"),
         (dict(augmentations=("colors",)), "unknown augmentation 'colors'"),
         (dict(feature_matching=1.0), "Generator draws samples: set it to 0"),
-        (dict(base=dict(name="contrastive", net={})), "Contrastive yields no differentiable sample"),
+        (
+            dict(base=dict(name="contrastive", net={})),
+            "Contrastive lacks the ability HasFakeSample; families with it: diffusion",
+        ),
         (
             dict(base=dict(name="adversarial", base=GENERATOR, critic=CRITIC)),
-            "Adversarial yields no differentiable sample",
+            "method.base: Adversarial lacks the ability HasFakeSample",
         ),
         (dict(base=dict(name="generater", net={})), "unknown method.base 'generater': did you mean 'generator'"),
         (dict(base=dict(GENERATOR, latent=3)), "config key in method.base 'latent': did you mean 'latent_dim'"),

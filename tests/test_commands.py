@@ -15,6 +15,7 @@ from zoo.evaluation.clip_eval import auc, hard_negative
 from zoo.evaluation.model_eval import settled
 from zoo.evaluation.registry import MEASURES
 from zoo.evaluation.rerank import get_reward
+from zoo.families import FAMILIES
 from zoo.method import Generates, to_float
 from zoo.runs.dependencies import open_run
 from zoo.scenes.dataset import open_source
@@ -64,7 +65,7 @@ def test_a_recipe_trains_saves_goes_on_and_samples(recipe, command, tmp_path):
         assert done.code == 0, done.err
         assert out.exists() or out.with_suffix(".gif").exists()
     else:
-        assert done.code == 2 and "lacks the ability Generates; use a run of one of: diffusion" in done.err
+        assert done.code == 2 and "lacks the ability Generates; families with it: diffusion" in done.err
 
 
 # ---- train.py
@@ -331,7 +332,7 @@ def test_a_run_that_scores_is_a_reward(command, sample, trained, tmp_path):
     best, _ = sample("--prompt=a star", "--each", "--best_of=2", f"--reward={run}", name="best.png")
     assert settings(best.with_suffix("") / "0000.png")["reward"] == str(run)
     done = command("sample.py", f"--workdir={trained}", "--prompt=a star", "--best_of=2", f"--reward={trained}")
-    assert one_error(done, "Diffusion lacks the ability Scorer; use a run of one of: contrastive, adversarial")
+    assert one_error(done, "Diffusion lacks the ability Scorer; families with it: contrastive, adversarial")
 
 
 # ---- likelihood
@@ -504,6 +505,21 @@ def test_bench_reports_what_it_measured(finish, trained, tmp_path):
     assert report["images_per_s"] == pytest.approx(8 / report["step_s"])
 
 
+def test_help_lists_the_flags_of_a_command(finish):
+    done = finish("-m", "zoo", "score", "--help", devices=1)
+    assert "--measures" in done.out and "Scores a run" in done.out
+    done = finish("-m", "zoo", "--help", devices=1)
+    assert done.code == 0 and "nfe_sweep" in done.out and "Lists the families" in done.out
+
+
+def test_families_are_listed_with_their_abilities(command):
+    done = command("zoo/commands/families.py")
+    assert done.code == 0
+    rows = {line.split("`")[1]: line for line in done.out.splitlines()[2:]}
+    assert set(rows) == set(FAMILIES)
+    assert rows["mean_flow"].endswith("| 2505.13447 | Generates |") and "base's Generates" in rows["rewarded"]
+
+
 # ---- bad input
 
 TRAIN = ["train.py", "--config=configs/diffusion.py:test"]
@@ -544,6 +560,7 @@ BAD_SAMPLING = {
     "file": (["--workdir=RUN", "--prompts_file=W/nowhere"], "no such file"),
     "suffix": (["--workdir=RUN", "--prompt=a star", "--out=W/out.bmp"], "bmp"),
     "word": (["--workdir=RUN", "a star"], "--prompt"),
+    "reward": (["--workdir=RUN", "--prompt=a star", "--best_of=2", "--reward=orcale"], "did you mean 'oracle'"),
     "negative": (["--workdir=RUN", "--prompt=a star", "--negative=a ring", "--guidance=0"], "needs guidance above 0"),
     "negative and guide": (
         ["--workdir=RUN", "--prompt=a star", "--negative=a ring", "--guide_checkpoint=2"],

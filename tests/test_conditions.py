@@ -12,11 +12,25 @@ COND = {"tokens": jnp.arange(24).reshape(4, 6) + 2}
 EMPTY = np.eye(1, 6, dtype=int).repeat(4, 0) * END
 
 
+def as_floats(values, tokenize):
+    return np.array([value or 0.0 for value in values], np.float32)
+
+
 @pytest.fixture
 def with_frame_rate(monkeypatch):
     """Adds a condition that training never drops."""
-    monkeypatch.setitem(conditions.CONDITIONS, "frame_rate", Condition(jnp.zeros_like, drops=False))
+    monkeypatch.setitem(conditions.CONDITIONS, "frame_rate", Condition("fps", as_floats, jnp.zeros_like, drops=False))
     return COND | {"frame_rate": jnp.array([8.0, 4.0, 2.0, 1.0])}
+
+
+def test_conditions_of_the_data_are_encoded_and_missing_ones_are_empty(with_frame_rate):
+    items = [{"text": "a star", "fps": 8.0, "inputs": 0}, {"text": "a ring"}, {"fps": 4.0}]
+    tokenize = lambda texts: np.array([[len(text), END] for text in texts])
+    assert conditions.of_item(items[0]) == ("tokens", "frame_rate") and conditions.of_item(items[1]) == ("tokens",)
+    found = conditions.encode(("tokens", "frame_rate"), items, tokenize)
+    np.testing.assert_array_equal(found["tokens"][:, 0], [6, 6, 0])
+    np.testing.assert_array_equal(found["frame_rate"], [8.0, 0.0, 4.0])
+    assert set(conditions.encode(("tokens",), items, tokenize)) == {"tokens"}
 
 
 def test_the_empty_caption_is_its_end():
@@ -39,7 +53,7 @@ def test_a_share_is_dropped_and_the_rest_stays():
 
 
 def test_conditions_of_a_sample_are_dropped_together(monkeypatch):
-    monkeypatch.setitem(conditions.CONDITIONS, "label", Condition(jnp.zeros_like, drops=True))
+    monkeypatch.setitem(conditions.CONDITIONS, "label", Condition("label", as_floats, jnp.zeros_like, drops=True))
     cond = {"tokens": jnp.full((1000, 3), 7), "label": jnp.ones(1000)}
     dropped = conditions.drop(jax.random.key(1), cond, 0.5)
     np.testing.assert_array_equal(np.asarray(dropped["label"]) == 0, np.asarray(dropped["tokens"])[:, 0] == END)

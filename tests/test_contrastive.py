@@ -137,6 +137,6 @@ def test_an_unknown_objective_is_named():
 
 
 def test_it_makes_no_images_and_says_who_does():
-    with pytest.raises(UserError, match="Contrastive lacks the ability Generates; use a run of one of: diffusion"):
+    with pytest.raises(UserError, match="Contrastive lacks the ability Generates; families with it: diffusion"):
         Sampler(method(), (1, 8, 8, 3), {})
     assert require(method(), Method)

@@ -3,6 +3,7 @@
 import shutil
 
 import einops
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -119,6 +120,29 @@ def test_what_is_made_half_is_not_kept(monkeypatch, tmp_path):
     assert list((tmp_path / "things").iterdir()) == []
     made = cache.kept("things", "a key", lambda file: np.save(file, np.arange(3)))
     np.testing.assert_array_equal(made, np.arange(3))
+
+
+class Coding:
+    """A discrete autoencoder: the red value of each pixel, in 16 steps."""
+
+    codes = 16
+
+    def encode(self, params, pixels):
+        return jnp.clip(jnp.round((pixels[..., :1] + 1) * 7.5), 0, 15)
+
+    def decode(self, params, latents):
+        return jnp.repeat(latents.astype(jnp.float32) / 7.5 - 1, 3, axis=-1)
+
+
+def test_codes_stay_whole_numbers_without_a_scale():
+    images, codec = Images(300), Codec(Coding())
+    codec = codec.measured({}, images)
+    assert codec.codes == 16 and codec.scale == {"mean": 0.0, "std": 1.0}
+    found = latents_of(codec.source({}, images, {"name": "codes"}))
+    assert found.dtype == codec.dtype == np.uint16 and found.shape == (300, 1, 4, 4, 1) and found.max() == 15
+    expected = np.round(images.pixels[..., :1].astype(float) / 17)
+    assert np.mean(found == expected) > 0.99  # but for ties
+    np.testing.assert_allclose(codec.decode({}, found[:1])[..., :1], found[:1] / 7.5 - 1, atol=1e-6)
 
 
 # ---- runs

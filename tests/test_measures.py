@@ -233,7 +233,7 @@ def test_the_oracle_picks_the_image_that_fits():
 
 
 def test_rewards_are_named():
-    with pytest.raises(UserError, match="no such run"):
+    with pytest.raises(UserError, match="did you mean 'oracle'"):
         get_reward("oracel", "one")
     with pytest.raises(UserError, match="zoo:clip"):
         get_reward("oracle", None)

@@ -191,6 +191,14 @@ def test_policy_needs_no_derivative_of_the_reward():
         np.testing.assert_allclose(found, right, rtol=1e-2, atol=1e-6)
 
 
+def test_policy_takes_the_options_with_a_known_density_by_itself():
+    rewarded = method(gradient="policy", group_size=4, sampling=STEPS)
+    assert (rewarded.sampling_options.sampler, rewarded.sampling_options.eta) == ("ddim", 1.0)
+    loss_of(rewarded, fresh())
+    with pytest.raises(UserError, match="last=1 is for derivatives"):
+        loss_of(method(gradient="policy", group_size=4, sampling=STEPS | {"last": 1}), fresh())
+
+
 def test_advantages_are_of_each_group():
     found = advantages(jnp.array([1.0, 3.0, 10.0, 10.0]), 2)
     np.testing.assert_allclose(found, [-1, 1, 0, 0], atol=1e-3)
@@ -227,6 +235,7 @@ def test_a_family_without_steps_learns_directly_too():
         (dict(base=dict(name="contrastive", net=CLIP)), ["Contrastive lacks the ability Invertible"]),
         (dict(sampling={"step": 3}), ["sampling option of Diffusion 'step'", "steps"]),
         (dict(group_size=1), ["method.group_size", "1"]),
+        (dict(reward=""), ["config section method lacks reward"]),
         (dict(reward=RewardOf(len, differentiable=False)), ["no derivative", "policy"]),
         (dict(target_modules="nothing"), ["nothing", "matches no kernel"]),
     ],
@@ -338,6 +347,48 @@ def test_a_critic_of_other_words_reads_the_caption_again(tiny, trained, tmp_path
     assert run.recipe.tokenizer.to_json() != recipe.tokenizer.to_json()
     expected = run.method.score(run.params, pixels, run.conditions(texts))
     np.testing.assert_allclose(reward(pixels, recipe.conditions(texts)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def rewarded_run(tiny, trained, tmp_path_factory):
+    """Workdir of a run by a reward, whose changes are not zero."""
+    workdir = tmp_path_factory.mktemp("rewarded") / "run"
+    changes = {"method.reward": "zoo:clip", "loop.steps": 1, "players.adapters.learning_rate": 0.1}
+    loop.train(config_of(tiny, trained, changes), workdir)
+    return workdir
+
+
+def merged_of(workdir):
+    run = open_run(workdir)
+    return jax.tree.map(np.asarray, run.method.base_params(run.params)["model"])
+
+
+def test_a_run_starts_from_a_rewarded_one_with_its_changes(tiny, rewarded_run, same):
+    _, recipe = prepare(tiny({"init": str(rewarded_run)}))
+    assert same(jax.tree.map(np.asarray, recipe.initial_state().params["model"]), merged_of(rewarded_run))
+
+
+def test_a_rewarded_run_can_be_the_base_of_another(tiny, rewarded_run, tmp_path, same):
+    changes = {"method.reward": "zoo:clip", "loop.steps": 1}
+    loop.train(config_of(tiny, rewarded_run, changes), tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    assert same(jax.tree.map(np.asarray, run.params["frozen"]["base"]["model"]), merged_of(rewarded_run))
+    assert run.sample(["a star"]).shape == (1, 1, 16, 16, 3)
+
+
+def test_a_rewarded_run_serves_as_feature_network(tiny, rewarded_run, tmp_path):
+    changes = {"method.feature_network": str(rewarded_run), "loop.grid_every": 0}
+    loop.train(tiny(changes | {"loop.steps": 1}, "configs/gan.py:projected,test"), tmp_path / "run")
+    assert open_run(tmp_path / "run").step == 1
+
+
+def test_a_clip_that_was_trained_here_rewards_a_run_that_resumes(tiny, trained, tmp_path):
+    """Its temperature is a single number, which the file of frozen networks must keep."""
+    loop.train(tiny({"loop.steps": 1}, "configs/clip.py:test"), tmp_path / "clip")
+    config = config_of(tiny, trained, {"method.reward": str(tmp_path / "clip"), "loop.steps": 1})
+    loop.train(config, tmp_path / "run")
+    config.loop.steps = 2
+    assert loop.train(config, tmp_path / "run").step == 2
 
 
 @pytest.mark.parametrize(

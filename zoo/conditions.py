@@ -4,7 +4,7 @@
 leads away from, in place of the empty ones.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,15 +20,43 @@ class Condition(NamedTuple):
     """One kind of condition.
 
     Attributes:
+      key: key of its value in an item of the data.
+      encode: values of items, None for an item without one, and the function texts -> tokens -> array (B, ...).
       empty: array of the condition -> array of its empty value, of the same shape.
       drops: whether training drops it. Those of one sample are dropped together: they share one coin.
     """
 
+    key: str
+    encode: Callable[[Sequence[Any], Callable], Any]
     empty: Callable[[jax.Array], jax.Array]
     drops: bool
 
 
-CONDITIONS = {"tokens": Condition(lambda x: jnp.zeros_like(x).at[..., 0].set(END), drops=True)}
+CONDITIONS = {
+    "tokens": Condition(
+        key="text",
+        encode=lambda texts, tokenize: tokenize([text or "" for text in texts]),
+        empty=lambda x: jnp.zeros_like(x).at[..., 0].set(END),
+        drops=True,
+    )
+}
+
+
+def of_item(item: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the names of the conditions that an item of the data has."""
+    return tuple(name for name, condition in CONDITIONS.items() if condition.key in item)
+
+
+def encode(these: Sequence[str], items: Sequence[Mapping[str, Any]], tokenize: Callable) -> dict[str, Any]:
+    """Returns the conditions of items, (B, ...).
+
+    Args:
+      these: names of the conditions.
+      items: B items of the data, or parts of some.
+      tokenize: B texts -> tokens (B, L).
+    """
+    values = lambda name: [item.get(CONDITIONS[name].key) for item in items]
+    return {name: CONDITIONS[name].encode(values(name), tokenize) for name in these}
 
 
 def names(cond: Cond) -> list[str]:

@@ -3,7 +3,8 @@
 import contextlib
 import difflib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 MOST_NAMES = 20  # of more names, an error lists the nearest alone
 
@@ -38,3 +39,13 @@ def exit_on_user_error() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def named(key: str, call: Callable[[], Any]) -> Any:
+    """Calls a function; its UserErrors begin with the key of the config."""
+    try:
+        return call()
+    except UserError as error:
+        if str(error).startswith(f"{key}: "):
+            raise
+        raise UserError(f"{key}: {error}") from None

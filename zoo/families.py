@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from zoo.config import build
-from zoo.errors import UserError, unknown_name_error
+from zoo.errors import UserError, named, unknown_name_error
 from zoo.method import Method, has_members
 from zoo.wrappers.compose import compose
 
@@ -62,7 +62,7 @@ def require(method: Any, protocol: type) -> Any:
     if isinstance(method, protocol):
         return method
     able = ", ".join(families_with(protocol)) or "none"
-    raise UserError(f"{type(method).__name__} lacks the ability {protocol.__name__}; use a run of one of: {able}")
+    raise UserError(f"{type(method).__name__} lacks the ability {protocol.__name__}; families with it: {able}")
 
 
 def no_dependency(key: str, name: str, value: str, protocol: Any) -> Any:
@@ -98,10 +98,13 @@ def build_method(
     if FAMILIES[name].wraps:
         if "base" not in fields:
             raise UserError(f"config section {where} lacks base")
-        extra["base"] = build_method(fields.pop("base"), vocab_size, dtype, open_dependency, f"{where}.base")
-        cls = compose(cls, extra["base"])
+        base = build_method(fields.pop("base"), vocab_size, dtype, open_dependency, f"{where}.base")
+        extra["base"] = named(f"{where}.base", lambda: require(base, cls.needs(fields)))
+        cls = compose(cls, base)
     for field, protocol in getattr(cls, "DEPENDENCIES", {}).items():
         value = fields.pop(field, "")
+        if not value and not hasattr(cls, field):  # a field without a default
+            raise UserError(f"config section {where} lacks {field}")
         extra[field] = open_dependency(f"{where}.{field}", field, value, protocol) if value else None
     return build(cls, fields, where, vocab_size=vocab_size, dtype=get_dtype(dtype), **extra)
 

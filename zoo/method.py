@@ -188,9 +188,11 @@ class HasTrajectory(Protocol):
 
     Attributes:
       SampleOptions: frozen dataclass of the options.
+      trajectory_options: options under which the density is known.
     """
 
     SampleOptions: type
+    trajectory_options: Mapping[str, Any]
 
     def sample_trajectory(
         self, params: Mapping[str, Params], rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: Options
@@ -265,17 +267,6 @@ class Autoencodes(Protocol):
         ...
 
 
-@runtime_checkable
-class RewardTrained(Protocol):
-    """A family that is trained by a reward.
-
-    Attributes:
-      reward: reward function, or None in a run that is opened for sampling.
-    """
-
-    reward: "Reward | None"
-
-
 class Reward(Protocol):
     """A reward of samples.
 
@@ -337,11 +328,17 @@ def without_frozen(params: Mapping[str, Params]) -> dict[str, Params]:
     return {name: tree for name, tree in params.items() if name != "frozen"}
 
 
+def trained(method: Any, params: Mapping[str, Params]) -> dict[str, Params]:
+    """Returns the trees of a run's players, those of a wrapped family with the wrapper's changes in place."""
+    return without_frozen(method.base_params(params) if hasattr(method, "base_params") else params)
+
+
 def example_frozen(method: Any, rng: jax.Array, batch: Batch) -> dict[str, Params]:
     """Fresh parameters of a method's frozen networks by name, of which only the shapes are of use."""
-    named = {name: getattr(method, name) for name in getattr(method, "DEPENDENCIES", {})}
-    networks = {name: network for name, network in named.items() if isinstance(network, Method)}
+    names = [*getattr(method, "DEPENDENCIES", {}), *(["base"] if getattr(method, "INIT_IS_BASE", False) else [])]
+    networks = {name: getattr(method, name) for name in names}
     return {
         name: dict(network.init(rng, batch)) | {"frozen": example_frozen(network, rng, batch)}
         for name, network in networks.items()
+        if isinstance(network, Method)
     }

@@ -38,9 +38,10 @@ def first_difference(a: Any, b: Any) -> str:
 
 
 def tree_hash(tree: Any) -> str:
-    """Returns a hash of the paths and values of a tree of arrays."""
+    """Returns a hash of the paths, types, shapes and values of a tree of arrays."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.asarray(leaf).tobytes())
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()[:16]

@@ -145,7 +145,7 @@ def main(_: list[str]) -> None:
         return
     device = jax.devices()[0]
     machine = f"{jax.device_count()} x {device.device_kind} ({device.platform}), {os.cpu_count()} cores"
-    words = [word for word in sys.argv[1:] if word != "bench"]
+    words = sys.argv[2:]  # of python -m zoo bench
     report = {"command": " ".join(words), "machine": machine, "jax": jax.__version__}
     report |= measure(FLAGS.config, FLAGS.seconds) | {"start": start_times(words)}
     print(json.dumps(report, indent=2))

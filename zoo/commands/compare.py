@@ -70,12 +70,13 @@ def facts_of(workdir: Path) -> dict[str, Any]:
     """What a run cost: its size, what it saw, how long it trained and how fast it samples."""
     run = open_run(workdir)
     recipe = run.recipe
+    trained, base = without_frozen(run.params), run.params["frozen"].get("base")
     file = workdir / "scores.json"
     content = json.loads(file.read_text()).get("about", {}) if file.is_file() else {}
     return {
         "family": type(recipe.method).__name__,
         "data": f"{recipe.data.source}, {recipe.data.size} px",
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(without_frozen(run.params))),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves((trained, base))),
         "images seen": run.step * recipe.data.batch_size,
         "seconds of training": trained_seconds(workdir, recipe.data.batch_size),
         "evaluations a sample": content.get("evaluations"),

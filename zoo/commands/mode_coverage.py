@@ -44,8 +44,7 @@ def main(_: list[str]) -> None:
     scores = {"model": coverage(made, UNIFORM[name]), "ceiling": coverage(real, UNIFORM[name])}
     print(report.to_table(scores))
     out = Path(FLAGS.out or f"{sampling.workdir}/mode_coverage.json")
-    about = {"run": sampling.workdir, "checkpoint": run.step, "num": FLAGS.num, "seed": sampling.seed}
-    write_json(out, report.to_json(scores, about))
+    write_json(out, report.to_json(scores, sampling.about() | {"num": FLAGS.num}))
     print(f"{FLAGS.num} images -> {out}")
 
 

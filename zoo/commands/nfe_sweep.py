@@ -33,7 +33,8 @@ def define_flags() -> None:
 
 
 def main(workdirs: list[str]) -> None:
-    of_runs = [name for name in registry.chosen(FLAGS.measures) if registry.MEASURES[name].of_run]
+    named = [name for name in registry.chosen(FLAGS.measures) if name in FLAGS.measures]
+    of_runs = [name for name in named if registry.MEASURES[name].of_run]
     if of_runs:
         raise UserError(f"--measures: {of_runs[0]} is not of samples, so it has no steps; see python -m zoo score")
     steps = [to_steps(word) for word in FLAGS.steps]

@@ -1,6 +1,7 @@
 """The frame of every command: its flags, its errors, its exit code."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 
 from absl import app, flags
@@ -24,22 +25,27 @@ class Command:
       main: called with the arguments that are no flags. Only here are flags read.
       define_flags: defines the flags.
       arguments: what to give, e.g. "name at least one run: ..."; "" for a command without arguments.
+      hint: advice for an argument where there should be none.
     """
 
     main: Callable[[list[str]], None]
     define_flags: Callable[[], None] = no_flags
     arguments: str = ""
+    hint: str = "flags begin with --"
 
     def run(self, argv: list[str] | None = None) -> None:
         """Runs the command as a program. A `UserError` is one line on stderr and exit code 2."""
+        before = set(FLAGS)
         self.define_flags()
+        for name in set(FLAGS) - before:  # --help lists the flags of the main module alone
+            FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
         with exit_on_user_error():
             app.run(self, argv=argv, flags_parser=config.parse_flags)
 
     def __call__(self, argv: list[str]) -> None:
         """Runs the command on parsed flags."""
         if argv[1:] and not self.arguments:
-            raise UserError(f"no such argument: {argv[1]!r}; flags begin with --")
+            raise UserError(f"no such argument: {argv[1]!r}; {self.hint}")
         if self.arguments and not argv[1:]:
             raise UserError(self.arguments)
         parallel.use_compilation_cache()

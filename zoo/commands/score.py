@@ -114,9 +114,7 @@ def of_run(sampling: Sampling, split: str, num: int, references: str | None, ref
     sampler.compile(run.params, cond)
     began = time.perf_counter()
     made = sampler(run.params, cond, sampling.seed)
-    about = {
-        "run": sampling.workdir,
-        "checkpoint": run.step,
+    about = sampling.about() | {
         "split": split,
         "num": len(texts),
         "samples_per_second": len(made) / (time.perf_counter() - began),

@@ -5,13 +5,14 @@ import functools
 import inspect
 import os
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 import grain
 import numpy as np
 
+from zoo import conditions
 from zoo.data import folder, tfds
 from zoo.data.text import Tokenizer
 from zoo.errors import UserError, unknown_name_error
@@ -83,6 +84,7 @@ def stream(
     batch_size: int,
     *,
     seed: int,
+    names: Sequence[str] = ("tokens",),
     start: int = 0,
     flip: bool = False,
     negatives: bool = False,
@@ -96,6 +98,7 @@ def stream(
       tokenizer: makes the tokens of the captions.
       batch_size: items of a batch over all processes together.
       seed: of the order, the mirroring and the swapped words.
+      names: names of the conditions in the batches, see `zoo.conditions`.
       start: the batch to begin at: what an uninterrupted stream would have had there.
       flip: mirror a random half of the items left to right.
       negatives: also give for each caption one with a word swapped, see `negatives.swap_word`; the empty caption
@@ -119,8 +122,10 @@ def stream(
         raise UserError("the data source is empty: give one that holds an image")
     threads = threads or min(os.cpu_count() or 1, 8)
     part = batch_size // count
-    # Two tokenisations of one caption are equal, so a text is looked up more often than it is tokenised.
-    tokens_of = functools.lru_cache(_CACHED_TEXTS)(lambda text: tokenizer.encode([text])[0])
+    tokens_of = functools.lru_cache(_CACHED_TEXTS)(lambda text: tokenizer.encode([text])[0])  # captions come again
+    encode = functools.partial(
+        conditions.encode, names, tokenize=lambda texts: np.stack([tokens_of(text) for text in texts])
+    )
 
     def batch(number: int) -> dict[str, Any]:
         first = number * batch_size + index * part
@@ -129,11 +134,11 @@ def stream(
         if flip:
             mirrored = _coins(np.arange(first, first + part), seed)
             pixels[mirrored] = pixels[mirrored, :, :, ::-1]
-        made = {"inputs": pixels, "cond": {"tokens": np.stack([tokens_of(item["text"]) for item in items])}}
+        made = {"inputs": pixels, "cond": encode(items)}
         if negatives:
             rngs = (np.random.default_rng((seed, i, 1)) for i in range(first, first + part))
-            wrong = [swap_word(item["text"], rng) or "" for item, rng in zip(items, rngs, strict=True)]
-            made["negatives"] = {"tokens": tokenizer.encode(wrong)}
+            pairs = zip(items, rngs, strict=True)
+            made["negatives"] = encode([item | {"text": swap_word(item["text"], rng)} for item, rng in pairs])
         return made
 
     # An element of Grain's is a whole batch: its own shuffle, repeat and batch cost 10 us an item while they

@@ -1,4 +1,4 @@
-"""How near an image is to the one it was made from, pixel by pixel. A value an image; clips count all frames."""
+"""How near an image is to the one it was made from, pixel by pixel. A value an image; videos count all frames."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def psnr(a, b) -> np.ndarray:
     """Peak signal-to-noise ratio in decibels, 10 log10(255^2 / MSE). Higher is nearer, infinite for equal images.
 
     Args:
-      a, b: uint8 (N, T, H, W, C), N at least 1. The mean squared error goes over all frames of a clip.
+      a, b: uint8 (N, T, H, W, C), N at least 1. The mean squared error goes over all frames of a video.
 
     Returns:
       float64 (N,).

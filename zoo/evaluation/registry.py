@@ -22,11 +22,19 @@ ASKED = 64  # real images on which a run is evaluated, which takes many times as
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A value and its interval of 95%, None where it has none; `note` states a caveat."""
+    """A score.
+
+    Attributes:
+      value: value.
+      interval: its interval of 95%, or None.
+      note: caveat.
+      better: see `Measure`; "" outside a measure.
+    """
 
     value: float
     interval: tuple[float, float] | None = None
     note: str = ""
+    better: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -217,7 +225,8 @@ def evaluate(sample: Sample, context: EvalContext, names: Sequence[str]) -> tupl
     scores, missing = {}, {}
     for name in chosen(names):
         try:
-            scores |= MEASURES[name].function(sample, context)
+            made = MEASURES[name].function(sample, context)
+            scores |= {key: dataclasses.replace(score, better=MEASURES[name].better) for key, score in made.items()}
         except UserError as error:
             if "all" not in names:
                 raise UserError(f"{name}: {error}") from None

@@ -9,6 +9,7 @@ from zoo.errors import unknown_name_error
 from zoo.evaluation.registry import Score
 from zoo.files import atomic
 
+BETTER = {"lower": " (lower is better)", "ceiling": " (near the ceiling is better)"}
 Scores = Mapping[str, Mapping[str, Score]]  # row -> name -> score
 
 
@@ -26,9 +27,14 @@ def show(score: Score | None) -> str:
 
 
 def to_table(scores: Scores) -> str:
-    """A line for each name, a column for each row of scores, with the intervals of 95%; notes at the end."""
+    """A line for each name, a column for each row of scores, with the intervals of 95%; notes at the end.
+
+    A name is followed by the direction of better scores: higher ones have none.
+    """
     names = names_of(scores)
-    cells = [["", *scores], *([name, *(show(row.get(name)) for row in scores.values())] for name in names)]
+    better = {name: BETTER.get(score.better, "") for row in scores.values() for name, score in row.items()}
+    cells = [["", *scores]]
+    cells += [[f"{name}{better[name]}", *(show(row.get(name)) for row in scores.values())] for name in names]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     notes = {f"{name}: {score.note}" for row in scores.values() for name, score in row.items() if score.note}

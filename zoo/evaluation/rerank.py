@@ -32,12 +32,17 @@ def get_reward(name: str, world: str | None) -> HostReward:
         return lambda images, prompts: np.array(
             [oracle.claims_right(*pair, world) for pair in zip(images, prompts, strict=True)]
         )
-    run = open_any(name)
+    run = open_any(name, "oracle")
     run.scorer()  # a run that lacks the ability is an error before images are made
     if isinstance(run, ClipRun):
-        network = clip_features(name)
-        return lambda images, prompts: clip_score(network.images(images), network.texts(prompts))
+        return clip_reward(name)
     return lambda images, prompts: model_eval.score(run, images, prompts)
+
+
+def clip_reward(name: str) -> HostReward:
+    """Returns the CLIPScore by "zoo:clip" or the CLIP in a folder."""
+    network = clip_features(name)
+    return lambda images, prompts: clip_score(network.images(images), network.texts(prompts))
 
 
 def best_of(images: np.ndarray, prompts: Sequence[str], count: int, reward: HostReward) -> np.ndarray:

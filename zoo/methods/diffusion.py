@@ -109,6 +109,7 @@ class Diffusion:
     SampleOptions: ClassVar[type] = SampleOptions
     LikelihoodOptions: ClassVar[type] = LikelihoodOptions
     inversion_options: ClassVar[Mapping[str, Any]] = {"guidance": 0.0, "eta": 0.0}
+    trajectory_options: ClassVar[Mapping[str, Any]] = {"sampler": "ddim", "eta": 1.0}
 
     @functools.cached_property
     def network(self) -> Conditioned:
@@ -316,6 +317,8 @@ class Diffusion:
 def _check_trajectory(options: SampleOptions) -> None:
     if options.sampler != "ddim":
         raise UserError(f"steps with a known density are those of sampler ddim, got {options.sampler!r}")
+    if options.last:
+        raise UserError(f"last={options.last} is for derivatives through the sampler, and a trajectory has none")
 
 
 def log_density_of_levels(path: Path, z: jax.Array, t: jax.Array) -> jax.Array:

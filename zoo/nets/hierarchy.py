@@ -154,7 +154,7 @@ class TopDown(nn.Module):
 class Hierarchy(nn.Module):
     """A hierarchical VAE: p(x | z) and all p(z_g | z_<g, caption) top down, q(z_g | z_<g, x, caption) beside them.
 
-    Each frame of a clip is an image by itself, given the caption.
+    Each frame of a video is an image by itself, given the caption.
 
     Attributes:
       patch_size: pixels along the side of a patch, which is what the finest level sees as one.

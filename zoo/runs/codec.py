@@ -22,7 +22,7 @@ MEASURED_ON = 1000  # images from which the latents' mean and standard deviation
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Codec:
-    """A frozen autoencoder whose latents have mean 0 and standard deviation 1 in each channel.
+    """A frozen autoencoder. Real latents have mean 0 and standard deviation 1 in each channel, discrete ones are codes.
 
     Its functions take the autoencoder's parameters, which a compiled program must not hold.
 
@@ -36,8 +36,15 @@ class Codec:
     mean: Any = 0.0
     std: Any = 1.0
 
-    dtype = jnp.float32  # of the latents
-    codes: int | None = None  # number of codes; None for real latents
+    @property
+    def codes(self) -> int | None:
+        """Number of codes of an autoencoder with discrete latents; None for real latents."""
+        return getattr(self.method, "codes", None)
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the latents."""
+        return np.dtype(np.uint16 if self.codes else np.float32)
 
     @property
     def scale(self) -> dict[str, Any]:
@@ -50,11 +57,12 @@ class Codec:
 
     def encode(self, params: Any, images: jax.Array) -> jax.Array:
         """Images uint8 or in [-1, 1], (B, T, H, W, C) -> latents (B, T, h, w, c)."""
-        return (self.method.encode(params, to_float(images)) - self.mean) / self.std
+        latents = self.method.encode(params, to_float(images))
+        return latents.astype(self.dtype) if self.codes else (latents - self.mean) / self.std
 
     def decode(self, params: Any, latents: jax.Array) -> jax.Array:
         """The inverse of `encode`, float32 in [-1, 1]."""
-        return self.method.decode(params, latents * self.std + self.mean)
+        return self.method.decode(params, latents if self.codes else latents * self.std + self.mean)
 
     def shape(self, params: Any, images: Sequence[int]) -> tuple[int, ...]:
         """(T, H, W, C) of an image -> (T, h, w, c) of its latents."""
@@ -70,7 +78,9 @@ class Codec:
             out[start : start + len(part)] = encode(params, part)
 
     def measured(self, params: Any, source: pipeline.Source) -> "Codec":
-        """Returns this codec with the mean and standard deviation of the latents of images evenly spread over a source."""
+        """Returns this codec with the scale of the latents of images evenly spread over a source; codes have none."""
+        if self.codes:
+            return self
         count = min(MEASURED_ON, len(source))
         indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
         latents = np.empty((count, *self.shape(params, source[0]["inputs"].shape)), np.float32)
@@ -90,7 +100,7 @@ class Codec:
 
         def write(file: Path) -> None:
             shape = len(source), *self.shape(params, source[0]["inputs"].shape)
-            array = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+            array = np.lib.format.open_memmap(file, "w+", self.dtype, shape)
             self.encode_items(params, source, range(len(source)), array)
             array.flush()
 
@@ -99,7 +109,7 @@ class Codec:
 
 
 class Latents:
-    """A source whose inputs are latents, float32 (T, h, w, c)."""
+    """A source whose inputs are latents, (T, h, w, c)."""
 
     def __init__(self, array: np.ndarray, texts: list[str]):
         self._array, self._texts = array, texts

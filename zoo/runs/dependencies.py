@@ -1,8 +1,8 @@
 """Opens runs, and the frozen networks that one run takes from another.
 
-A dependency is the workdir of a run, the folder of a published CLIP, or `zoo:clip`, which ships. A new run opens each once,
-by its name, and writes those that are runs to WORKDIR/frozen, so that it never needs them again; afterwards they are read
-from there.
+A dependency is the workdir of a run, the folder of a published CLIP, or `zoo:clip`, which ships. A new run opens each
+once, by its name, and writes those that are runs to WORKDIR/frozen, so that it never needs them again; afterwards they
+are read from there.
 """
 
 import functools
@@ -16,14 +16,14 @@ import ml_collections
 import numpy as np
 from safetensors.numpy import save_file
 
+from zoo import conditions, weights
 from zoo import config as configs
-from zoo import weights
 from zoo.data import pipeline
 from zoo.data.text import Tokenizer
-from zoo.errors import UserError
+from zoo.errors import UserError, named, unknown_name_error
 from zoo.families import require
 from zoo.files import atomic
-from zoo.method import Autoencodes, Reward, without_frozen
+from zoo.method import Autoencodes, Reward, trained
 from zoo.pretrained import clip as clips
 from zoo.runs.codec import Codec
 from zoo.runs.recipe import Data, Recipe, check_sections
@@ -59,11 +59,22 @@ def open_run(workdir: str | Path, step: int | None = None, ema: str | None = Non
     return Run(recipe, step, jax.device_put(params))
 
 
-def open_any(name: str, step: int | None = None) -> Run | ClipRun:
-    """Opens whatever a dependency may be, see the module. Raises UserError where there is no such thing."""
+def open_any(name: str, *others: str) -> Run | ClipRun:
+    """Opens whatever a dependency may be, see the module.
+
+    Args:
+      name: name of the dependency.
+      *others: names that the caller takes besides, for errors.
+
+    Raises:
+      UserError: there is no such thing, or it cannot be read.
+    """
+    if "/" not in name and ":" not in name and not Path(name).is_dir():
+        known = [*others, *(f"zoo:{shipped}" for shipped in clips.SHIPPED)]
+        raise unknown_name_error("network (no folder has this name)", name, known)
     if name.startswith("zoo:") or (clips.is_folder(name) and not (Path(name) / "checkpoints").is_dir()):
         return ClipRun(clips.load(name))
-    return open_run(name, step)
+    return open_run(name)
 
 
 def recipe_of(metadata: Mapping[str, Any], read: Callable[[str], Any], for_training: bool) -> Recipe:
@@ -77,7 +88,7 @@ def recipe_of(metadata: Mapping[str, Any], read: Callable[[str], Any], for_train
     config = configs.from_json(json.dumps(metadata["config"]))
     check_sections(config)
     tokenizer = Tokenizer.from_json(json.dumps(metadata["tokenizer"]))
-    return Recipe(config, tokenizer, Dependencies(metadata, read, for_training))
+    return Recipe(config, tokenizer, Dependencies(metadata, read, for_training), tuple(metadata["conditions"]))
 
 
 def prepare(
@@ -100,7 +111,8 @@ def prepare(
     else:
         dependencies = Dependencies(source=source)
         tokenizer = first_tokenizer(config.init, dependencies.init_run(config), data, source)
-    recipe = Recipe(config, tokenizer, dependencies)
+    names = saved["conditions"] if saved else conditions.of_item(source[0])
+    recipe = Recipe(config, tokenizer, dependencies, tuple(names))
     if recipe.codec:
         about = {"data": data.source, "split": "train", "size": data.size, "frames": data.frames}
         source = recipe.codec.source(dependencies.frozen["latents"], source, about)
@@ -149,7 +161,8 @@ class Dependencies:
     def frozen(self) -> dict[str, Any]:
         """Parameters of the networks by name."""
         params = {name: run.params for name, run in self.runs.items()}
-        return params | ({"base": without_frozen(params["base"])} if "base" in params else {})
+        base = self.runs.get("base")
+        return params | ({"base": trained(base.method, base.params)} if base else {})
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -165,14 +178,22 @@ class Dependencies:
         """Writes the networks that are runs to WORKDIR/frozen."""
         for name, run in self.runs.items():
             if isinstance(run, Run):
-                with atomic(workdir / FOLDER / f"{name}.safetensors") as file:
-                    save_file(flatten(run.params), file)
+                file = workdir / FOLDER / f"{name}.safetensors"
+                try:
+                    with atomic(file) as unfinished:
+                        save_file(flatten(run.params), unfinished)
+                except OSError as error:
+                    raise UserError(f"{file} cannot be written ({error}): make room, and start again") from None
 
     def init_run(self, config: ml_collections.ConfigDict) -> Run | None:
         """Opens the run of `config.init`; None where it names none, or where training has begun long ago."""
         if config.init and not self._saved and self._init is None:
-            self._init = _named("init", lambda: open_run(config.init))
+            self._init = named("init", lambda: open_run(config.init))
         return self._init
+
+    def release_init(self) -> None:
+        """Forgets the run of `config.init`, whose parameters else stay in memory."""
+        self._init = None
 
     def freeze_base(self, config: ml_collections.ConfigDict) -> None:
         """Makes the run of `config.init` the frozen network `base`."""
@@ -193,7 +214,7 @@ class Dependencies:
         if not data.latents:
             return None
         run = self.open("data.latents", "latents", data.latents)
-        codec = Codec(_named("data.latents", lambda: require(run.method, Autoencodes)))
+        codec = Codec(named("data.latents", lambda: require(run.method, Autoencodes)))
         if run.shape is None or run.shape[1] != data.size:
             raise UserError(
                 f"data.latents: {data.latents} was trained on images of {run.shape[1]} px, and data.size is "
@@ -219,24 +240,24 @@ class Dependencies:
         if protocol is Reward:
             if not self._for_training:
                 return None
-            run = None if value == "oracle" else self.open(key, name, value)
+            run = None if value == "oracle" else self.open(key, name, value, "oracle")
             build = functools.partial(build_reward, run, recipe.data.source, recipe.data.shape)
-            return _named(key, lambda: build(recipe.tokenizer, recipe.codec))
+            return named(key, lambda: build(recipe.tokenizer, recipe.codec))
         run = self.open(key, name, value)
         check_shared(key, value, run, recipe)
-        return _named(key, lambda: require(run.method, protocol))
+        return named(key, lambda: require(run.method, protocol))
 
-    def open(self, key: str, name: str, value: str) -> Run | ClipRun:
+    def open(self, key: str, name: str, value: str, *others: str) -> Run | ClipRun:
         """Opens one network, from the saved run's files or by its name. Raises UserError with the config's key."""
         if name not in self.runs:
             self._values[name] = value
-            self.runs[name] = _named(key, lambda: self._open(name, value))
+            self.runs[name] = named(key, lambda: self._open(name, value, *others))
         return self.runs[name]
 
-    def _open(self, name: str, value: str) -> Run | ClipRun:
+    def _open(self, name: str, value: str, *others: str) -> Run | ClipRun:
         saved = self._saved and self._saved["frozen"].get(name)
         if not saved:
-            return open_any(value)
+            return open_any(value, *others)
         if saved["metadata"] is None:
             run: Run | ClipRun = open_any(value)
         else:
@@ -254,8 +275,11 @@ def check_shared(key: str, value: str, run: Any, recipe: Recipe) -> None:
         raise UserError(f"{key}: {value} has captions of its own; name a run")
     if run.recipe.tokenizer.to_json() != recipe.tokenizer.to_json():
         raise UserError(
-            f"{key}: {value} has another tokenizer; train it on the same data, or start from it by --config.init={value}"
+            f"{key}: {value} has another tokenizer; train it on the same data, or start from it by "
+            f"--config.init={value}"
         )
+    if run.recipe.names != recipe.names:
+        raise UserError(f"{key}: {value} was trained with the conditions {run.recipe.names}, not {recipe.names}")
     if run.shape != recipe.data.shape:
         raise UserError(f"{key}: {value} was trained on images of {run.shape}, not {recipe.data.shape}")
     if latents_of(run.recipe) != latents_of(recipe):
@@ -272,9 +296,11 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
     """Returns a tree of dicts as {"a|b|c": array}. Empty dicts are left out."""
     flat = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}{SEPARATOR}") if isinstance(value, Mapping) else {
-            f"{prefix}{key}": np.ascontiguousarray(value)
-        }
+        flat |= (
+            flatten(value, f"{prefix}{key}{SEPARATOR}")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": np.asarray(value, order="C")}
+        )
     return flat
 
 
@@ -289,13 +315,3 @@ def read_frozen(workdir: Path, name: str) -> dict[str, Any]:
             inner = inner.setdefault(parent, {})
         inner[leaf] = array
     return tree
-
-
-def _named(key: str, call: Callable[[], Any]) -> Any:
-    """Calls a function; its UserErrors begin with the key of the config."""
-    try:
-        return call()
-    except UserError as error:
-        if str(error).startswith(f"{key}: "):
-            raise
-        raise UserError(f"{key}: {error}") from None

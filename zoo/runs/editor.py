@@ -93,8 +93,8 @@ def direction(noise: Noise, has: np.ndarray) -> Noise:
 def move(noise: Noise, direction: Noise, strength: float | np.ndarray) -> Noise:
     """noise + strength * direction, with the norm that the noise had before.
 
-    The norm is the noise's own and not that of Gaussian noise, since inverted images may have another: an image stays as
-    typical as it was at any strength.
+    The norm is the noise's own and not that of Gaussian noise, since inverted images may have another: an image stays
+    as typical as it was at any strength.
 
     Args:
       noise: tree of arrays (B, ...).

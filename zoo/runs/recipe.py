@@ -9,15 +9,15 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
+from zoo import conditions
 from zoo import config as configs
 from zoo.conditions import NEGATIVE
 from zoo.data import pipeline
 from zoo.data.text import Tokenizer
 from zoo.errors import UserError, unknown_name_error
 from zoo.families import build_method
-from zoo.method import Batch, Generates, without_frozen
+from zoo.method import Batch, Generates, trained
 from zoo.runs.codec import Codec
 from zoo.runs.sampler import Sampler, sample_options
 from zoo.training import optim, state
@@ -84,6 +84,10 @@ class Opens(Protocol):
         """Opens the run of `config.init`; None where it names none."""
         ...
 
+    def release_init(self) -> None:
+        """Forgets that run."""
+        ...
+
     def codec(self, data: Data) -> Codec | None:
         """Opens the autoencoder of `data.latents`."""
         ...
@@ -109,6 +113,7 @@ class Recipe:
       method: its section `method`, built.
       optimizers: optimizer of each player.
       shape: shape of one input, (T, H, W, C).
+      names: names of the conditions that its data has.
 
     Raises:
       UserError: the config has a key that nobody reads, or a value that cannot be used.
@@ -116,9 +121,15 @@ class Recipe:
 
     SECTIONS = ("seed", "dtype", "init", "data", "method", "players", "loop", "sample")
 
-    def __init__(self, config: ml_collections.ConfigDict, tokenizer: Tokenizer, dependencies: Opens):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        tokenizer: Tokenizer,
+        dependencies: Opens,
+        names: tuple[str, ...] = ("tokens",),
+    ):
         check_sections(config)
-        self.config, self.tokenizer, self.dependencies = config, tokenizer, dependencies
+        self.config, self.tokenizer, self.dependencies, self.names = config, tokenizer, dependencies, names
         self.data = configs.build(Data, config.data, "data")
         self.codec = dependencies.codec(self.data)
         if self.codec and self.data.flip:
@@ -134,6 +145,8 @@ class Recipe:
             sample_options(self.method, dict(config.sample))
         elif config.sample:
             raise unknown_name_error("sampling option", next(iter(config.sample)), ())
+        self._start = self._params_of_init()
+        dependencies.release_init()
 
     def metadata(self) -> dict[str, Any]:
         """Returns the part of a checkpoint beside the state, as JSON can write it."""
@@ -141,6 +154,7 @@ class Recipe:
             "config": json.loads(configs.to_json(self.config)),
             "tokenizer": json.loads(self.tokenizer.to_json()),
             "latents": self.codec.scale if self.codec else {},
+            "conditions": list(self.names),
             "frozen": self.dependencies.metadata,
         }
 
@@ -151,11 +165,8 @@ class Recipe:
           captions: N texts.
           negative: text from which guidance leads away; "" for the empty caption.
         """
-        cond: dict[str, Any] = {"tokens": self.tokenizer.encode(list(captions))}
-        if negative:
-            row = self.tokenizer.encode([negative])
-            cond[NEGATIVE] = {"tokens": np.repeat(row, len(captions), axis=0)}
-        return cond
+        encode = lambda texts: conditions.encode(self.names, [{"text": text} for text in texts], self.tokenizer.encode)
+        return encode(captions) | ({NEGATIVE: encode([negative] * len(captions))} if negative else {})
 
     def stream(self, source: pipeline.Source, start: int = 0) -> Iterator[Batch]:
         """Returns this process's part of each batch, from step `start` on."""
@@ -164,6 +175,7 @@ class Recipe:
             self.tokenizer,
             self.data.batch_size,
             seed=self.config.seed,
+            names=self.names,
             start=start,
             flip=self.data.flip,
             negatives=self.data.negatives,
@@ -172,10 +184,9 @@ class Recipe:
 
     def blank_batch(self, count: int) -> Batch:
         """Returns a batch of the right shapes."""
-        names = ("cond", "negatives") if self.data.negatives else ("cond",)
+        keys = ("cond", "negatives") if self.data.negatives else ("cond",)
         dtype = self.codec.dtype if self.codec else jnp.uint8
-        cond = {"tokens": jnp.zeros((count, self.data.text_length), jnp.int32)}
-        return {"inputs": jnp.zeros((count, *self.shape), dtype)} | dict.fromkeys(names, cond)
+        return {"inputs": jnp.zeros((count, *self.shape), dtype)} | dict.fromkeys(keys, self.conditions([""] * count))
 
     def create_state(self) -> state.State:
         """Returns a state with fresh parameters, drawn by the seed."""
@@ -183,23 +194,31 @@ class Recipe:
         return jax.jit(functools.partial(state.create, self.method, self.optimizers))(key, self.blank_batch(1))
 
     def initial_state(self) -> state.State:
-        """Returns the state before the first step, with the parameters of the `config.init` run if there is one.
+        """Returns the state before the first step, with the parameters of the `config.init` run if there is one."""
+        drawn, start = self.create_state(), self._start
+        self._start = {}  # once is enough, and they are large
+        return drawn.start_from(start) if start else drawn
+
+    def _params_of_init(self) -> dict[str, Any]:
+        """Parameters of players to start from; none if there is no such run, or if it is the frozen base.
 
         Raises:
-          UserError: no such run, or a player of both runs has parameters of other shapes.
+          UserError: the run lacks the players, or one of them has parameters of other shapes.
         """
-        drawn = self.create_state()
-        run = self.dependencies.init_run(self.config)
+        run, name = self.dependencies.init_run(self.config), self.config.init
         if run is None:
-            return drawn
+            return {}
         base = getattr(self.method, "INIT_IS_BASE", False)
-        fresh = jax.eval_shape(self.method.base.init, jax.random.key(0), self.blank_batch(1)) if base else drawn.params
-        shared = {player: params for player, params in without_frozen(run.params).items() if player in fresh}
+        fresh = jax.eval_shape((self.method.base if base else self.method).init, jax.random.key(0), self.blank_batch(1))
+        shared = {player: params for player, params in trained(run.method, run.params).items() if player in fresh}
+        missing = [player for player in fresh if player not in shared]
+        if missing and (base or not shared):
+            raise UserError(f"init: {name} is a {type(run.method).__name__} without {missing[0]}; name another run")
         for player, params in shared.items():
             difference = first_difference(params, fresh[player])
             if difference:
-                raise UserError(f"init: {self.config.init} has another {player}, {difference}; use its settings")
-        return drawn if base else drawn.start_from(shared)
+                raise UserError(f"init: {name} has another {player}, {difference}; use its settings")
+        return {} if base else shared
 
     def state_shapes(self) -> state.State:
         """Returns the state with shapes in place of arrays."""

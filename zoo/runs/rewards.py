@@ -74,7 +74,9 @@ class ScoreReward:
         return _on_host(encode, shapes, tokens)
 
 
-def build_reward(run: Run | ClipRun | None, source: str, shape: tuple[int, ...], tokenizer: Tokenizer, codec: Codec | None):
+def build_reward(
+    run: Run | ClipRun | None, source: str, shape: tuple[int, ...], tokenizer: Tokenizer, codec: Codec | None
+):
     """Returns the reward that `method.reward` names.
 
     Args:

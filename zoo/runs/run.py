@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from zoo.trees import tree_hash
 from zoo.errors import unknown_name_error
 from zoo.families import require
 from zoo.method import Generates, Method, Scorer
 from zoo.pretrained.clip import Clip
 from zoo.runs.recipe import Recipe
 from zoo.runs.sampler import Sampler
+from zoo.trees import tree_hash
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -17,8 +17,8 @@ from zoo.training.parallel import pmap_in_batches
 class Sampler:
     """Makes images of conditions.
 
-    Image i depends on (seed, i) and its conditions alone, see `parallel.pmap_in_batches`; another `per_device` is another
-    compiled program, which may round differently.
+    Image i depends on (seed, i) and its conditions alone, see `parallel.pmap_in_batches`; another `per_device` is
+    another compiled program, which may round differently.
 
     Args:
       method: family.
@@ -32,7 +32,12 @@ class Sampler:
     """
 
     def __init__(
-        self, method: Method, shape: tuple[int, ...], options: dict[str, Any], per_device: int = 16, codec: Codec | None = None
+        self,
+        method: Method,
+        shape: tuple[int, ...],
+        options: dict[str, Any],
+        per_device: int = 16,
+        codec: Codec | None = None,
     ):
         sample = require(method, Generates).sample
         self.per_device, self.options = per_device, sample_options(method, options)

@@ -118,9 +118,13 @@ class Adversarial:
         ability for ability in ABILITIES if ability not in (HasFakeSample, FeatureExtractor, Scorer)
     )
 
+    @staticmethod
+    def needs(fields: Mapping[str, Any]) -> type:
+        """Returns the ability that the base needs under these fields."""
+        del fields
+        return HasFakeSample
+
     def __post_init__(self):
-        if not isinstance(self.base, HasFakeSample):
-            raise UserError(f"method.base: {_name(self.base)} yields no differentiable sample for a critic")
         if self.objective not in OBJECTIVES:
             raise unknown_name_error("objective", self.objective, OBJECTIVES)
         if self.penalty not in ("exact", "difference"):

@@ -29,7 +29,13 @@ def _forwarded(protocol: type, name: str) -> Any:
     if not inspect.isfunction(declared):
         return property(lambda self: getattr(self.base, name))
     if "params" in inspect.signature(declared).parameters:
-        call = lambda self, params, *args: getattr(self.base, name)(self.base_params(params), *args)
+
+        def call(self, params, *args, **keywords):
+            return getattr(self.base, name)(self.base_params(params), *args, **keywords)
+
     else:
-        call = lambda self, *args: getattr(self.base, name)(*args)
+
+        def call(self, *args, **keywords):
+            return getattr(self.base, name)(*args, **keywords)
+
     return functools.wraps(declared)(call)

@@ -35,7 +35,7 @@ class Rewarded:
       dtype: type that networks compute in.
       reward: reward of samples, see `runs.rewards`; None in a run that is opened for sampling.
       gradient: "direct" or "policy", see the module.
-      sampling: options of `base.generate`, or of `base.sample_trajectory`, for the samples of training.
+      sampling: options of `base.generate`, or of `base.sample_trajectory`, over the base's `trajectory_options`.
       target_modules: kernels to change, by a regular expression over paths that begin with the player.
       rank: rank of the changes, see `adapters.lora`.
       alpha: scale of the changes, see `adapters.lora`.
@@ -49,7 +49,7 @@ class Rewarded:
     base: Method
     vocab_size: int
     dtype: Any
-    reward: Reward | None = None
+    reward: Reward | None
     gradient: str = "direct"
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     target_modules: str = "^model/.*kernel$"
@@ -64,14 +64,14 @@ class Rewarded:
     INIT_IS_BASE: ClassVar[bool] = True
     FORWARDS: ClassVar[tuple[type, ...]] = tuple(ability for ability in ABILITIES if ability is not HasFakeSample)
 
+    @staticmethod
+    def needs(fields: Mapping[str, Any]) -> type:
+        """Returns the ability that the base needs under these fields."""
+        return GRADIENTS.get(fields.get("gradient", "direct"), Invertible)
+
     def __post_init__(self):
         if self.gradient not in GRADIENTS:
             raise unknown_name_error("method.gradient", self.gradient, GRADIENTS)
-        if not isinstance(self.base, GRADIENTS[self.gradient]):
-            raise UserError(
-                f"method.base: {type(self.base).__name__} lacks the ability {GRADIENTS[self.gradient].__name__}, which "
-                f"method.gradient={self.gradient} needs: use diffusion"
-            )
         if self.reward is not None and self.gradient == "direct" and not self.reward.differentiable:
             raise UserError('method.reward: the oracle has no derivative; set method.gradient to "policy"')
         if self.group_size < 2:
@@ -82,7 +82,8 @@ class Rewarded:
     def sampling_options(self) -> Any:
         """`sampling` as the options of the base."""
         what = f"sampling option of {type(self.base).__name__}"
-        return build_options(self.base.SampleOptions, dict(self.sampling), what)
+        first = self.base.trajectory_options if self.gradient == "policy" else {}
+        return build_options(self.base.SampleOptions, dict(first) | dict(self.sampling), what)
 
     def base_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The base's parameters with the changes, and the frozen networks."""
