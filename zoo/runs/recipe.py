@@ -165,7 +165,7 @@ class Recipe:
           captions: N texts.
           negative: text from which guidance leads away; "" for the empty caption.
         """
-        encode = lambda texts: conditions.encode(self.names, [{"text": text} for text in texts], self.tokenizer.encode)
+        encode = lambda lines: conditions.encode(self.names, [{"text": line} for line in lines], self.tokenizer.encode)
         return encode(captions) | ({NEGATIVE: encode([negative] * len(captions))} if negative else {})
 
     def stream(self, source: pipeline.Source, start: int = 0) -> Iterator[Batch]:
