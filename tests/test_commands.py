@@ -74,7 +74,14 @@ def test_a_recipe_trains_saves_goes_on_and_samples(recipe, command, tmp_path):
 def test_a_dry_run_prints_and_writes_nothing(command, tmp_path):
     done = command("train.py", "--config=configs/diffusion.py:test", "--dry_run", f"--workdir={tmp_path / 'run'}")
     assert done.code == 0, done.err
-    for words in ("parameters", "model/layers", "FLOPs per step", "memory per device", "MiB", "64 in scenes/one"):
+    for words in (
+        "parameters",
+        "model/network/layers",
+        "FLOPs per step",
+        "memory per device",
+        "MiB",
+        "64 in scenes/one",
+    ):
         assert words in done.out
     captions = done.out.split("captions\n")[1].splitlines()
     assert len(captions) == 5 and all(len(caption.split()) >= 2 for caption in captions)
@@ -323,8 +330,8 @@ def test_a_run_that_scores_is_a_reward(command, sample, trained, tmp_path):
     scorer, texts = open_run(run), ["a red circle", "a blue star", "a thing"]
     made = np.random.default_rng(0).integers(0, 256, (3, 1, 16, 16, 3)).astype(np.uint8)
     model = scorer.method
-    words = model.encode_text(scorer.params, scorer.conditions(texts)["tokens"])
-    cosines = (model.encode_image(scorer.params, to_float(jnp.asarray(made))) * words).sum(-1)
+    words = model.text_features(scorer.params, scorer.conditions(texts))
+    cosines = (model.image_features(scorer.params, to_float(jnp.asarray(made))) * words).sum(-1)
     np.testing.assert_allclose(get_reward(str(run), None)(made, texts), cosines, atol=1e-5)
     with pytest.raises(UserError, match="use one of their data.size"):
         get_reward(str(run), None)(np.repeat(made, 2, axis=2), texts)

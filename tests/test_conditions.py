@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo import conditions
+from zoo import conditions, loop
 from zoo.conditions import END, Condition
+from zoo.data import pipeline
+from zoo.runs.dependencies import open_run, prepare
 
 COND = {"tokens": jnp.arange(24).reshape(4, 6) + 2}
 EMPTY = np.eye(1, 6, dtype=int).repeat(4, 0) * END
@@ -73,3 +75,27 @@ def test_guidance_leads_from_the_bad_prediction_beyond_the_good_one():
     good, bad = jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0])
     np.testing.assert_allclose(conditions.guide(good, bad, 0.5), [1.5, 1.0])
     np.testing.assert_array_equal(conditions.guide(good, bad, 0.0), good)
+
+
+class Labelled:
+    """Four items with a label beside the caption."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return {"inputs": np.full((1, 16, 16, 3), i, np.uint8), "text": f"number {i}", "label": i + 1}
+
+
+def test_a_new_condition_of_the_data_is_in_batches_and_in_samples(monkeypatch, tiny, tmp_path):
+    monkeypatch.setitem(conditions.CONDITIONS, "label", Condition("label", as_floats, jnp.zeros_like, drops=True))
+    monkeypatch.setitem(pipeline.SOURCES, "labelled", lambda name, split, size, frames: Labelled())
+    config = tiny({"data.source": "labelled:x", "loop.steps": 1, "loop.grid_every": 0})
+    source, recipe = prepare(config)
+    assert recipe.names == ("tokens", "label")
+    batch = next(recipe.stream(source))
+    np.testing.assert_array_equal(batch["cond"]["label"], batch["inputs"][:, 0, 0, 0, 0] + 1.0)
+    assert recipe.conditions(["a", "b"], "c")["negative"]["label"].tolist() == [0.0, 0.0]
+    loop.train(config, tmp_path / "run")
+    assert open_run(tmp_path / "run").recipe.names == ("tokens", "label")
+    assert open_run(tmp_path / "run").sample(["number 1"]).shape == (1, 1, 16, 16, 3)

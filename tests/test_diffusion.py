@@ -224,7 +224,7 @@ def test_samples_are_generated_from_the_noise_that_their_keys_draw(simple):
         np.testing.assert_array_equal(made, model.sample(0.5, rng, BATCH["cond"]["tokens"], SHAPE, **options))
 
 
-def test_noise_is_standard_gaussian_and_a_images_own():
+def test_noise_is_standard_gaussian_and_an_images_own():
     noise = method().draw_noise(keys(*range(64)), SHAPE)
     assert abs(noise.mean()) < 0.03 and abs(noise.std() - 1) < 0.03
     np.testing.assert_array_equal(method().draw_noise(keys(5), SHAPE)[0], noise[5])

@@ -72,7 +72,7 @@ def test_clean_does_not_overshoot_and_keeps_images_of_the_right_size():
     assert x.min() == -1 and x.max() == 127 / 128
 
 
-def test_a_image_does_not_depend_on_those_beside_it(features):
+def test_an_image_does_not_depend_on_those_beside_it(features):
     x = preprocessed("pytorch")
     np.testing.assert_allclose(features(x[::-1])[::-1], features(x), atol=1e-5)
 

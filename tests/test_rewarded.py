@@ -235,7 +235,6 @@ def test_a_family_without_steps_learns_directly_too():
         (dict(base=dict(name="contrastive", net=CLIP)), ["Contrastive lacks the ability Invertible"]),
         (dict(sampling={"step": 3}), ["sampling option of Diffusion 'step'", "steps"]),
         (dict(group_size=1), ["method.group_size", "1"]),
-        (dict(reward=""), ["config section method lacks reward"]),
         (dict(reward=RewardOf(len, differentiable=False)), ["no derivative", "policy"]),
         (dict(target_modules="nothing"), ["nothing", "matches no kernel"]),
     ],
@@ -244,6 +243,12 @@ def test_settings_that_cannot_be_are_said(changes, words):
     with pytest.raises(UserError) as error:
         jax.eval_shape(method(**changes).init, KEY, BATCH)
     assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("fields", [{}, {"reward": ""}])
+def test_a_missing_reward_is_an_error(fields):
+    with pytest.raises(UserError, match="config section method lacks reward"):
+        build_method(dict(name="rewarded", base=DIFFUSION) | fields, 20, "float32")
 
 
 def test_a_group_must_divide_the_batch():
