@@ -27,7 +27,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_string("prompt", [], "A caption; may be given several times.")
     flags.DEFINE_string("prompts_file", None, "A file with a caption on each line.")
     flags.DEFINE_integer(
-        "num", None, "Images in all, the prompts taken in turn; by default one a prompt.", lower_bound=1
+        "num", None, "Number of images, the prompts in turn; by default one per prompt.", lower_bound=1
     )
     flags.DEFINE_string("out", "out.png", "File of the labelled grid: .png, .gif or .mp4.")
     flags.DEFINE_bool("score", False, "Also print the images' CLIPScore.")
@@ -35,10 +35,10 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "reward",
         "zoo:clip",
-        "What is best: oracle, zoo:clip, the folder of a CLIP, or the workdir of a run that scores.",
+        "Reward for --best_of: oracle, zoo:clip, the folder of a CLIP, or the workdir of a run that scores.",
     )
     flags.DEFINE_string("clip", "zoo:clip", "Folder of a CLIP for --score; by default one trained on scenes.")
-    flags.DEFINE_bool("each", False, "Also write each image by itself, into a folder named as --out.")
+    flags.DEFINE_bool("each", False, "Also write each image by itself, into the folder --out without its suffix.")
 
 
 def read_prompts(

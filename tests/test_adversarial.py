@@ -479,7 +479,7 @@ def test_a_run_with_a_feature_network_opens_it_again_without_the_other_run(tiny,
         ({"data.size": 32}, "method.feature_network: .* images of \\(1, 16, 16, 3\\), not \\(1, 32, 32, 3\\)"),
         ({"data.source": "scenes/one?examples=8&omit=0"}, "method.feature_network: .* has another tokenizer"),
         ({"method.critic.patch_size": 4}, "config key in method.critic 'patch_size'"),
-        ({"method.feature_network": "zoo:clip"}, "method.feature_network: zoo:clip has captions of its own"),
+        ({"method.feature_network": "zoo:clip"}, "method.feature_network: zoo:clip has a tokenizer of its own"),
     ],
 )
 def test_a_feature_network_that_cannot_be_is_an_error(tiny, trained, changes, message):

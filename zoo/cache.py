@@ -34,6 +34,6 @@ def kept(name: str, key: Any, write: Callable[[Path], None]) -> np.ndarray:
 
 
 def fingerprint(source: Sequence[dict[str, Any]], about: dict[str, Any], indices: Sequence[int]) -> list[Any]:
-    """Returns a key for items of a source: its name, and a hash of two images, since files of a folder may change."""
+    """Returns a key for items of a source: name, length, and hashes of the indices and of the first and last image."""
     probes = [hashlib.sha256(source[i]["inputs"].tobytes()).hexdigest() for i in (indices[0], indices[-1])]
     return [about, len(source), hashlib.sha256(np.asarray(indices, np.int64).tobytes()).hexdigest(), probes]

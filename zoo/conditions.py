@@ -21,7 +21,8 @@ class Condition(NamedTuple):
 
     Attributes:
       key: key of its value in an item of the data.
-      encode: values of items, None for an item without one, and the function texts -> tokens -> array (B, ...).
+      encode: called with the values of B items, None for an item without one, and with a function from texts to tokens;
+        returns an array (B, ...).
       empty: array of the condition -> array of its empty value, of the same shape.
       drops: whether training drops it. Those of one sample are dropped together: they share one coin.
     """

@@ -1,4 +1,4 @@
-"""The one exception that users are meant to see: a line that says what is wrong and what to do."""
+"""`UserError`, the one exception that users should meet: one line with the fault and the remedy."""
 
 import contextlib
 import difflib
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-MOST_NAMES = 20  # of more names, an error lists the nearest alone
+MOST_NAMES = 20  # of more known names, an error lists the nearest half as many
 
 
 class UserError(ValueError):
@@ -42,7 +42,7 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 def named(key: str, call: Callable[[], Any]) -> Any:
-    """Calls a function; its UserErrors begin with the key of the config."""
+    """Calls a function; puts the key of the config in front of its UserErrors."""
     try:
         return call()
     except UserError as error:

@@ -66,7 +66,7 @@ def require(method: Any, protocol: type) -> Any:
 
 
 def no_dependency(key: str, name: str, value: str, protocol: Any) -> Any:
-    """Raises the error for a dependency where there is nothing that could open it."""
+    """Raises UserError: a method with dependencies is built through a recipe."""
     raise UserError(f"{key}: {value!r} cannot be opened here; build the method through a recipe")
 
 
@@ -84,7 +84,7 @@ def build_method(
         section of the wrapped family; a field of the class's `DEPENDENCIES` names another run or network.
       vocab_size: number of token ids.
       dtype: name of the type in which networks compute.
-      open_dependency: opens what such a field names and returns the static part of it.
+      open_dependency: opens the run or network that such a field names; returns its method, or a reward.
       where: name of the section, for errors.
 
     Raises:

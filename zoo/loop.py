@@ -34,18 +34,21 @@ from zoo.training.state import State, Step
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """How long and how often; the fields are the keys of `config.loop`. All "every" count steps.
+    """Lengths and intervals of training; the fields are the keys of `config.loop`. Intervals count steps.
 
     Attributes:
-      steps: in all.
+      steps: steps of the whole run.
       steps_per_call: steps in one compiled call; more of them hide the cost of starting small ones.
       accumulate: parts that a device takes its batch in, one after the other, to save memory.
-      log_every, checkpoint_every, grid_every: metrics, checkpoints, sample grids; 0 for no grids.
-      grid_prompts: captions of the grid; by default the first 16 of the test split.
-      score_every, score_num, score_measures: score so many samples by these measures, see `evaluation.measures`; 0
-        for never.
+      log_every: interval of the metrics.
+      checkpoint_every: interval of the checkpoints.
+      grid_every: interval of the sample grids, which the last step draws too; 0 for never.
+      grid_prompts: captions of the grid; by default 16 spread evenly over the test split.
+      score_every: interval of the scores, which the last step computes too; 0 for never.
+      score_num: samples to score.
+      score_measures: names of measures, see `evaluation.measures`.
       max_to_keep: number of the newest checkpoints to keep.
-      max_bad_steps: give up after so many steps in a row whose update was not finite.
+      max_bad_steps: give up after this many steps in a row that were not finite.
     """
 
     steps: int
@@ -91,11 +94,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> State:
     """Trains a config in a workdir, from its newest checkpoint where there is one.
 
     Returns:
-      The last state, as numpy. After Ctrl-C or SIGTERM it is the one that was saved, and stderr tells how to resume.
+      The last state, as numpy. After Ctrl-C or SIGTERM it is the saved one, and a line on stderr says how to resume.
 
     Raises:
-      UserError: the config or the data cannot be used, the workdir holds another run, saving failed, or the loss
-        stayed infinite.
+      UserError: the config or the data cannot be used, the workdir holds another run, saving failed, or
+        `loop.max_bad_steps` steps in a row were not finite.
     """
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
@@ -104,7 +107,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> State:
 
 
 def check_workdir(workdir: Path, config: ml_collections.ConfigDict, saved: str | None) -> None:
-    """Refuses a workdir whose config.json or newest checkpoint (`saved`) is another run's; `loop` alone may change."""
+    """Raises UserError if config.json or the newest checkpoint (`saved`) differs from the config outside `loop`."""
     file = workdir / "config.json"
     for text in filter(None, (saved, file.exists() and file.read_text())):
         changes = configs.differences(configs.from_json(text), config)
@@ -236,19 +239,23 @@ class Training:
         self.writer.scalars(step, means | meter.rates() | {"skipped_steps": float(counts["skipped"])})
 
     def save(self, state: State) -> None:
+        """Saves the state unless its step is already saved."""
         if int(state.step) not in self.checkpoints.steps():
             self.checkpoints.save(state, self.recipe.metadata())
 
     @functools.cached_property
     def sampler(self) -> Sampler:
+        """Sampler of the config, compiled once."""
         return self.recipe.sampler()
 
     @functools.cached_property
     def grid_prompts(self) -> list[str]:
+        """Captions of the sample grid."""
         return list(self.loop.grid_prompts) or pipeline.captions(self.recipe.data.open("test"), limit=16)
 
     @functools.cached_property
     def evaluator(self) -> Evaluator:
+        """Evaluator of `loop.score_measures`."""
         return Evaluator(self.recipe, self.sampler, self.loop.score_num, self.loop.score_measures)
 
     def averaged(self, state: State) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The contract between a family and everything else.
 
-A family is a `Method`: what it trains (`players`), how it starts, and its loss. All other protocols are abilities that
-a family has or lacks; `families.require` raises the error where one is missing. Two conventions hold in all of them:
+A family is a `Method`: what it trains (`players`), how it starts, and its loss. All other protocols but `Reward` are
+abilities that a family has or lacks; `families.require` raises the error for a missing one. They share two conventions:
 
     rng      one key per sample, (B,), so that a sample does not depend on those beside it
     params   trees of all players; `params["frozen"]` holds the frozen networks by name, where a run has some
@@ -21,7 +21,7 @@ Params = Any
 Noise = Any  # tree of independent standard Gaussian arrays (B, ...), from which a family makes its samples
 Options = Any  # frozen dataclass of the family's own
 # inputs: uint8 images (B, T, H, W, C), float32 latents or integer codes; cond: see `conditions`; negatives: a second
-# `cond`, of captions that do not fit the inputs, for methods that ask for it.
+# `cond`, of captions that do not fit the inputs, for methods that use it.
 Batch = Mapping[str, Any]
 
 
@@ -40,7 +40,7 @@ class Output:
 
 
 class Axis:
-    """The devices that train together, as a method sees them. This one is a single device: the identity."""
+    """Collectives over the devices that train together. In this class, a single device, they are the identity."""
 
     index: Any = 0
 
@@ -111,7 +111,7 @@ class Generates(Protocol):
         ...
 
     def evaluations(self, options: Options) -> int:
-        """Returns how often one sample passes through the network under these options."""
+        """Returns the number of network evaluations per sample under these options."""
         ...
 
 
@@ -312,7 +312,7 @@ def normal_each(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def members(protocol: type) -> list[str]:
-    """Names that a protocol asks for."""
+    """Returns the names of the members that a protocol requires."""
     functions = [name for name, value in vars(protocol).items() if callable(value) and not name.startswith("_")]
     return sorted({*functions, *protocol.__annotations__})
 
@@ -329,12 +329,12 @@ def without_frozen(params: Mapping[str, Params]) -> dict[str, Params]:
 
 
 def trained(method: Any, params: Mapping[str, Params]) -> dict[str, Params]:
-    """Returns the trees of a run's players, those of a wrapped family with the wrapper's changes in place."""
+    """Returns the trees of a run's players; for a rewarded run those of its base, with the changes added."""
     return without_frozen(method.base_params(params) if hasattr(method, "base_params") else params)
 
 
 def example_frozen(method: Any, rng: jax.Array, batch: Batch) -> dict[str, Params]:
-    """Fresh parameters of a method's frozen networks by name, of which only the shapes are of use."""
+    """Fresh parameters of a method's frozen networks by name, of which only the shapes matter."""
     names = [*getattr(method, "DEPENDENCIES", {}), *(["base"] if getattr(method, "INIT_IS_BASE", False) else [])]
     networks = {name: getattr(method, name) for name in names}
     return {

@@ -11,7 +11,7 @@ from zoo.errors import UserError
 
 
 def matches(params: Any, pattern: str) -> Any:
-    """Tree of bool: whether a parameter's path, e.g. "layers/mlp/up/kernel", matches somewhere."""
+    """Returns a tree of bool: whether a regular expression matches part of a path, e.g. "layers/mlp/up/kernel"."""
     found = jax.tree_util.tree_map_with_path(lambda path, _: bool(re.search(pattern, path_name(path))), params)
     if not any(jax.tree.leaves(found)):
         paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -20,12 +20,12 @@ def matches(params: Any, pattern: str) -> Any:
 
 
 def path_name(path: tuple, separator: str = "/") -> str:
-    """A jax key path as "a/b/c"."""
+    """Returns a jax key path as "a/b/c"."""
     return jax.tree_util.keystr(path, simple=True, separator=separator)
 
 
 def first_difference(a: Any, b: Any) -> str:
-    """What first tells two trees of arrays apart, e.g. "mlp/up/kernel of shape (8, 8) and not (8, 16)"; or ""."""
+    """Returns the first difference of two trees, e.g. "mlp/up/kernel of shape (8, 8) and not (8, 16)"; "" if equal."""
     a, b = (
         {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)} for tree in (a, b)
     )

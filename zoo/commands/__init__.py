@@ -1,1 +1,1 @@
-
+"""The commands of python -m zoo, one module each."""

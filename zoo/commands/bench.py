@@ -1,4 +1,4 @@
-"""How fast a recipe is: python -m zoo bench --config configs/diffusion.py:demo
+"""Measures how fast a recipe is: python -m zoo bench --config configs/diffusion.py:demo
 
 Everything is measured in one run, since machines differ and share: set two numbers of one report against each other,
 not those of two reports.

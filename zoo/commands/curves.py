@@ -1,5 +1,4 @@
-"""Draws metrics of training: python -m zoo curves runs/a runs/b --show adapters/reward --show score/all --out
-curves.png
+"""Draws metrics of training: python -m zoo curves runs/a runs/b --show adapters/reward --out curves.png
 
 A panel for each metric of metrics.jsonl, a curve for each run.
 """

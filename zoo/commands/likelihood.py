@@ -38,7 +38,7 @@ def main(_: list[str]) -> None:
     sampling = sampling_flags.read()
     run, options = sampling.run, dict(sampling.options)
     if sampling.guided or sampling.negative:
-        raise UserError("a likelihood is of the run alone: drop --negative and the --guide_ flags")
+        raise UserError("a likelihood uses no guidance: drop --negative and the --guide_ flags")
     method = require(run.method, HasLikelihood)
     defaults = dataclasses.asdict(method.LikelihoodOptions())
     real = first_of(run.recipe.data, FLAGS.split, FLAGS.num)
@@ -49,7 +49,7 @@ def main(_: list[str]) -> None:
         values = bits(**options)
     else:
         if "steps" not in defaults:
-            raise UserError(f"--tolerance is of an ODE's steps, and {type(method).__name__} has none")
+            raise UserError(f"--tolerance needs an ODE, and {type(method).__name__} has none")
         at = lambda steps: bits(**options | {"steps": steps})
         values, options["steps"], change = model_eval.settled(at, options["steps"], FLAGS.tolerance)
     score = mean_score(values)
@@ -73,7 +73,7 @@ def main(_: list[str]) -> None:
     write_json(out, result)
     print(f"{show(score)} bits per dimension of {FLAGS.num} images -> {out}")
     if entropy is not None:
-        print(f"the entropy is {entropy:.4f}, {result['gap']:.4f} below")
+        print(f"the entropy is {entropy:.4f}; bits per dimension minus entropy is {result['gap']:.4f}")
     if change is not None:
         print(f"{options['steps']} steps; half as many change no image by more than {change:.4f}")
 

@@ -1,6 +1,4 @@
-"""Measures how often the oracle is right on damaged images: python -m zoo oracle_eval --world full --size 32 --num
-500
-"""
+"""Measures how often the oracle is right on damaged images: python -m zoo oracle_eval --world full --size 32"""
 
 import numpy as np
 from absl import flags

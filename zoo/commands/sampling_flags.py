@@ -22,24 +22,26 @@ def define(workdir_required: bool = True) -> None:
     """Defines the flags; call it once."""
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_integer("checkpoint", None, "Step of the checkpoint to use; by default the newest.")
-    flags.DEFINE_string("ema", None, "Half-life of the averaged parameters, or none; by default the longest.")
+    flags.DEFINE_string(
+        "ema", None, 'Half-life of the averaged parameters, or "none" for the plain ones; by default the longest.'
+    )
     flags.DEFINE_integer("steps", None, "Steps of the sampler.", lower_bound=1)
     flags.DEFINE_string("sampler", None, "Name of the sampler.")
     flags.DEFINE_float("guidance", None, "Guidance scale, 0 for none.")
     flags.DEFINE_multi_string("option", [], "NAME=VALUE: another sampling option of the run's family.")
     flags.DEFINE_string("negative", "", "Text from which guidance leads away; by default the empty caption.")
-    flags.DEFINE_integer("seed", 0, "Same seed, same images.")
+    flags.DEFINE_integer("seed", 0, "Seed of the images; the same seed gives the same images.")
     flags.DEFINE_integer("per_device", 16, "Images that a device makes at once.", lower_bound=1)
     flags.DEFINE_string("guide_workdir", None, "Autoguidance: run to guide away from; by default --workdir itself.")
     flags.DEFINE_integer("guide_checkpoint", None, "Autoguidance: checkpoint to guide away from.")
-    flags.DEFINE_string("guide_ema", None, "Autoguidance: average to guide away from.")
+    flags.DEFINE_string("guide_ema", None, "Autoguidance: half-life of the average to guide away from.")
     if workdir_required:
         flags.mark_flag_as_required("workdir")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampling:
-    """A run, opened as the flags say.
+    """A run, opened by the flags.
 
     Attributes:
       run: run, with the parameters of its guide if there is one.
@@ -77,7 +79,7 @@ class Sampling:
 
 
 def read() -> Sampling:
-    """Opens the run that the flags name. Raises UserError as `open_run`, and for options or a guide that cannot be."""
+    """Opens the run that the flags name. Raises UserError as `open_run`, and for an invalid option or guide."""
     run = open_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.ema)
     guided = {}
     if FLAGS.guide_workdir or FLAGS.guide_checkpoint is not None or FLAGS.guide_ema:

@@ -36,7 +36,7 @@ def define_flags() -> None:
     flags.DEFINE_string("images", None, "Instead of --workdir: a folder of images.")
     flags.DEFINE_string("prompts", None, "A file with the caption of each image, in the order of the images' names.")
     flags.DEFINE_string("reference", None, "Real images to compare with, as data.source; by default the run's data.")
-    flags.DEFINE_integer("num", 256, "Captions of the test split to sample and score.", lower_bound=2)
+    flags.DEFINE_integer("num", 256, "Number of captions of --split to sample and score.", lower_bound=2)
     flags.DEFINE_integer("num_reference", 2000, "Most real images of split train to compare with.", lower_bound=2)
     flags.DEFINE_string("split", "test", "Split of the captions and of the held-out images.")
     flags.DEFINE_list("measures", ["all"], "Names of measures, with commas; all is all that can be computed.")

@@ -1,4 +1,4 @@
-"""Evaluations of a run on images that it did not make. The result for an image depends on (seed, its number) alone."""
+"""Evaluates a run on images that it did not make. The random numbers of image i depend on (seed, i) alone."""
 
 from collections.abc import Callable, Sequence
 
@@ -68,7 +68,7 @@ def settled(bits: Callable[[int], np.ndarray], steps: int, tolerance: float) -> 
         if change <= tolerance:
             return finer, steps, change
         values = finer
-    raise UserError(f"--tolerance {tolerance}: {steps // 2} steps were not enough; allow more")
+    raise UserError(f"--tolerance {tolerance}: {steps // 2} steps were not enough; give a larger tolerance")
 
 
 def reconstruct(

@@ -1,7 +1,7 @@
-"""What is scored, what it is scored against, and the registry of measures.
+"""Samples, the context that they are scored against, and the registry of measures.
 
-A measure is one function (sample, context) -> scores by name. It declares itself by `@measure` in `measures.py`: what
-it needs, which way is better, and what stands beside it as a floor. Nothing else needs to be changed to add one.
+A measure is one function (sample, context) -> scores by name. It declares itself by `@measure` in `measures.py`: its
+network, its better direction, and its floor. Nothing else needs to be changed to add one.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from zoo.runs.recipe import Data
 from zoo.runs.run import Run
 from zoo.scenes import oracle
 
-ASKED = 64  # real images on which a run is evaluated, which takes many times as long as sampling as many
+ASKED = 64  # held-out images for evaluations of a run, which are much slower than sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Score:
     """A score.
 
     Attributes:
-      value: value.
-      interval: its interval of 95%, or None.
+      value: the number.
+      interval: 95% confidence interval, or None.
       note: caveat.
       better: see `Measure`; "" outside a measure.
     """
@@ -151,7 +151,7 @@ def first_of(data: Data, split: str, num: int) -> Sample:
     """Returns the first images of a split, with their captions. Raises UserError where there are fewer."""
     source = data.open(split)
     if num > len(source):
-        raise UserError(f"--num {num} is more than the {len(source)} captions of split {split!r}")
+        raise UserError(f"{num} images are requested, more than the {len(source)} captions of split {split!r}")
     real = [source[i] for i in range(num)]
     return Sample(np.stack([item["inputs"] for item in real]), [item["text"] for item in real])
 

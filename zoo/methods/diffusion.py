@@ -61,7 +61,7 @@ class LikelihoodOptions:
 
     Attributes:
       steps: steps of the ODE, four evaluations each and as many derivatives; twice as many show the error.
-      trace: "hutchinson", random and right in the mean, or "exact", a derivative for each dimension.
+      trace: "hutchinson", random and unbiased, or "exact", a derivative for each dimension.
       probes: number of Hutchinson's probes.
       start: time at which the ODE begins; any gives a bound. The default is noise of about half a level. Images without
         noise of their own have tighter ones at less, for which however a network must have been trained.
@@ -82,8 +82,8 @@ class Diffusion:
       vocab_size: number of token ids.
       dtype: type that networks compute in.
       path: "linear" or "cosine", see `diffusion.paths`.
-      prediction: what the network's output means: "x", "eps" or "v".
-      loss_space: space of the squared error: "x", "eps", "v", or "min_snr".
+      prediction: quantity that the network predicts: "x", "eps" or "v".
+      loss_space: quantity whose squared error is the loss: "x", "eps", "v", or "min_snr".
       time_distribution: "logit_normal" (of `time_mean`, `time_std`), "uniform", or "steps" (of a sampler of
         `time_steps`), moved towards noise by `time_shift`.
       time_min: earliest training time; keeps v = (z - x) / t bounded where x is predicted (JiT uses 0.05).
@@ -215,7 +215,7 @@ class Diffusion:
         _check_trajectory(options)
         if options.steps < 2 or options.eta <= 0:
             raise UserError(
-                f"steps that draw need steps of at least 2 and a positive eta, got {options.steps} and {options.eta}"
+                f"a trajectory needs at least 2 steps and eta above 0, got steps={options.steps} and eta={options.eta}"
             )
         predict, times = self._predictor(params, cond, options), self._times(options)
 

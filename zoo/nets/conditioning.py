@@ -26,7 +26,9 @@ class TextTransformer(nn.Module):
 
     Attributes:
       vocab_size: number of token ids.
-      width, depth, heads: of the transformer. Captions are simple beside images: a narrow one is enough.
+      width: channels. Captions are simpler than images: a narrow transformer is enough.
+      depth: number of layers.
+      heads: number of attention heads.
       dtype: type that the layers compute in.
       attention: see `layers.attend`.
     """
@@ -73,10 +75,10 @@ class Conditioned(nn.Module):
         """Returns the network's result on these arguments and the encoded conditions.
 
         Args:
-          *args: of the network.
+          *args: arguments of the network.
           cond: conditions (B, ...).
           call: name of the network's function.
-          **keywords: of the network.
+          **keywords: keyword arguments of the network.
         """
         if self.conditioner is not None:
             keywords["text"] = self.conditioner(cond)

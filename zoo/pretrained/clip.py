@@ -140,7 +140,7 @@ class Clip:
         return (images * texts).sum(axis=-1) / norms
 
     def normalise(self, pixels: jax.Array) -> jax.Array:
-        """Pixels uint8 (..., 3) -> what the network sees, float32."""
+        """Normalises pixels in [0, 255], (..., 3), uint8 or float -> float32 inputs of the network."""
         return (pixels.astype(jnp.float32) / 255 - jnp.array(self.mean)) / jnp.array(self.std)
 
 

@@ -1,0 +1,1 @@
+"""Recipes, opened runs, and the networks that one run takes from another."""

@@ -1,4 +1,4 @@
-"""Images as the latents of a frozen autoencoder, on which a run is trained where `data.latents` names one."""
+"""Encodes images as latents of the frozen autoencoder that `data.latents` names, and decodes them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -93,7 +93,7 @@ class Codec:
         """Returns the source with latents as inputs, encoded once for each data set and autoencoder.
 
         Args:
-          params: of the autoencoder.
+          params: parameters of the autoencoder.
           source: images.
           about: name of the source, for the cache.
         """

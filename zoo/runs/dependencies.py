@@ -1,8 +1,8 @@
 """Opens runs, and the frozen networks that one run takes from another.
 
 A dependency is the workdir of a run, the folder of a published CLIP, or `zoo:clip`, which ships. A new run opens each
-once, by its name, and writes those that are runs to WORKDIR/frozen, so that it never needs them again; afterwards they
-are read from there.
+once, by its name, and copies those that are runs to WORKDIR/frozen. Later starts read the copies and do not need the
+other runs.
 """
 
 import functools
@@ -60,11 +60,11 @@ def open_run(workdir: str | Path, step: int | None = None, ema: str | None = Non
 
 
 def open_any(name: str, *others: str) -> Run | ClipRun:
-    """Opens whatever a dependency may be, see the module.
+    """Opens a run or a CLIP by its name, see the module.
 
     Args:
       name: name of the dependency.
-      *others: names that the caller takes besides, for errors.
+      *others: other names that the caller accepts, for errors.
 
     Raises:
       UserError: there is no such thing, or it cannot be read.
@@ -98,9 +98,11 @@ def prepare(
 
     Args:
       config: whole config.
-      saved: metadata of a checkpoint of it; by default a new run, whose tokenizer is trained and whose latents are
-        measured.
+      saved: metadata of a checkpoint of it; None for a new run.
       workdir: folder of the checkpoint.
+
+    Returns:
+      The source, of latents if `data.latents` names an autoencoder, and the recipe.
     """
     check_sections(config)
     data = configs.build(Data, config.data, "data")
@@ -141,7 +143,7 @@ class Dependencies:
     Args:
       saved: metadata of a checkpoint, see `Recipe.metadata`; None for a new run, whose config names the networks.
       read: name of a network -> its parameters, of a saved run.
-      for_training: whether to open what only training needs, which is the reward.
+      for_training: whether to open the reward, which only training needs.
       source: training data of a new run.
     """
 
@@ -186,13 +188,13 @@ class Dependencies:
                     raise UserError(f"{file} cannot be written ({error}): make room, and start again") from None
 
     def init_run(self, config: ml_collections.ConfigDict) -> Run | None:
-        """Opens the run of `config.init`; None where it names none, or where training has begun long ago."""
+        """Opens the run of `config.init`; None if it names none, or if this run already has a checkpoint."""
         if config.init and not self._saved and self._init is None:
             self._init = named("init", lambda: open_run(config.init))
         return self._init
 
     def release_init(self) -> None:
-        """Forgets the run of `config.init`, whose parameters else stay in memory."""
+        """Releases the run of `config.init`, so that its parameters leave memory."""
         self._init = None
 
     def freeze_base(self, config: ml_collections.ConfigDict) -> None:
@@ -235,7 +237,7 @@ class Dependencies:
           protocol: ability that is needed.
 
         Returns:
-          The network's method, or a reward; None for what only training needs, if that is not opened.
+          The network's method, or a reward; None for a reward that is not opened.
         """
         if protocol is Reward:
             if not self._for_training:
@@ -270,9 +272,9 @@ class Dependencies:
 
 
 def check_shared(key: str, value: str, run: Any, recipe: Recipe) -> None:
-    """Raises UserError unless a network can share the batches of a recipe: token ids, image shape and latents."""
+    """Raises UserError unless a network has the tokenizer, conditions, image shape and latents of a recipe."""
     if not isinstance(run, Run):
-        raise UserError(f"{key}: {value} has captions of its own; name a run")
+        raise UserError(f"{key}: {value} has a tokenizer of its own; name a run")
     if run.recipe.tokenizer.to_json() != recipe.tokenizer.to_json():
         raise UserError(
             f"{key}: {value} has another tokenizer; train it on the same data, or start from it by "

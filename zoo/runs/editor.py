@@ -115,7 +115,7 @@ def repeat_each(tree: Any, count: int) -> Any:
 
 
 def norms(x: jax.Array) -> jax.Array:
-    """Of each example, (B, 1, ...)."""
+    """Returns the Euclidean norm of each example, (B, 1, ...)."""
     return jnp.sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim)), keepdims=True))
 
 
@@ -128,10 +128,10 @@ class Editor:
     The result for example i depends on it, its caption and (seed, i) alone, see `parallel.pmap_in_batches`.
 
     Args:
-      run: run.
+      run: run whose images are edited.
       per_device: images that a device takes at once.
       seed: seed of the draws of inversion, `vary` and `inpaint`.
-      **options: sampling options, over the family's `inversion_options`, which are over the config's.
+      **options: sampling options; they override the family's `inversion_options`, which override the config's.
 
     Raises:
       UserError: the run's family lacks the ability `method.Invertible`, or an option cannot be used.
@@ -172,7 +172,7 @@ class Editor:
         return self._generate(self.params, {"noise": noise, "cond": self.recipe.conditions(captions)})
 
     def round_trip(self, pixels: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-        """The largest error of a value when the noise of each image is made an image again: (N,), of [-1, 1]."""
+        """Returns the largest error of each image after inversion and generation: (N,), on the scale of [-1, 1]."""
         return self._errors(self.params, self._rows(pixels, captions))
 
     def draw_noise(self, count: int) -> Noise:
@@ -186,7 +186,7 @@ class Editor:
     def inpaint(
         self, pixels: np.ndarray, mask: np.ndarray, captions: Sequence[str], rounds: int = ROUNDS
     ) -> np.ndarray:
-        """Makes a part of images anew, in accord with the rest, which is returned as it is.
+        """Fills in a part of images so that it fits the rest, which stays unchanged.
 
         Noise z0 is drawn, and the noise z nearest to it that makes the known pixels x is sought by gradients through
         the generator G (randomize-then-optimize, Bardsley et al. 2014, without noise on the data; cf. D-Flow
@@ -194,17 +194,16 @@ class Editor:
 
             min over z of |z - z0|^2 / 2 + |G(z) - x|^2 / (2 tolerance^2) over the known pixels
 
-        The tolerance falls from 1 to `TOLERANCE`, and z0 is that of `DRAWS` draws which comes nearest to x. Where G
-        is linear, G(z) is an exact sample of the unknown given the known as the tolerance goes to 0, whichever draw
-        is taken; elsewhere it is an approximation. To invert, vary and put the known pixels back in turn
-        (pseudo-Gibbs, Rezende et al. 1401.4082, appendix F) is no way for generators that can be inverted: noise then
-        holds the misfit too and makes it again.
+        The tolerance falls from 1 to `TOLERANCE`, and z0 is the nearest to x among `DRAWS` draws. If G is linear and
+        the tolerance goes to 0, G(z) is an exact sample of the unknown given the known, whichever draw is taken;
+        otherwise it is an approximation. To invert, vary and put the known pixels back in turn (pseudo-Gibbs, Rezende et al.
+        1401.4082, appendix F) fails for invertible generators: the noise then encodes the misfit too and reproduces it.
 
         Args:
-          pixels: uint8 (N, T, H, W, C); what they show below the mask plays no part.
-          mask: bool, (H, W); True is to be made anew.
-          captions: N.
-          rounds: gradients, each about three times the work of generating.
+          pixels: uint8 (N, T, H, W, C); values under the mask are ignored.
+          mask: bool, (H, W); True for pixels to fill in.
+          captions: N texts.
+          rounds: gradient steps, each about three times the work of generating.
 
         Returns:
           uint8 (N, T, H, W, C).

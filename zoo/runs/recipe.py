@@ -1,4 +1,4 @@
-"""A config put together: its data, method, optimizers, and the frozen networks that it names."""
+"""A config with the objects built from it: data, method, optimizers, and frozen networks."""
 
 import dataclasses
 import functools
@@ -85,7 +85,7 @@ class Opens(Protocol):
         ...
 
     def release_init(self) -> None:
-        """Forgets that run."""
+        """Releases the run that `init_run` opened."""
         ...
 
     def codec(self, data: Data) -> Codec | None:
@@ -108,9 +108,9 @@ class Recipe:
       config: whole config.
       tokenizer: tokenizer of the captions.
       dependencies: opener of the frozen networks.
-      data: its section `data`.
+      data: section `data` of the config, built.
       codec: autoencoder of `data.latents`, or None.
-      method: its section `method`, built.
+      method: section `method` of the config, built.
       optimizers: optimizer of each player.
       shape: shape of one input, (T, H, W, C).
       names: names of the conditions that its data has.
@@ -183,18 +183,18 @@ class Recipe:
         )
 
     def blank_batch(self, count: int) -> Batch:
-        """Returns a batch of the right shapes."""
+        """Returns a batch of `count` blank inputs and empty captions, for its shapes."""
         keys = ("cond", "negatives") if self.data.negatives else ("cond",)
         dtype = self.codec.dtype if self.codec else jnp.uint8
         return {"inputs": jnp.zeros((count, *self.shape), dtype)} | dict.fromkeys(keys, self.conditions([""] * count))
 
     def create_state(self) -> state.State:
-        """Returns a state with fresh parameters, drawn by the seed."""
+        """Returns a state with fresh parameters, drawn with the config's seed."""
         key, _ = state.split_seed(self.config.seed)
         return jax.jit(functools.partial(state.create, self.method, self.optimizers))(key, self.blank_batch(1))
 
     def initial_state(self) -> state.State:
-        """Returns the state before the first step, with the parameters of the `config.init` run if there is one."""
+        """Returns the state before the first step, from the `config.init` run if there is one; call it once."""
         drawn, start = self.create_state(), self._start
         self._start = {}  # once is enough, and they are large
         return drawn.start_from(start) if start else drawn

@@ -64,7 +64,7 @@ class ScoreReward:
         return self.run.scorer()(frozen["reward"], images, self._its_conditions(cond))
 
     def _its_conditions(self, cond: Cond) -> Any:
-        """The captions by the scoring network's own tokenizer."""
+        """Returns the captions as conditions of the scoring network."""
         if isinstance(self.run, Run) and self.run.recipe.tokenizer.to_json() == self.tokenizer.to_json():
             return cond
         tokens = cond["tokens"]
@@ -103,7 +103,7 @@ def build_reward(
 
 
 def decoded(codec: Codec | None, frozen: Mapping[str, Any], inputs: jax.Array) -> jax.Array:
-    """Images in [-1, 1] of samples, latents or not. Values outside, which a file could not hold, do not count."""
+    """Returns samples, decoded if they are latents, and clipped to [-1, 1] as in a file."""
     return jnp.clip(codec.decode(frozen["latents"], inputs) if codec else inputs, -1.0, 1.0)
 
 

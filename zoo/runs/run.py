@@ -70,7 +70,7 @@ class Run:
 
         Args:
           captions: N texts.
-          seed: the images are number 0 onwards of it.
+          seed: seed of the images; image i is drawn with (seed, i).
           negative: text from which guidance leads away; "" for the empty caption.
           per_device: images that a device makes at once.
           **options: sampling options, over the config's.
@@ -124,7 +124,7 @@ class ClipRun:
         return tree_hash(self.params)
 
     def metadata(self) -> None:
-        """A folder of others is named and hashed, not copied."""
+        """Returns None: a published CLIP is recorded by name and hash, not copied."""
         return None
 
     def conditions(self, captions: Sequence[str]) -> dict[str, Any]:

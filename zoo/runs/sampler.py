@@ -56,7 +56,7 @@ class Sampler:
         Args:
           params: trees of all players, and the frozen ones.
           cond: conditions (N, ...), see `Recipe.conditions`.
-          seed: the images are number 0 onwards of it.
+          seed: seed of the images; image i is drawn with (seed, i).
 
         Returns:
           uint8 (N, T, H, W, C).
@@ -64,7 +64,7 @@ class Sampler:
         return self._make(*self._arguments(params, cond, seed))
 
     def compile(self, params: Any, cond: Cond) -> None:
-        """Compiles for arguments of these shapes; calls with others fail afterwards."""
+        """Compiles for arguments of these shapes; afterwards other shapes fail, except another number of rows."""
         self._make.compile(*self._arguments(params, cond, 0))
 
     def check(self, params: Any, cond: Cond) -> None:

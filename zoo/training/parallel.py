@@ -95,7 +95,7 @@ class pmap_in_batches:  # noqa: N801, it is used as a function
         return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *made)
 
     def compile(self, shared: Any, rows: Any) -> None:
-        """Compiles for arguments of these shapes; calls with others fail afterwards."""
+        """Compiles for arguments of these shapes; afterwards other shapes fail, except another number of rows."""
         self._call = self._call.lower(shared, self._part(rows, 0)).compile()
 
     def check(self, shared: Any, rows: Any) -> None:

@@ -23,7 +23,7 @@ class State:
       params: a tree for each player.
       optimizer: optax's state for each player.
       ema: for each player a dict {half-life as text: averaged tree}.
-      skipped: int32, updates not taken: those of a step that was not finite, and a player's above its `skip_norm`.
+      skipped: int32, one for each step that was not finite and one for each player's update above its `skip_norm`.
       consecutive_nonfinite: int32, number of the latest steps that were not finite, without a finite one between.
     """
 
@@ -54,7 +54,7 @@ def create(method: Method, optimizers: Mapping[str, Optimizer], rng: jax.Array, 
 
 
 def split_seed(seed: int) -> jax.Array:
-    """Returns the keys of a run's start and of its steps."""
+    """Returns two keys: for the initial parameters, and for the steps."""
     return jax.random.split(jax.random.key(seed))
 
 
@@ -89,7 +89,7 @@ class Step:
         return jax.lax.scan(functools.partial(self.one, frozen), state, batches)
 
     def one(self, frozen: Mapping[str, Any], state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        """One step of every player in turn. An update that is not finite is not taken, on any device."""
+        """Updates every player in turn. If any metric is not finite, no player is updated, on any device."""
         _, key = split_seed(self.seed)
         rng = jax.random.fold_in(jax.random.fold_in(key, state.step), self.axis.index)
         new, metrics = state, {}

@@ -1,0 +1,1 @@
+"""Plug-ins around a family: a critic, a reward."""

@@ -1,9 +1,10 @@
 """A critic as a plug-in for any family whose loss yields a differentiable sample; around a bare generator it is a GAN.
 
     loss of the critic       real samples against fakes, and captions against wrong ones; R1 and R2
-    loss of the base         its own, plus `weight` times its loss by the critic
+    loss of the base         `base_weight` times its own, plus `weight` times the generator loss
 
-The base keeps its abilities: sampling, likelihood and editing do not involve the critic.
+The base keeps its sampling, likelihood and editing, which do not involve the critic; features and scores are the
+critic's.
 """
 
 import dataclasses
@@ -82,7 +83,7 @@ class Adversarial:
       r2: weight of the same at fakes.
       penalty: how the gradient penalties are computed: "exact", by automatic differentiation, or "difference", by
         finite differences, for networks without a second derivative (APT 2501.08316, section 3.4).
-      mismatch: weight of real samples under their captions against the same under wrong ones: those of
+      mismatch: weight of the loss between real samples under their captions and the same under wrong ones: those of
         `data.negatives` if the data has them, else a neighbour's.
       feature_matching: weight of the distance between the critic's features of a fake and of the real sample that it
         reconstructs (1512.09300, eq. 8).
@@ -142,7 +143,7 @@ class Adversarial:
 
     @functools.cached_property
     def undropped(self) -> Method:
-        """The base without condition dropping: critic and base must be given the same conditions."""
+        """Base without condition dropping: the wrapper drops once, so that critic and base get the same conditions."""
         return dataclasses.replace(self.base, caption_drop=0.0)
 
     @functools.cached_property
@@ -157,7 +158,7 @@ class Adversarial:
         return ("critic",) * self.critic_steps + self.base.players
 
     def base_params(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Parameters of the base: it finds its own players among all."""
+        """Returns all parameters, since the base reads only those of its own players."""
         return params
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
@@ -181,9 +182,10 @@ class Adversarial:
     ) -> tuple[jax.Array, Output]:
         """See `Method.loss`.
 
-        Metrics of the critic: `accuracy`, share of pairs in which the real one scores higher; `pair_accuracy`, share in
-        which the right caption does; `r1` and `r2`, before their weights, 0 where these are. Those of the base: its
-        own, `generator_loss`, its loss by the critic, and `adversarial_weight`, the factor of it in the sum.
+        Metrics of the critic: `loss`; `accuracy`, share of pairs in which the real one scores higher; `pair_accuracy`,
+        share in which the right caption does; `r1` and `r2`, before their weights, 0 if the weight is 0. Metrics of the
+        base: its own; `loss`, the sum; `base_loss`, its own loss; `generator_loss`; and `adversarial_weight`, the
+        factor of the latter.
         """
         rng_base, rng_drop, rng_critic = jax.random.split(rng, 3)
         neighbours = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), dict(batch["cond"]))

@@ -35,12 +35,13 @@ class Rewarded:
       dtype: type that networks compute in.
       reward: reward of samples, see `runs.rewards`; None in a run that is opened for sampling.
       gradient: "direct" or "policy", see the module.
-      sampling: options of `base.generate`, or of `base.sample_trajectory`, over the base's `trajectory_options`.
+      sampling: options of `base.generate` ("direct"), or of `base.sample_trajectory` ("policy"), over the base's
+        `trajectory_options`.
       target_modules: kernels to change, by a regular expression over paths that begin with the player.
       rank: rank of the changes, see `adapters.lora`.
       alpha: scale of the changes, see `adapters.lora`.
       delta_penalty: weight of the size of the changes, see `lora.distance`.
-      group_size: samples of each caption that "policy" compares; the batch has as many fewer captions.
+      group_size: samples per caption that "policy" compares; it uses every `group_size`-th caption of the batch alone.
 
     Raises:
       UserError: a value out of range, an unknown name, or a base or reward that lacks an ability.
@@ -99,7 +100,9 @@ class Rewarded:
     def loss(
         self, player: str, params, batch: Batch, rng: jax.Array, axis: Axis, step: jax.Array
     ) -> tuple[jax.Array, Output]:
-        """See `Method.loss`: minus the reward, plus the penalty. Of the batch, conditions and the shape are used.
+        """See `Method.loss`. It reads only the conditions and the shape of the batch.
+
+        The loss is minus the mean reward ("direct") or the REINFORCE loss ("policy"), plus the weighted penalty.
 
         Metrics: `reward`, its mean, and `distance`, see `lora.distance`.
         """
@@ -118,7 +121,7 @@ class Rewarded:
         return -reward.mean(), reward
 
     def _policy(self, params, cond, keys, shape):
-        """REINFORCE with the group's mean as baseline and its spread as unit; one update per draw needs no clipping.
+        """REINFORCE on advantages, see `advantages`. Each sample is used for one update, so no ratio needs clipping.
 
         The log-density is divided by the dimensions, as in Flow-GRPO's code, so that the penalty means the same at all
         sizes.
