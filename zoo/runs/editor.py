@@ -196,8 +196,9 @@ class Editor:
 
         The tolerance falls from 1 to `TOLERANCE`, and z0 is the nearest to x among `DRAWS` draws. If G is linear and
         the tolerance goes to 0, G(z) is an exact sample of the unknown given the known, whichever draw is taken;
-        otherwise it is an approximation. To invert, vary and put the known pixels back in turn (pseudo-Gibbs, Rezende et al.
-        1401.4082, appendix F) fails for invertible generators: the noise then encodes the misfit too and reproduces it.
+        otherwise it is an approximation. To invert, vary and put the known pixels back in turn (pseudo-Gibbs, Rezende
+        et al. 1401.4082, appendix F) fails for invertible generators: the noise then encodes the misfit too and
+        reproduces it.
 
         Args:
           pixels: uint8 (N, T, H, W, C); values under the mask are ignored.
