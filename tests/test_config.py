@@ -299,5 +299,10 @@ def test_the_words_of_a_recipe_combine_in_any_order(file, words):
 def test_a_config_of_another_format_version_is_refused_in_one_line(recipe):
     text = configs.to_json(recipe)
     for other in (text.replace('"format_version": 2', '"format_version": 7'), text.replace('"format_version": 2,', "")):
-        with pytest.raises(UserError, match="this config has format version [17], and this version of zoo reads 2"):
+        with pytest.raises(UserError, match="config has format version [17], and this version of zoo reads 2"):
             configs.from_json(other)
+
+
+def test_a_damaged_config_is_an_error_that_names_the_file():
+    with pytest.raises(UserError, match="runs/a/config.json is damaged .*restore it, or delete it"):
+        configs.from_json('{"a', "runs/a/config.json")

@@ -457,7 +457,7 @@ def test_a_strip_can_be_a_gif(zoo_edit, tmp_path):
     "words, message",
     [
         ([], "give one action of invert, interpolate, direction, vary, inpaint; got none"),
-        (["invrt"], "got invrt"),
+        (["invrt"], "did you mean 'invert'"),
         (["invert"], "needs 1 input image(s) by --image, --item or --prompt; got 0"),
         (["interpolate", "--item=1"], "needs 2 input image(s) by --image, --item or --prompt; got 1"),
         (["invert", "--item=6000"], "--item 6000: the test split has items 0 .. 5"),

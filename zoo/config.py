@@ -59,10 +59,21 @@ def to_json(config: ml_collections.ConfigDict) -> str:
     return json.dumps(config.to_dict() | {"format_version": FORMAT_VERSION}, indent=2, sort_keys=True)
 
 
-def from_json(text: str) -> ml_collections.ConfigDict:
-    """Returns the config that `to_json` wrote. Raises UserError where it is of another format version."""
-    content = json.loads(text)
-    check_format(content.pop("format_version", 1), "config")
+def from_json(text: str, where: str = "config") -> ml_collections.ConfigDict:
+    """Returns the config that `to_json` wrote.
+
+    Args:
+      text: content of a file.
+      where: its name, for errors.
+
+    Raises:
+      UserError: it is no JSON, or has another format version.
+    """
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is damaged ({error}): restore it, or delete it if there is a checkpoint") from None
+    check_format(content.pop("format_version", 1), where)
     return ml_collections.ConfigDict(content)
 
 
@@ -70,7 +81,7 @@ def check_format(version: Any, what: str) -> None:
     """Raises UserError where a file is of another format version than this code reads."""
     if version != FORMAT_VERSION:
         raise UserError(
-            f"this {what} has format version {version}, and this version of zoo reads {FORMAT_VERSION}: train the run "
+            f"{what} has format version {version}, and this version of zoo reads {FORMAT_VERSION}: train the run "
             "again, or use the version of zoo that wrote it"
         )
 

@@ -110,7 +110,7 @@ def check_workdir(workdir: Path, config: ml_collections.ConfigDict, saved: str |
     """Raises UserError if config.json or the newest checkpoint (`saved`) differs from the config outside `loop`."""
     file = workdir / "config.json"
     for text in filter(None, (saved, file.exists() and file.read_text())):
-        changes = configs.differences(configs.from_json(text), config)
+        changes = configs.differences(configs.from_json(text, str(file)), config)
         other = [change for change in changes if not change.startswith("loop.")]
         if other:
             raise UserError(f"{workdir} holds another run; it differs in {'; '.join(other)}; choose another --workdir")

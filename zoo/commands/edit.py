@@ -29,7 +29,7 @@ from zoo.commands import sampling_flags
 from zoo.commands.sampling_flags import Sampling
 from zoo.commands.scaffold import Command
 from zoo.data import folder
-from zoo.errors import UserError
+from zoo.errors import UserError, unknown_name_error
 from zoo.evaluation.attribute_editing import find_direction, spread
 from zoo.evaluation.reconstruction import psnr
 from zoo.runs import editor as edits
@@ -89,7 +89,9 @@ Edited = tuple[np.ndarray, list[str]]  # images (N, T, H, W, 3) and N labels
 
 
 def main(words: list[str]) -> None:
-    if len(words) != 1 or words[0] not in ACTIONS:
+    if len(words) == 1 and words[0] not in ACTIONS:
+        raise unknown_name_error("action", words[0], ACTIONS)
+    if len(words) != 1:
         raise UserError(f"give one action of {', '.join(ACTIONS)}; got {' '.join(words)}")
     sampling = sampling_flags.read()
     if sampling.negative and not FLAGS.prompt:

@@ -267,7 +267,10 @@ class Dependencies:
             recipe = recipe_of(saved["metadata"], lambda inner: params["frozen"][inner], for_training=False)
             run = Run(recipe, 0, jax.device_put(params))
         if run.identity != saved["hash"]:
-            raise UserError(f"the frozen network {name} ({value}) is not the one that this run was trained with")
+            place = f"its copy frozen/{name}.safetensors in the workdir" if saved["metadata"] else value
+            raise UserError(
+                f"the frozen network {name} ({value}) is not the one that this run was trained with: restore {place}"
+            )
         return run
 
 
@@ -310,7 +313,11 @@ def read_frozen(workdir: Path, name: str) -> dict[str, Any]:
     """Reads the parameters of a frozen network from WORKDIR/frozen."""
     file = workdir / FOLDER / f"{name}.safetensors"
     tree: dict[str, Any] = {}
-    for path, array in weights.read_safetensors(file).items():
+    try:
+        arrays = weights.read_safetensors(file)
+    except UserError as error:
+        raise UserError(f"this run's copy of a network, {file}, cannot be read: restore it ({error})") from None
+    for path, array in arrays.items():
         *parents, leaf = path.split(SEPARATOR)
         inner = tree
         for parent in parents:

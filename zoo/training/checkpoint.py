@@ -116,11 +116,11 @@ class Checkpoints:
 
         def read(step):
             if (self.folder / str(step) / "config").exists():  # of the first format
-                check_format(1, f"checkpoint ({self.folder / str(step)})")
+                check_format(1, f"the checkpoint ({self.folder / str(step)})")
             saved = self.reader.restore(
                 self.folder / str(step), args=ocp.args.Composite(**{METADATA: ocp.args.JsonRestore()})
             )[METADATA]
-            check_format(saved.pop("format_version", 1), f"checkpoint ({self.folder / str(step)})")
+            check_format(saved.pop("format_version", 1), f"the checkpoint ({self.folder / str(step)})")
             return saved
 
         return self._newest(read, step)
