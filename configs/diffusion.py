@@ -41,9 +41,8 @@ four steps `few_steps` gets worse: 97.3% with 20.
 
 `:reward,demo` on that run of 450 steps: CLIP's cosine rises from 0.65 to 0.81 in 240 steps (3 min 16 s) while the
 oracle's share falls from 36.7% to 0; with `method.delta_penalty=400` to 0.75 and 18.0%. `:policy,demo` by the oracle,
-for a
-sampler of two steps: 33.2% [29.3, 37.3] of 512 before, 46.9% [42.6, 51.1] after 450 steps of 256 images (9 min), and
-CMMD 0.38 and 1.25: what the oracle does not ask for gets worse. Of 64 images and ten steps, 200 steps did not help
+for a sampler of two steps: 33.2% [29.3, 37.3] of 512 before, 46.9% [42.6, 51.1] after 450 steps of 256 images (9 min),
+and CMMD 0.38 and 1.25: what the oracle does not ask for gets worse. Of 64 images and ten steps, 200 steps did not help
 (57.0% and 49.2%).
 
 On 3,224 captioned emoji (`:cpu --config.data.source=folder:emoji --config.data.vocab_size=2048

@@ -107,12 +107,12 @@ def build_options(cls: type, values: Mapping[str, Any], what: str) -> Any:
     return cls(**values)
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as {"a.b.c": leaf}."""
+def flatten(tree: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
+    """Returns a nested mapping as {"a.b.c": leaf}; empty mappings are left out."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}{separator}", separator)
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -86,7 +86,6 @@ def recipe_of(metadata: Mapping[str, Any], read: Callable[[str], Any], for_train
       for_training: see `Dependencies`.
     """
     config = configs.from_json(json.dumps(metadata["config"]))
-    check_sections(config)
     tokenizer = Tokenizer.from_json(json.dumps(metadata["tokenizer"]))
     return Recipe(config, tokenizer, Dependencies(metadata, read, for_training), tuple(metadata["conditions"]))
 
@@ -181,9 +180,10 @@ class Dependencies:
         for name, run in self.runs.items():
             if isinstance(run, Run):
                 file = workdir / FOLDER / f"{name}.safetensors"
+                arrays = configs.flatten(run.params, separator=SEPARATOR)
                 try:
                     with atomic(file) as unfinished:
-                        save_file(flatten(run.params), unfinished)
+                        save_file({path: np.asarray(x, order="C") for path, x in arrays.items()}, unfinished)
                 except OSError as error:
                     raise UserError(f"{file} cannot be written ({error}): make room, and start again") from None
 
@@ -217,7 +217,7 @@ class Dependencies:
             return None
         run = self.open("data.latents", "latents", data.latents)
         codec = Codec(named("data.latents", lambda: require(run.method, Autoencodes)))
-        if run.shape is None or run.shape[1] != data.size:
+        if run.shape[1] != data.size:
             raise UserError(
                 f"data.latents: {data.latents} was trained on images of {run.shape[1]} px, and data.size is "
                 f"{data.size}; change one of them"
@@ -295,18 +295,6 @@ def latents_of(recipe: Recipe) -> str | None:
     """Returns the hash of the autoencoder's parameters; None without one."""
     run = recipe.dependencies.runs.get("latents")
     return run and run.identity
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    """Returns a tree of dicts as {"a|b|c": array}. Empty dicts are left out."""
-    flat = {}
-    for key, value in tree.items():
-        flat |= (
-            flatten(value, f"{prefix}{key}{SEPARATOR}")
-            if isinstance(value, Mapping)
-            else {f"{prefix}{key}": np.asarray(value, order="C")}
-        )
-    return flat
 
 
 def read_frozen(workdir: Path, name: str) -> dict[str, Any]:

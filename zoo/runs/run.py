@@ -10,7 +10,7 @@ import numpy as np
 
 from zoo.errors import unknown_name_error
 from zoo.families import require
-from zoo.method import Generates, Method, Scorer
+from zoo.method import Method, Scorer
 from zoo.pretrained.clip import Clip
 from zoo.runs.recipe import Recipe
 from zoo.runs.sampler import Sampler
@@ -78,7 +78,6 @@ class Run:
         Returns:
           uint8 (N, T, H, W, 3).
         """
-        require(self.method, Generates)
         sampler = self.sampler(min(per_device, len(captions)), **options)
         return sampler(self.params, self.recipe.conditions(captions, negative), seed)
 
