@@ -69,7 +69,7 @@ def test_captions_of_all_three_kinds(tmp_path):
     )
     source = opened(tmp_path / "set")
     assert contents(source) == [([1], "one"), ([2], "two words"), ([3], "big cat"), ([4], "set")]
-    assert source.texts() == [source[i]["text"] for i in range(len(source))]
+    assert [source.text(i) for i in range(len(source))] == [source[i]["text"] for i in range(len(source))]
     assert source[0]["inputs"].shape == (1, 8, 8, 3) and source[0]["inputs"].dtype == np.uint8
     named = opened(tmp_path / "set", template="a photo of a {}")
     assert ([3], "a photo of a big cat") in contents(named) and ([1], "one") in contents(named)

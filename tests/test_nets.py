@@ -238,6 +238,17 @@ def test_attention_is_a_softmax_over_the_keys_that_count():
             np.testing.assert_allclose(found[b, :, head], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("queries, keys, fused", [(64, 104, True), (1, 41, False), (64, 41, False), (3, 8, False)])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_attention_is_fused_where_it_has_a_derivative(monkeypatch, queries, keys, fused, dtype):
+    asked = []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *_, implementation, **__: asked.append(implementation))
+    q, k = jnp.zeros((1, queries, 1, 8), dtype), jnp.zeros((1, keys, 1, 8), dtype)
+    attend(q, k, k, None, "auto")
+    assert asked == ["cudnn" if fused and dtype == jnp.bfloat16 else "xla"]
+
+
 def test_rotary_product_depends_on_the_offset_alone():
     rng = np.random.default_rng(0)
     q, k = rng.normal(size=(2, 8)).astype(np.float32)

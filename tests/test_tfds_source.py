@@ -84,7 +84,7 @@ def test_classes_become_captions(data_dir, monkeypatch, memory):
     monkeypatch.setattr(images, "MEMORY", memory)
     source = opened(data_dir)
     assert contents(source) == [([i], f"a photo of a {CLASSES[i % 2]}") for i in range(6)]
-    assert source.texts() == [source[i]["text"] for i in range(6)]
+    assert [source.text(i) for i in range(6)] == [source[i]["text"] for i in range(6)]
     assert source[0]["inputs"].shape == (1, 8, 8, 3) and source[0]["inputs"].dtype == np.uint8
     again = pickle.loads(pickle.dumps(source))
     assert contents(again) == contents(source)

@@ -15,7 +15,7 @@ from zoo.training.optim import Optimizer
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)  # its threads spin, which on busy cores costs more than they save
 
-from tests import torch_twin as twin  # noqa: E402  it imports torch
+from benchmarks import torch_twin as twin  # noqa: E402  it imports torch
 
 SIZE, LENGTH, TOTAL_STEPS = 8, 5, 10
 NET = dict(width=32, depth=2, heads=2, patch_size=4, conditioner=dict(width=16, depth=1, heads=1))

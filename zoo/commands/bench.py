@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -27,6 +28,7 @@ from zoo.runs.recipe import Recipe
 from zoo.training import cost, parallel
 
 FLAGS = flags.FLAGS
+PARTS = "step", "input", "sampler", "start"
 
 
 def define_flags() -> None:
@@ -34,6 +36,9 @@ def define_flags() -> None:
     configs.define_config_flag()
     flags.DEFINE_float("seconds", 10.0, "Seconds of each measurement.", lower_bound=0.1)
     flags.DEFINE_string("out", None, "JSON file to write the report to.")
+    flags.DEFINE_multi_enum(
+        "part", PARTS, PARTS, "What to measure: training steps, the data alone, sampling, and two cold starts."
+    )
     flags.DEFINE_bool(
         "first_step", False, "Only take one call of steps and print its times; the report starts itself so."
     )
@@ -48,23 +53,24 @@ class Bench:
         self.data = self.recipe.data
         parallel.per_device(self.data.batch_size, self.loop.accumulate)
 
-    def compile_step(self):
-        """Returns call(state) -> (state, metrics), compiled; a replicated state; and seconds of compilation."""
+    def first_step(self) -> tuple[Callable[[], None], dict[str, float]]:
+        """Returns a function that takes a call of steps, compiled and called once, and how long that took."""
         state = parallel.replicate(self.recipe.create_state())
         frozen = parallel.replicate(self.recipe.dependencies.frozen)
-        call = list(itertools.islice(self.recipe.stream(self.source), self.loop.steps_per_call))
-        batch = next(parallel.prefetch(iter([parallel.stack_and_shard(call)])))
+        batches = list(itertools.islice(self.recipe.stream(self.source), self.loop.steps_per_call))
+        batch = next(parallel.prefetch(iter([parallel.stack_and_shard(batches)])))
         step = parallel.pmap(step_function(self.recipe, self.loop, parallel.Devices()))
         began = time.perf_counter()
         compiled = step.lower(state, frozen, batch).compile()
-        return lambda state: compiled(state, frozen, batch), state, time.perf_counter() - began
+        compile_seconds = time.perf_counter() - began
 
+        def call():
+            nonlocal state
+            state, metrics = compiled(state, frozen, batch)
+            jax.block_until_ready((state, metrics))
 
-def first_step(config) -> dict[str, float]:
-    """Seconds from the start of this process to the end of its first call of steps, and those of compiling it."""
-    step, state, compile_seconds = Bench(config).compile_step()
-    jax.block_until_ready(step(state))
-    return {"compile_s": compile_seconds, "to_first_step_s": time.time() - _process_start()}
+        call()
+        return call, {"compile_s": compile_seconds, "to_first_step_s": time.time() - _process_start()}
 
 
 def _process_start() -> float:
@@ -76,7 +82,7 @@ def _process_start() -> float:
 
 
 def start_times(argv: list[str]) -> dict[str, dict[str, float]]:
-    """`first_step` in two new processes: with an empty compilation cache, and with the one that the first left."""
+    """First steps of two new processes: with an empty compilation cache, and with the one that the first left."""
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
         return {name: _child(argv, environment) for name in ("cold", "cached")}
@@ -99,35 +105,33 @@ def time_calls(seconds: float, call) -> float:
     return float(np.median(taken))
 
 
-def measure(config, seconds: float) -> dict[str, float]:
+def measure(config, seconds: float, parts: Sequence[str]) -> dict[str, float]:
     """Rates of training, of the data alone and of sampling, and the memory they took."""
-    bench = Bench(config)
-    recipe, batch_size, per_call = bench.recipe, bench.data.batch_size, bench.loop.steps_per_call
-    step, state, _ = bench.compile_step()
+    bench, report = Bench(config), {}
+    if "step" in parts:
+        report |= training_rates(bench, seconds)
+    if "input" in parts:
+        stream, share = bench.recipe.stream(bench.source), bench.data.batch_size / jax.process_count()
+        report["input_images_per_s"] = share / time_calls(seconds, lambda: next(stream))
+    if "sampler" in parts and isinstance(bench.recipe.method, Generates):
+        report["sampler_images_per_s"] = sampling_rate(bench.recipe, seconds)
+    return report | {"peak_memory_mib": cost.peak_memory() / 2**20}
 
-    def call():
-        nonlocal state
-        state, metrics = step(state)
-        jax.block_until_ready(metrics)
 
-    peak = cost.matmul_peak(get_dtype(config.dtype)) * jax.device_count()
-    step_seconds = time_calls(seconds, call) / per_call
-    flops = step_flops(recipe, bench.loop)
-    report = {
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(recipe.state_shapes().params)),
+def training_rates(bench: Bench, seconds: float) -> dict[str, float]:
+    """Seconds until the first step is done and of a later one, and its share of the matmul peak."""
+    call, report = bench.first_step()
+    peak = cost.matmul_peak(get_dtype(bench.recipe.config.dtype)) * jax.device_count()
+    step_seconds = time_calls(seconds, call) / bench.loop.steps_per_call
+    flops = step_flops(bench.recipe, bench.loop)
+    return report | {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(bench.recipe.state_shapes().params)),
         "step_s": step_seconds,
-        "images_per_s": batch_size / step_seconds,
+        "images_per_s": bench.data.batch_size / step_seconds,
         "flops_per_s": flops / step_seconds,
         "matmul_peak_flops_per_s": peak,
         "share_of_matmul_peak": flops / step_seconds / peak,
     }
-    stream = recipe.stream(bench.source)
-    report["input_images_per_s"] = batch_size / jax.process_count() / time_calls(seconds, lambda: next(stream))
-
-    if isinstance(recipe.method, Generates):
-        report["sampler_images_per_s"] = sampling_rate(recipe, seconds)
-    report["peak_memory_mib"] = cost.peak_memory() / 2**20
-    return report
 
 
 def sampling_rate(recipe: Recipe, seconds: float) -> float:
@@ -141,13 +145,15 @@ def sampling_rate(recipe: Recipe, seconds: float) -> float:
 
 def main(_: list[str]) -> None:
     if FLAGS.first_step:
-        print(json.dumps(first_step(FLAGS.config)))
+        print(json.dumps(Bench(FLAGS.config).first_step()[1]))
         return
     device = jax.devices()[0]
     machine = f"{jax.device_count()} x {device.device_kind} ({device.platform}), {os.cpu_count()} cores"
     words = sys.argv[2:]  # of python -m zoo bench
     report = {"command": " ".join(words), "machine": machine, "jax": jax.__version__}
-    report |= measure(FLAGS.config, FLAGS.seconds) | {"start": start_times(words)}
+    report |= measure(FLAGS.config, FLAGS.seconds, FLAGS.part)
+    if "start" in FLAGS.part:
+        report["start"] = start_times(words)
     print(json.dumps(report, indent=2))
     if FLAGS.out:
         write_json(FLAGS.out, report)

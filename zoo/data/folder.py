@@ -135,9 +135,9 @@ class FolderSource:
                 return {"inputs": pixels, "text": item.text}
         raise self._nothing_decodes()
 
-    def texts(self) -> list[str]:
-        """Returns the captions of all items, in order, without decoding an image."""
-        return [item.text for item in self._items]
+    def text(self, i: int) -> str:
+        """Returns the caption of an item, without decoding its image."""
+        return self._items[i].text
 
     def _decode_all(self) -> None:
         items = self._items

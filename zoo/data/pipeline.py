@@ -27,7 +27,7 @@ _CACHED_TEXTS = 2**18
 
 
 class Source(Protocol):
-    """Random access to images with captions. May have `texts() -> list[str]`, which decodes no image."""
+    """Random access to images with captions. May have `text(i) -> str`, which decodes no image."""
 
     def __len__(self) -> int: ...
 
@@ -46,11 +46,15 @@ class Joined:
         return self._ends[-1]
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        part = bisect.bisect_right(self._ends, i)
-        return self._parts[part][i - ([0, *self._ends])[part]]
+        part, place = self._place(i)
+        return part[place]
 
-    def texts(self) -> list[str]:
-        return [text for part in self._parts for text in captions(part, limit=len(part))]
+    def text(self, i: int) -> str:
+        return text_of(*self._place(i))
+
+    def _place(self, i: int) -> tuple[Source, int]:
+        part = bisect.bisect_right(self._ends, i)
+        return self._parts[part], i - ([0, *self._ends])[part]
 
 
 def open_source(spec: str, split: str, size: int, frames: int) -> Source:
@@ -150,10 +154,12 @@ def stream(
 def captions(source: Source, limit: int = 100_000) -> list[str]:
     """Returns at most `limit` captions, spread evenly over the source: what a tokenizer is trained on."""
     chosen = np.linspace(0, len(source) - 1, min(limit, len(source))).round().astype(int).tolist()
-    if hasattr(source, "texts"):
-        texts = source.texts()
-        return [texts[i] for i in chosen]
-    return [source[i]["text"] for i in chosen]
+    return [text_of(source, i) for i in chosen]
+
+
+def text_of(source: Source, i: int) -> str:
+    """Returns the caption of item `i`, without decoding an image where the source can."""
+    return source.text(i) if hasattr(source, "text") else source[i]["text"]
 
 
 def _prefetched(batches: grain.MapDataset, options: grain.ReadOptions) -> Iterator[dict[str, Any]]:

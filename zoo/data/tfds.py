@@ -85,11 +85,9 @@ class TfdsSource:
         record = self._records[i]
         return {"inputs": self._pixels(record), "text": self._captions(record)}
 
-    def texts(self) -> list[str]:
-        """Returns the captions of all items, in order."""
-        if self._kept is not None:
-            return list(self._texts)
-        return [self._captions(self._records[i]) for i in range(len(self))]
+    def text(self, i: int) -> str:
+        """Returns the caption of an item, without decoding its image."""
+        return self._texts[i] if self._kept is not None else self._captions(self._records[i])
 
     def _keep(self, i: int) -> np.ndarray:
         record = self._records[i]

@@ -120,6 +120,6 @@ class Latents:
     def __getitem__(self, i: int) -> dict[str, Any]:
         return {"inputs": np.asarray(self._array[i]), "text": self._texts[i]}
 
-    def texts(self) -> list[str]:
-        """Returns all captions."""
-        return self._texts
+    def text(self, i: int) -> str:
+        """Returns the caption of an item."""
+        return self._texts[i]

@@ -23,7 +23,7 @@ from zoo.runs.sampler import Sampler, sample_options
 from zoo.training import optim, state
 from zoo.trees import first_difference
 
-CAPTIONS_FOR_TOKENIZER = 100_000
+CAPTIONS_FOR_TOKENIZER = 20_000
 
 
 @dataclasses.dataclass(frozen=True)

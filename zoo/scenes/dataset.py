@@ -15,6 +15,7 @@ import fcntl
 import functools
 import io
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -36,6 +37,7 @@ from zoo.scenes.world import Scene
 VERSION = "1.2.0"
 EXAMPLES = {"one": 20_000, "full": 100_000, "video": 20_000, "modes": 20_000, "entropy": 20_000}
 MOST_TEST_EXAMPLES = 2_000
+MEMORY = 2**30  # bytes of decoded examples that a source keeps: decoding is most of the cost of a small one
 
 # ---- the data sets `modes` and `entropy`
 
@@ -159,6 +161,7 @@ class Source:
         self._shape = (config.frames, config.size, config.size, 3)
         decoders = {"inputs": tfds.decode.SkipDecoding()} if config.frames == 1 else None
         self._records = builder.as_data_source(split, decoders=decoders)
+        self._example = functools.lru_cache(max(1, MEMORY // math.prod(self._shape)))(self._decode)
 
     def __reduce__(self):
         return open_source, self._opened_with
@@ -166,14 +169,17 @@ class Source:
     def __len__(self) -> int:
         return len(self._records)
 
-    def texts(self) -> list[str]:
-        """All captions, without decoding an image."""
-        return [record["text"].decode() for record in self._records]
+    def text(self, index: int) -> str:
+        """Returns the caption of an example, without decoding its image."""
+        return self._records[index]["text"].decode()
 
     def __getitem__(self, index: int) -> dict:
         if not -len(self) <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        example = self._records[index % len(self)]
+        return dict(self._example(index % len(self)))
+
+    def _decode(self, index: int) -> dict:
+        example = self._records[index]
         pixels = example["inputs"]
         if isinstance(pixels, bytes):
             pixels = np.asarray(Image.open(io.BytesIO(pixels)))

@@ -1,13 +1,16 @@
-"""The text-to-image transformer and its training step in PyTorch, to time the JAX one against.
+"""The text-to-image transformer in PyTorch, to time the JAX one against: training steps, and sampling by diffusers.
 
-    python -m tests.torch_twin --config configs/diffusion.py:demo
+    python -m benchmarks.torch_twin --config configs/diffusion.py:demo
+    python -m benchmarks.torch_twin --config configs/diffusion.py:demo --compare sampling
 
-Both take training steps of one recipe in turns, in one process and on the same batch, since machines differ and
-share. Prints one JSON line; `cpu_s` is processor time, all threads together, which tells more than the clock where
-others compute too. Run it under `taskset -c 0` to give each side one thread: torch's threads wait for each other
-by spinning, and lose much on busy cores. Needs torch, and a C++ compiler for torch.compile.
+All sides do the same work of one recipe in turns, in one process and on the same batch, since machines differ and
+share. Prints one JSON line; `cpu_s` is processor time, all threads together, which shows more than the clock where
+others compute too. On a CPU run it under `taskset -c 0` to give each side one thread: torch's threads wait for each
+other by spinning, and lose much on busy cores. A bfloat16 recipe runs in torch under autocast. Needs torch, a C++
+compiler for torch.compile, and diffusers to compare sampling.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -21,13 +24,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from absl import app, flags
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from zoo import config as configs
 from zoo.conditions import END
 from zoo.errors import UserError, exit_on_user_error
 from zoo.loop import Loop, step_flops, step_function
-from zoo.methods.diffusion import Diffusion
+from zoo.methods.diffusion import Diffusion, SampleOptions
 from zoo.nets.conditioning import Conditioned
 from zoo.nets.layers import rotary_table, sincos_table
 from zoo.runs.dependencies import Dependencies
@@ -36,6 +40,7 @@ from zoo.training import cost, parallel
 from zoo.training.optim import Optimizer
 
 EPSILON = 1e-6  # of the norms
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Attention(nn.Module):
@@ -233,6 +238,7 @@ class Trainer:
         self.params = list(model.parameters())
         self.adam = torch.optim.AdamW(self.params, betas=optimizer.betas, weight_decay=0.0, fused=True)
         self.loss = torch.compile(flow_loss) if compiled else flow_loss
+        self.autocast = autocast(method.dtype)
         self.taken, steps = 0, jnp.arange(total_steps)
         self.rates = np.asarray(optimizer.schedule(total_steps)(steps)).tolist()
         self.averages = [
@@ -243,15 +249,16 @@ class Trainer:
     def step(self, pixels: Tensor, tokens: Tensor) -> Tensor:
         """pixels: uint8 (B, T, H, W, C); tokens: (B, L) -> the loss."""
         x = pixels.float() / 127.5 - 1.0
-        t = torch.sigmoid(self.method.time_mean + self.method.time_std * torch.randn(len(x)))
+        t = torch.sigmoid(self.method.time_mean + self.method.time_std * torch.randn(len(x), device=x.device))
         empty = F.pad(tokens.new_tensor([END]), (0, tokens.shape[1] - 1))
-        tokens = torch.where(torch.rand(len(x), 1) < self.method.caption_drop, empty, tokens)
+        tokens = torch.where(torch.rand(len(x), 1, device=x.device) < self.method.caption_drop, empty, tokens)
         return self.learn(x, torch.randn_like(x), t, tokens)
 
     def learn(self, x: Tensor, eps: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """A step with given noise, times and captions."""
         self.adam.zero_grad()
-        loss = self.loss(self.model, x, eps, t, tokens)
+        with self.autocast:
+            loss = self.loss(self.model, x, eps, t, tokens)
         loss.backward()
         nn.utils.clip_grad_norm_(self.params, self.clip_norm)
         now = min(self.taken, len(self.rates) - 1)
@@ -266,6 +273,11 @@ class Trainer:
 def flow_loss(model: nn.Module, x: Tensor, eps: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
     z = torch.lerp(x, eps, t[:, None, None, None, None])
     return F.mse_loss(model(z, t, tokens), eps - x)
+
+
+def autocast(dtype) -> torch.autocast:
+    """The context in which torch computes as a recipe of this dtype does; its parameters stay float32."""
+    return torch.autocast(DEVICE.type, torch.bfloat16, enabled=jnp.dtype(dtype) == jnp.bfloat16)
 
 
 def random_batch(recipe: Recipe, count: int) -> dict[str, np.ndarray]:
@@ -297,16 +309,65 @@ def jax_side(recipe: Recipe, loop: Loop, batch) -> Callable[[], None]:
 
 def torch_side(recipe: Recipe, loop: Loop, batch, compiled: bool) -> Callable[[], None]:
     """A call takes as many steps as one of JAX."""
-    params = recipe.create_state().params["model"]
-    model = Transformer(recipe.method.network, recipe.data.size, recipe.data.text_length).load_flax(params)
-    trainer = Trainer(model, recipe.method, recipe.optimizers["model"], loop.steps, compiled)
-    pixels, tokens = tensor(batch["inputs"]), tensor(batch["cond"]["tokens"]).long()
+    trainer = Trainer(twin_of(recipe), recipe.method, recipe.optimizers["model"], loop.steps, compiled)
+    pixels, tokens = tensor(batch["inputs"]).to(DEVICE), tensor(batch["cond"]["tokens"]).long().to(DEVICE)
 
     def call():
         for part in zip(pixels, tokens, strict=True):
             trainer.step(*part)
+        synchronize()
 
     return call
+
+
+def twin_of(recipe: Recipe) -> Transformer:
+    """The recipe's network, freshly drawn, in torch."""
+    network = recipe.method.network
+    model = Transformer(network, recipe.data.size, recipe.data.text_length)
+    return model.load_flax(recipe.create_state().params["model"]).to(DEVICE)
+
+
+def synchronize() -> None:
+    """Waits for what was started on the device."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def jax_sampling(recipe: Recipe, tokens: np.ndarray, options: SampleOptions) -> Callable[[], None]:
+    """A call makes an image for each caption."""
+    per_device = len(tokens) // jax.local_device_count()
+    sampler = recipe.sampler(per_device, **dataclasses.asdict(options))
+    params = recipe.create_state().params | {"frozen": {}}
+    return lambda: sampler(params, {"tokens": tokens}, seed=0)
+
+
+def torch_sampling(recipe: Recipe, tokens: np.ndarray, options: SampleOptions, compiled: bool) -> Callable[[], None]:
+    """A call makes an image for each caption with the loop of a diffusers pipeline."""
+    model = twin_of(recipe).eval()
+    network = torch.compile(model) if compiled else model
+    captions = tensor(tokens).long().to(DEVICE)
+
+    def call():
+        noise = torch.randn(len(captions), *recipe.data.shape, device=DEVICE)
+        with autocast(recipe.method.dtype):
+            images = diffusers_loop(network, noise, captions, options)
+        (images * 127.5 + 127.5).clamp(0, 255).round().byte().cpu()
+
+    return call
+
+
+@torch.no_grad()
+def diffusers_loop(network: nn.Module, z: Tensor, tokens: Tensor, options: SampleOptions) -> Tensor:
+    """Euler steps by the scheduler of diffusers, both halves of the guidance in one batch, as its pipelines do."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=options.shift)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / options.steps, options.steps), device=z.device)
+    empty = F.pad(tokens.new_tensor([END]), (0, tokens.shape[1] - 1)).expand_as(tokens)
+    both = torch.cat([tokens, empty])
+    for timestep in scheduler.timesteps:
+        t = (timestep / scheduler.config.num_train_timesteps).expand(len(both))
+        good, bad = network(torch.cat([z, z]), t, both).chunk(2)
+        z = scheduler.step(good + options.guidance * (good - bad), timestep, z, return_dict=False)[0]
+    return z
 
 
 def in_turns(sides: dict[str, Callable[[], None]], rounds: int, calls: int) -> dict[str, np.ndarray]:
@@ -326,26 +387,27 @@ def in_turns(sides: dict[str, Callable[[], None]], rounds: int, calls: int) -> d
     return {name: np.array(seconds) for name, seconds in taken.items()}
 
 
-def torch_matmul_peak(seconds: float = 0.5, size: int = 1024) -> float:
+def torch_matmul_peak(dtype, seconds: float = 0.5) -> float:
     """As zoo.training.cost.matmul_peak."""
-    a = torch.randn(size, size)
+    size = 8192 if DEVICE.type == "cuda" else 1024
+    a = torch.randn(size, size, device=DEVICE)
     best, end = math.inf, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        began = time.perf_counter()
-        torch.mm(a, a)
-        best = min(best, time.perf_counter() - began)
+    with autocast(dtype):
+        a = torch.mm(a, torch.eye(size, device=DEVICE))  # in the dtype of autocast
+        while time.perf_counter() < end:
+            synchronize()
+            began = time.perf_counter()
+            torch.mm(a, a)
+            synchronize()
+            best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
 
 
-def compare(config, rounds: int, steps: int) -> dict:
-    """The report."""
-    if config.dtype != "float32":
-        raise UserError("the twin computes in float32 only")
-    data, loop = configs.build(Data, config.data, "data"), configs.build(Loop, config.loop, "loop")
-    # The captions are numbers already.
-    recipe = Recipe(config, SimpleNamespace(vocab_size=data.vocab_size), Dependencies())
+def compare_training(recipe: Recipe, loop: Loop, rounds: int, steps: int) -> dict:
+    """The report on training steps."""
     batch = random_batch(recipe, loop.steps_per_call)
-    peaks = {"jax": cost.matmul_peak(), "torch": torch_matmul_peak()}
+    dtype = recipe.method.dtype
+    peaks = {"jax": cost.matmul_peak(dtype), "torch": torch_matmul_peak(dtype)}
     sides = {
         "jax": jax_side(recipe, loop, batch),
         "torch_eager": torch_side(recipe, loop, batch, compiled=False),
@@ -354,33 +416,66 @@ def compare(config, rounds: int, steps: int) -> dict:
     taken = in_turns(sides, rounds, calls=max(1, steps // loop.steps_per_call))
     seconds = {name: both / loop.steps_per_call for name, both in taken.items()}
     flops = step_flops(recipe, loop)
-    report = {"rounds": rounds, "steps": steps, "batch_size": data.batch_size, "flops_per_step": flops}
-    report["threads"] = {"jax": len(os.sched_getaffinity(0)), "torch": torch.get_num_threads()}
+    report = {"steps": steps, "batch_size": recipe.data.batch_size, "flops_per_step": flops}
     report["matmul_peak_flops_per_s"] = peaks
-    return report | {name: side_report(both, seconds["jax"], flops, peaks) for name, both in seconds.items()}
+    for name, both in seconds.items():
+        report[name] = side_report(both, seconds["jax"]) | {"flops_per_s": flops / np.median(both[:, 0])}
+        report[name] |= {f"share_of_{by}_peak": report[name]["flops_per_s"] / peak for by, peak in peaks.items()}
+    return report
 
 
-def side_report(seconds: np.ndarray, of_jax: np.ndarray, flops: int, peaks: dict[str, float]) -> dict:
+def compare_sampling(recipe: Recipe, rounds: int) -> dict:
+    """The report on sampling: Euler steps with guidance, a batch of the recipe's size."""
+    options = SampleOptions(steps=recipe.config.sample.steps, sampler="euler", guidance=1.5)
+    tokens = random_batch(recipe, 1)["cond"]["tokens"][0]
+    sides = {
+        "jax": jax_sampling(recipe, tokens, options),
+        "diffusers_eager": torch_sampling(recipe, tokens, options, compiled=False),
+        "diffusers_compiled": torch_sampling(recipe, tokens, options, compiled=True),
+    }
+    taken = in_turns(sides, rounds, calls=1)
+    report = {"images": len(tokens), "sampler": dataclasses.asdict(options)}
+    for name, both in taken.items():
+        report[name] = side_report(both, taken["jax"]) | {"images_per_s": len(tokens) / np.median(both[:, 0])}
+    return report
+
+
+def side_report(seconds: np.ndarray, of_jax: np.ndarray) -> dict:
     """Medians of a side, and how many times the seconds of JAX it took: least, median and most of the rounds."""
     clock, cpu = np.median(seconds, axis=0).tolist()
     ratios = seconds / of_jax
     return {
-        "step_s": clock,
+        "seconds": clock,
         "cpu_s": cpu,
         "times_jax": [float(f(ratios[:, 0])) for f in (np.min, np.median, np.max)],
         "times_jax_cpu": [float(f(ratios[:, 1])) for f in (np.min, np.median, np.max)],
-        "flops_per_s": flops / clock,
-    } | {f"share_of_{name}_peak": flops / clock / peak for name, peak in peaks.items()}
+    }
+
+
+def numbers_only(data: Data) -> SimpleNamespace:
+    """In place of a tokenizer: the captions are numbers already."""
+    encode = lambda texts: np.zeros((len(texts), data.text_length), np.int32)
+    return SimpleNamespace(vocab_size=data.vocab_size, encode=encode)
 
 
 def main(argv):
     del argv
-    print(json.dumps(compare(flags.FLAGS.config, flags.FLAGS.rounds, flags.FLAGS.steps)))
+    config, rounds = flags.FLAGS.config, flags.FLAGS.rounds
+    data, loop = configs.build(Data, config.data, "data"), configs.build(Loop, config.loop, "loop")
+    recipe = Recipe(config, numbers_only(data), Dependencies())
+    threads = {"jax": len(os.sched_getaffinity(0)), "torch": torch.get_num_threads()}
+    report = {"device": jax.devices()[0].device_kind, "threads": threads, "rounds": rounds, "dtype": config.dtype}
+    if flags.FLAGS.compare == "sampling":
+        report |= compare_sampling(recipe, rounds)
+    else:
+        report |= compare_training(recipe, loop, rounds, flags.FLAGS.steps)
+    print(json.dumps(report, default=float))
 
 
 if __name__ == "__main__":
     configs.define_config_flag()
     flags.DEFINE_integer("rounds", 5, "Times that each side is measured.", lower_bound=1)
     flags.DEFINE_integer("steps", 10, "Training steps a round, a multiple of loop.steps_per_call.", lower_bound=1)
+    flags.DEFINE_enum("compare", "training", ("training", "sampling"), "What to compare.")
     with exit_on_user_error():
         app.run(main, flags_parser=configs.parse_flags)
