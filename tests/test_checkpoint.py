@@ -153,6 +153,10 @@ def test_damaged_metadata_fall_back_too(tmp_path, capsys):
         overwrite(file)
     assert Checkpoints(tmp_path, read_only=True).metadata()[0] == 1
     assert "checkpoint of step 2 is damaged" in capsys.readouterr().err
+    reader, target = Checkpoints(tmp_path, read_only=True), fields(make_state(0))
+    assert reader.restore(target)[0] == 2 and reader.restore(target, newest=1)[0] == 1
+    with pytest.raises(UserError, match="tried steps up to 0, which are gone"):
+        reader.restore(target, newest=0)
 
 
 def test_a_damaged_checkpoint_that_was_asked_for_is_refused(tmp_path):
@@ -294,8 +298,11 @@ def test_a_run_holds_its_last_two_checkpoints_with_config_and_tokenizer(trained,
     assert saved_state(trained)[1]["step"] == 4 and saved_state(trained, 2)[1]["step"] == 2
 
 
-def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(copied, trained, short, same, saved_state, capsys):
-    for file in files_of(copied, 4, "params"):
+@pytest.mark.parametrize("part", ["params", "metadata"])
+def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
+    copied, trained, short, same, saved_state, capsys, part
+):
+    for file in files_of(copied, 4, part):
         truncate(file)
     final = loop.train(short, copied)
     err = capsys.readouterr().err
@@ -314,8 +321,9 @@ def test_training_does_not_start_anew_over_checkpoints_that_cannot_be_read(copie
     assert sorted(path.name for path in (copied / "checkpoints").iterdir() if path.name.isdigit()) == ["2", "4"]
 
 
-def test_a_damaged_run_can_still_be_sampled_from_its_earlier_checkpoint(copied, capsys):
-    for file in files_of(copied, 4, "ema"):
+@pytest.mark.parametrize("part", ["ema", "metadata"])
+def test_a_damaged_run_can_still_be_sampled_from_its_earlier_checkpoint(copied, part):
+    for file in files_of(copied, 4, part):
         overwrite(file)
     assert open_run(copied).step == 2
     shutil.rmtree(copied / "checkpoints" / "2")

@@ -1,40 +1,14 @@
 """Runs a command: python -m zoo COMMAND ..."""
 
+import importlib
+import pkgutil
 import sys
 
-from zoo.commands import (
-    attribute_editing,
-    bench,
-    clip_eval,
-    compare,
-    curves,
-    edit,
-    export_clip,
-    families,
-    likelihood,
-    mode_coverage,
-    nfe_sweep,
-    oracle_eval,
-    score,
-)
+from zoo import commands
 from zoo.errors import exit_on_user_error, unknown_name_error
 
-MODULES = (
-    attribute_editing,
-    bench,
-    clip_eval,
-    compare,
-    curves,
-    edit,
-    export_clip,
-    families,
-    likelihood,
-    mode_coverage,
-    nfe_sweep,
-    oracle_eval,
-    score,
-)
-COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
+MODULES = [importlib.import_module(f"zoo.commands.{found.name}") for found in pkgutil.iter_modules(commands.__path__)]
+COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES if hasattr(module, "COMMAND")}
 
 
 def main() -> None:

@@ -130,9 +130,9 @@ class Training:
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path):
         self.workdir, self.loop = workdir, configs.build(Loop, config.loop, "loop")
         self.checkpoints = Checkpoints(workdir, max_to_keep=self.loop.max_to_keep)
-        saved = self.checkpoints.metadata()
-        check_workdir(workdir, config, saved and json.dumps(saved[1]["config"]))
-        self.source, self.recipe = prepare(config, saved and saved[1], workdir)
+        self.newest, saved = self.checkpoints.metadata() or (None, None)
+        check_workdir(workdir, config, saved and json.dumps(saved["config"]))
+        self.source, self.recipe = prepare(config, saved, workdir)
         self.frozen = self.recipe.dependencies.frozen
         parallel.per_device(self.recipe.data.batch_size, self.loop.accumulate)
         self.first = jax.process_index() == 0
@@ -172,7 +172,8 @@ class Training:
     def start(self) -> tuple[State, int]:
         """The replicated state to go on from, and its step."""
         shapes = self.recipe.state_shapes()
-        found = self.checkpoints.restore({name: getattr(shapes, name) for name in State.__dataclass_fields__})
+        fields = {name: getattr(shapes, name) for name in State.__dataclass_fields__}
+        found = self.checkpoints.restore(fields, newest=self.newest)
         if not found:
             return parallel.replicate(self.recipe.initial_state()), 0
         step, fields = found

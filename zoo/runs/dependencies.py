@@ -54,7 +54,7 @@ def open_run(workdir: str | Path, step: int | None = None, ema: str | None = Non
         raise UserError(f"{workdir} holds no checkpoint; train it first, or wait for its first checkpoint")
     recipe = recipe_of(found[1], functools.partial(read_frozen, Path(workdir)), for_training=False)
     shapes = recipe.state_shapes()
-    step, fields = checkpoints.restore({"params": shapes.params, "ema": shapes.ema}, step)
+    step, fields = checkpoints.restore({"params": shapes.params, "ema": shapes.ema}, step, newest=found[0])
     params = pick_params(fields, ema) | {"frozen": recipe.dependencies.frozen}
     return Run(recipe, step, jax.device_put(params))
 

@@ -1,7 +1,7 @@
 """Rewards that training can use: the oracle of scenes, a CLIP, or a run that scores images."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -40,7 +40,7 @@ class OracleReward:
             return np.array([oracle.claims_right(*pair, self.world) / oracle.ALL_RIGHT for pair in pairs], np.float32)
 
         images = to_uint8(decoded(self.codec, frozen, inputs))
-        return _on_host(score, jax.ShapeDtypeStruct((len(images),), jnp.float32), images, cond["tokens"])
+        return jax.pure_callback(score, jax.ShapeDtypeStruct((len(images),), jnp.float32), images, cond["tokens"])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class ScoreReward:
         encode = lambda tokens: self.run.conditions(self.tokenizer.decode(tokens))
         row = jax.tree.map(np.asarray, self.run.conditions([""]))
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(tokens), *x.shape[1:]), x.dtype), row)
-        return _on_host(encode, shapes, tokens)
+        return jax.pure_callback(encode, shapes, tokens)
 
 
 def build_reward(
@@ -105,8 +105,3 @@ def build_reward(
 def decoded(codec: Codec | None, frozen: Mapping[str, Any], inputs: jax.Array) -> jax.Array:
     """Returns samples, decoded if they are latents, and clipped to [-1, 1] as in a file."""
     return jnp.clip(codec.decode(frozen["latents"], inputs) if codec else inputs, -1.0, 1.0)
-
-
-def _on_host(function: Callable, shapes: Any, *arguments: jax.Array) -> Any:
-    """Calls a numpy function from a compiled program."""
-    return jax.pure_callback(function, shapes, *arguments)

@@ -86,12 +86,15 @@ class Checkpoints:
                 "free disk space and run the same command again"
             ) from error
 
-    def restore(self, target: Mapping[str, Any], step: int | None = None) -> tuple[int, dict[str, Any]] | None:
+    def restore(
+        self, target: Mapping[str, Any], step: int | None = None, newest: int | None = None
+    ) -> tuple[int, dict[str, Any]] | None:
         """Reads fields of a state, as numpy.
 
         Args:
           target: {field of State: tree with the shapes that are expected}.
           step: which checkpoint; by default the newest that can be read, and damaged ones are said on stderr.
+          newest: look at no newer checkpoint than this: the one whose metadata was read.
 
         Returns:
           The step and the fields; None where there is no checkpoint.
@@ -105,7 +108,7 @@ class Checkpoints:
             saved = self.reader.restore(self.folder / str(step), args=ocp.args.Composite(**names))
             return {field: unflatten(tree, saved[field], field) for field, tree in target.items()}
 
-        return self._newest(read, step)
+        return self._newest(read, step, newest)
 
     def metadata(self, step: int | None = None) -> tuple[int, dict[str, Any]] | None:
         """Reads the metadata that was given to `save`, with its step; see `restore`.
@@ -125,20 +128,21 @@ class Checkpoints:
 
         return self._newest(read, step)
 
-    def _newest(self, read, step: int | None):
+    def _newest(self, read, step: int | None, newest: int | None = None):
         steps = self.steps()
         if step is not None and step not in steps:
             raise UserError(f"no checkpoint of step {step} in {self.folder}; there are {steps or 'none'}")
-        wanted = [step] if step is not None else steps[::-1]
+        wanted = [step] if step is not None else [s for s in steps[::-1] if newest is None or s <= newest]
         for candidate in wanted:
             try:
                 return candidate, read(candidate)
             except UserError:
                 raise
             except Exception as error:  # anything can be wrong with a file
-                print(f"checkpoint of step {candidate} is damaged ({one_line(error)})", file=sys.stderr)
-        if wanted:
-            raise UserError(f"no checkpoint in {self.folder} can be read; tried steps {', '.join(map(str, wanted))}")
+                print(f"checkpoint of step {candidate} is damaged ({one_line(error)}) and not used", file=sys.stderr)
+        if steps:
+            tried = ", ".join(map(str, wanted)) or f"up to {newest}, which are gone"
+            raise UserError(f"no checkpoint in {self.folder} can be read; tried steps {tried}")
         return None
 
     def set_aside(self, newer_than: int) -> None:
