@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from zoo import cache, loop
+from zoo import cache, conditions, loop
 from zoo.errors import UserError
 from zoo.method import to_float
 from zoo.runs.codec import Codec
@@ -165,6 +165,14 @@ def latent_run(tiny, autoencoder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("latent") / "run"
     loop.train(on_latents(tiny, autoencoder), workdir)
     return workdir
+
+
+def test_a_condition_that_latents_do_not_keep_is_an_error(tiny, autoencoder, monkeypatch):
+    as_sizes = lambda values, tokenize: np.array([len(value) for value in values], np.float32)
+    condition = conditions.Condition("attributes", as_sizes, np.zeros_like, drops=False)
+    monkeypatch.setitem(conditions.CONDITIONS, "attributes", condition)
+    with pytest.raises(UserError, match="data.latents: latents keep captions alone, and the data has attributes"):
+        prepare(on_latents(tiny, autoencoder))
 
 
 def test_the_method_sees_latents(tiny, autoencoder):

@@ -102,6 +102,9 @@ def prepare(
 
     Returns:
       The source, of latents if `data.latents` names an autoencoder, and the recipe.
+
+    Raises:
+      UserError: something in the config cannot be used, or the latents would lack a condition of the data.
     """
     check_sections(config)
     data = configs.build(Data, config.data, "data")
@@ -117,6 +120,9 @@ def prepare(
     if recipe.codec:
         about = {"data": data.source, "split": "train", "size": data.size, "frames": data.frames}
         source = recipe.codec.source(dependencies.frozen["latents"], source, about)
+        lost = set(names) - set(conditions.of_item(source[0]))
+        if lost:
+            raise UserError(f"data.latents: latents keep captions alone, and the data has {', '.join(sorted(lost))}")
     return source, recipe
 
 
