@@ -22,23 +22,25 @@ class Family(NamedTuple):
     Attributes:
       address: "module:Class".
       paper: arXiv number.
+      recipe: config file, and its words.
       wraps: whether it wraps another family, whose section is `base`.
     """
 
     address: str
     paper: str
+    recipe: str
     wraps: bool = False
 
 
 FAMILIES = {
-    "diffusion": Family("zoo.methods.diffusion:Diffusion", "2209.03003"),
-    "mean_flow": Family("zoo.methods.mean_flow:MeanFlow", "2505.13447"),
-    "flow": Family("zoo.methods.flow:Flow", "2412.06329"),
-    "vae": Family("zoo.methods.vae:Vae", "2011.10650"),
-    "generator": Family("zoo.methods.generator:Generator", "2501.05441"),
-    "contrastive": Family("zoo.methods.contrastive:Contrastive", "2103.00020"),
-    "adversarial": Family("zoo.wrappers.adversarial:Adversarial", "2501.05441", wraps=True),
-    "rewarded": Family("zoo.wrappers.rewarded:Rewarded", "2309.17400", wraps=True),
+    "diffusion": Family("zoo.methods.diffusion:Diffusion", "2209.03003", "configs/diffusion.py"),
+    "mean_flow": Family("zoo.methods.mean_flow:MeanFlow", "2505.13447", "configs/mean_flow.py"),
+    "flow": Family("zoo.methods.flow:Flow", "2412.06329", "configs/flow.py"),
+    "vae": Family("zoo.methods.vae:Vae", "2011.10650", "configs/vae.py"),
+    "generator": Family("zoo.methods.generator:Generator", "2501.05441", "configs/gan.py"),
+    "contrastive": Family("zoo.methods.contrastive:Contrastive", "2103.00020", "configs/clip.py"),
+    "adversarial": Family("zoo.wrappers.adversarial:Adversarial", "2501.05441", "configs/gan.py", wraps=True),
+    "rewarded": Family("zoo.wrappers.rewarded:Rewarded", "2309.17400", "configs/diffusion.py:reward", wraps=True),
 }
 
 

@@ -46,9 +46,17 @@ class Path:
         """Solves the pair (z, v) = [[alpha, sigma], [alpha', sigma']] (x, eps) for what is missing.
 
         Args:
-          prediction: what `value` is: "x", "eps" or "v".
-          value, z: (B, ...); t: (B,). x needs sigma(t) > 0 and eps needs alpha(t) > 0: a path loses the noise
-            at t = 0 and the image at t = 1.
+          prediction: kind of `value`: "x", "eps" or "v".
+          value: prediction (B, ...).
+          z: noisy data (B, ...).
+          t: times (B,). "x" needs sigma(t) > 0 and "eps" needs alpha(t) > 0: a path loses the noise at t = 0 and
+            the image at t = 1.
+
+        Returns:
+          All three.
+
+        Raises:
+          UserError: an unknown kind.
         """
         if prediction not in ("x", "eps", "v"):
             raise unknown_name_error("prediction", prediction, ("x", "eps", "v"))

@@ -224,7 +224,7 @@ class Recipe:
         """Returns the state with shapes in place of arrays."""
         return jax.eval_shape(self.create_state)
 
-    def sampler(self, per_device: int = 16, **options) -> Sampler:
+    def sampler(self, per_device: int = 16, **options: Any) -> Sampler:
         """Returns a sampler with the config's options, changed by those given."""
         return Sampler(self.method, self.shape, dict(self.config.sample) | options, per_device, self.codec)
 

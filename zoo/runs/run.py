@@ -54,7 +54,7 @@ class Run:
         """See `Recipe.conditions`."""
         return self.recipe.conditions(captions)
 
-    def sampler(self, per_device: int = 16, **options) -> Sampler:
+    def sampler(self, per_device: int = 16, **options: Any) -> Sampler:
         """See `Recipe.sampler`."""
         return self.recipe.sampler(per_device, **options)
 
@@ -64,7 +64,7 @@ class Run:
         return dataclasses.replace(self, params=self.params | {"frozen": frozen})
 
     def sample(
-        self, captions: Sequence[str], seed: int = 0, negative: str = "", per_device: int = 16, **options
+        self, captions: Sequence[str], seed: int = 0, negative: str = "", per_device: int = 16, **options: Any
     ) -> np.ndarray:
         """Makes one image for each caption.
 
