@@ -85,8 +85,8 @@ def main(_: list[str]) -> None:
         print(f"each by itself -> {out.with_suffix('')}/")
     if FLAGS.score:
         print(f"CLIPScore: {clip_reward(FLAGS.clip)(images, prompts).mean():.4f}")
-    known = [i for i, prompt in enumerate(prompts) if world and oracle.understands(prompt)]
-    if known:
+    known = [i for i, prompt in enumerate(prompts) if oracle.understands(prompt)]
+    if world and known:
         table = oracle.table(images[known], [prompts[i] for i in known], world)
         scores = ", ".join(f"{name} {right.mean():.1%}" for name, right in table.items())
         print(f"oracle on {len(known)} captions: {scores}")

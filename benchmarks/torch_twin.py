@@ -17,22 +17,24 @@ import os
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-import torch.nn.functional as F
+import torch  # pyright: ignore[reportMissingImports], an extra
+import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 from absl import app, flags
-from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import Tensor, nn
+from diffusers import FlowMatchEulerDiscreteScheduler  # pyright: ignore[reportMissingImports]
+from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
 
 from zoo import config as configs
 from zoo.conditions import END
 from zoo.errors import UserError, exit_on_user_error
+from zoo.families import get_dtype
 from zoo.loop import Loop, step_flops, step_function
 from zoo.methods.diffusion import Diffusion, SampleOptions
-from zoo.nets.conditioning import Conditioned
+from zoo.nets.conditioning import Conditioned, TextTransformer
 from zoo.nets.layers import rotary_table, sincos_table
 from zoo.runs.dependencies import Dependencies
 from zoo.runs.recipe import Data, Recipe
@@ -121,7 +123,7 @@ class Transformer(nn.Module):
 
     def __init__(self, conditioned: Conditioned, size: int, text_length: int, channels: int = 3):
         super().__init__()
-        net, conditioner = conditioned.network, conditioned.conditioner
+        net, conditioner = conditioned.network, cast(TextTransformer, conditioned.conditioner)
         if (net.text, net.positions) != ("joint", "rotary"):
             raise UserError("the twin knows only text='joint' with positions='rotary'")
         width, heads, text_width, self.patch_size = net.width, net.heads, conditioner.width, net.patch_size
@@ -280,7 +282,7 @@ def autocast(dtype) -> torch.autocast:
     return torch.autocast(DEVICE.type, torch.bfloat16, enabled=jnp.dtype(dtype) == jnp.bfloat16)
 
 
-def random_batch(recipe: Recipe, count: int) -> dict[str, np.ndarray]:
+def random_batch(recipe: Recipe, count: int) -> dict[str, Any]:
     """Noise and random captions, (count, B, ...)."""
     data, random = recipe.data, np.random.default_rng(0)
     tokens = random.integers(3, recipe.tokenizer.vocab_size, (count, data.batch_size, data.text_length))
@@ -309,7 +311,7 @@ def jax_side(recipe: Recipe, loop: Loop, batch) -> Callable[[], None]:
 
 def torch_side(recipe: Recipe, loop: Loop, batch, compiled: bool) -> Callable[[], None]:
     """A call takes as many steps as one of JAX."""
-    trainer = Trainer(twin_of(recipe), recipe.method, recipe.optimizers["model"], loop.steps, compiled)
+    trainer = Trainer(twin_of(recipe), cast(Diffusion, recipe.method), recipe.optimizers["model"], loop.steps, compiled)
     pixels, tokens = tensor(batch["inputs"]).to(DEVICE), tensor(batch["cond"]["tokens"]).long().to(DEVICE)
 
     def call():
@@ -322,7 +324,7 @@ def torch_side(recipe: Recipe, loop: Loop, batch, compiled: bool) -> Callable[[]
 
 def twin_of(recipe: Recipe) -> Transformer:
     """The recipe's network, freshly drawn, in torch."""
-    network = recipe.method.network
+    network = cast(Diffusion, recipe.method).network
     model = Transformer(network, recipe.data.size, recipe.data.text_length)
     return model.load_flax(recipe.create_state().params["model"]).to(DEVICE)
 
@@ -338,7 +340,11 @@ def jax_sampling(recipe: Recipe, tokens: np.ndarray, options: SampleOptions) -> 
     per_device = len(tokens) // jax.local_device_count()
     sampler = recipe.sampler(per_device, **dataclasses.asdict(options))
     params = recipe.create_state().params | {"frozen": {}}
-    return lambda: sampler(params, {"tokens": tokens}, seed=0)
+
+    def call():
+        sampler(params, {"tokens": tokens}, seed=0)
+
+    return call
 
 
 def torch_sampling(recipe: Recipe, tokens: np.ndarray, options: SampleOptions, compiled: bool) -> Callable[[], None]:
@@ -349,7 +355,7 @@ def torch_sampling(recipe: Recipe, tokens: np.ndarray, options: SampleOptions, c
 
     def call():
         noise = torch.randn(len(captions), *recipe.data.shape, device=DEVICE)
-        with autocast(recipe.method.dtype):
+        with autocast(recipe.config.dtype):
             images = diffusers_loop(network, noise, captions, options)
         (images * 127.5 + 127.5).clamp(0, 255).round().byte().cpu()
 
@@ -406,7 +412,7 @@ def torch_matmul_peak(dtype, seconds: float = 0.5) -> float:
 def compare_training(recipe: Recipe, loop: Loop, rounds: int, steps: int) -> dict:
     """The report on training steps."""
     batch = random_batch(recipe, loop.steps_per_call)
-    dtype = recipe.method.dtype
+    dtype = get_dtype(recipe.config.dtype)
     peaks = {"jax": cost.matmul_peak(dtype), "torch": torch_matmul_peak(dtype)}
     sides = {
         "jax": jax_side(recipe, loop, batch),
@@ -452,7 +458,7 @@ def side_report(seconds: np.ndarray, of_jax: np.ndarray) -> dict:
     }
 
 
-def numbers_only(data: Data) -> SimpleNamespace:
+def numbers_only(data: Data) -> Any:
     """In place of a tokenizer: the captions are numbers already."""
     encode = lambda texts: np.zeros((len(texts), data.text_length), np.int32)
     return SimpleNamespace(vocab_size=data.vocab_size, encode=encode)

@@ -1,11 +1,14 @@
 """The sections that all recipes share, and the parts of their words `cpu`, `demo` and `test` that are alike."""
 
 import ml_collections
+from ml_collections import config_dict
+
+from zoo.config import Config
 
 
-def get_config(**sections) -> ml_collections.ConfigDict:
+def get_config(**sections) -> Config:
     """Returns a config with every section; a section given here is laid over the default one."""
-    config = ml_collections.ConfigDict(
+    config: Config = ml_collections.ConfigDict(
         dict(
             seed=0,
             dtype="float32",
@@ -21,7 +24,7 @@ def get_config(**sections) -> ml_collections.ConfigDict:
                 negatives=False,
                 latents="",
             ),
-            method=dict(name=ml_collections.config_dict.placeholder(str)),
+            method=dict(name=config_dict.placeholder(str)),
             players=dict(),
             loop=dict(
                 steps=1000,
@@ -69,7 +72,7 @@ def player(**changes) -> dict:
     )
 
 
-def for_two_cores(config: ml_collections.ConfigDict) -> None:
+def for_two_cores(config: Config) -> None:
     """The shared part of the words `cpu` and `demo`: float32, small batches, short averages."""
     config.update(
         dict(
@@ -81,7 +84,7 @@ def for_two_cores(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def for_demo(config: ml_collections.ConfigDict) -> None:
+def for_demo(config: Config) -> None:
     """The shared part of the word `demo`: one object at 16 px under captions that say everything.
 
     An attribute that captions leave open takes two to three times as long to learn.
@@ -92,7 +95,7 @@ def for_demo(config: ml_collections.ConfigDict) -> None:
     config.loop.log_every = 50
 
 
-def for_tests(config: ml_collections.ConfigDict) -> None:
+def for_tests(config: Config) -> None:
     """The shared part of the word `test`: as small as possible; the images are noise."""
     config.update(
         dict(
@@ -106,7 +109,7 @@ def for_tests(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def plug_in_critic(config: ml_collections.ConfigDict, words: set[str], **changes) -> None:
+def plug_in_critic(config: Config, words: set[str], **changes) -> None:
     """Wraps the config's method with a critic, see `zoo.wrappers.adversarial`: small for `demo` and least for `test`.
 
     Args:
@@ -136,11 +139,10 @@ def plug_in_critic(config: ml_collections.ConfigDict, words: set[str], **changes
         augmentations=(),
     )
     config.method = ml_collections.ConfigDict(own | changes)
+    rate = 5e-4 if "demo" in words else 2e-4
     config.players.critic = player(
-        learning_rate=2e-4, warmup_steps=0, betas=(0.0, 0.99), clip_norm=1e6, ema_half_lives=()
+        learning_rate=rate, warmup_steps=0, betas=(0.0, 0.99), clip_norm=1e6, ema_half_lives=()
     )
-    if "demo" in words:
-        config.players.critic.learning_rate = 5e-4
 
 
 def _critic(words: set[str]) -> dict:
@@ -156,7 +158,7 @@ def _critic(words: set[str]) -> dict:
     return (heads if "projected" in words else own) | dict(blocks=blocks, bottleneck=2, conditioner=text)
 
 
-def plug_in_reward(config: ml_collections.ConfigDict, **changes) -> None:
+def plug_in_reward(config: Config, **changes) -> None:
     """Wraps the config's method with a reward, see `zoo.wrappers.rewarded`; `--config.init=RUN` is the run to change.
 
     Args:

@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 import sys
+from types import ModuleType
 
 from zoo import commands
 from zoo.errors import exit_on_user_error, unknown_name_error
@@ -11,11 +12,18 @@ MODULES = [importlib.import_module(f"zoo.commands.{found.name}") for found in pk
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES if hasattr(module, "COMMAND")}
 
 
+def first_line(module: ModuleType) -> str:
+    """Returns the first line of a module's docstring."""
+    return (module.__doc__ or "").partition("\n")[0]
+
+
 def main() -> None:
     """Runs the command that the first argument names."""
     with exit_on_user_error():
         if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
-            lines = "\n".join(f"  {name:18} {module.__doc__.splitlines()[0]}" for name, module in COMMANDS.items())
+            lines = "\n".join(
+                f"  {name:18} {(module.__doc__ or '').split(chr(10))[0]}" for name, module in COMMANDS.items()
+            )
             print(f"python -m zoo COMMAND --help prints its flags. Commands, beside train.py and sample.py:\n\n{lines}")
             return
         if sys.argv[1] not in COMMANDS:

@@ -33,7 +33,7 @@ def kept(name: str, key: Any, write: Callable[[Path], None]) -> np.ndarray:
     return np.load(file, mmap_mode="r")
 
 
-def fingerprint(source: Sequence[dict[str, Any]], about: dict[str, Any], indices: Sequence[int]) -> list[Any]:
+def fingerprint(source: Any, about: dict[str, Any], indices: Sequence[int]) -> list[Any]:
     """Returns a key for items of a source: name, length, and hashes of the indices and of the first and last image."""
     probes = [hashlib.sha256(source[i]["inputs"].tobytes()).hexdigest() for i in (indices[0], indices[-1])]
     return [about, len(source), hashlib.sha256(np.asarray(indices, np.int64).tobytes()).hexdigest(), probes]

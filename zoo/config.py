@@ -9,13 +9,18 @@ import json
 import os
 import runpy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
 from zoo.errors import UserError, unknown_name_error
+
+if TYPE_CHECKING:
+    Config = Any  # the attributes of a ConfigDict have no types
+else:
+    Config = ml_collections.ConfigDict
 
 flags.disclaim_key_flags()  # they belong to the command, whose --help lists them
 

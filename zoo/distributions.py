@@ -113,7 +113,7 @@ LEAST_LOG_SCALE, MOST_LOG_SCALE = -7.0, 7.0  # of a logistic; the least is Pixel
 HALF_LEVEL = 1 / (LEVELS - 1)
 
 
-def mixture_log_prob(raw: jax.Array, x: jax.Array, least_log_scale: float = LEAST_LOG_SCALE) -> jax.Array:
+def mixture_log_prob(raw: jax.Array, x: jax.Array, least_log_scale: float | jax.Array = LEAST_LOG_SCALE) -> jax.Array:
     """log P of colours in 256 levels under a discretised mixture of logistics (PixelCNN++ 1701.05517, eq. 2 and 3).
 
     Each level has the mass of its interval, the first and last that of all below and above, so that the sum over all
@@ -129,9 +129,9 @@ def mixture_log_prob(raw: jax.Array, x: jax.Array, least_log_scale: float = LEAS
     """
     logits, means, log_scales, coefficients = _split_mixture(raw)
     log_scales = [jnp.clip(part, least_log_scale, MOST_LOG_SCALE) for part in log_scales]
-    x = tuple(jnp.split(x, 3, axis=-1))  # each (..., 1)
-    centres = _centres(means, coefficients, x)
-    terms = (_level_log_prob(*colour) for colour in zip(x, centres, log_scales, strict=True))
+    colours = tuple(jnp.split(x, 3, axis=-1))  # each (..., 1)
+    centres = _centres(means, coefficients, colours)
+    terms = (_level_log_prob(*colour) for colour in zip(colours, centres, log_scales, strict=True))
     return jax.nn.logsumexp(jax.nn.log_softmax(logits) + sum(terms), axis=-1)
 
 

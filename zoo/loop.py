@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 import tqdm
 
 from zoo import config as configs
@@ -90,7 +89,7 @@ class Loop:
             )
 
 
-def train(config: ml_collections.ConfigDict, workdir: str | Path) -> State:
+def train(config: configs.Config, workdir: str | Path) -> State:
     """Trains a config in a workdir, from its newest checkpoint where there is one.
 
     Returns:
@@ -106,10 +105,10 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> State:
     return Training(config, workdir).run()
 
 
-def check_workdir(workdir: Path, config: ml_collections.ConfigDict, saved: str | None) -> None:
+def check_workdir(workdir: Path, config: configs.Config, saved: str | None) -> None:
     """Raises UserError if config.json or the newest checkpoint (`saved`) differs from the config outside `loop`."""
     file = workdir / "config.json"
-    for text in filter(None, (saved, file.exists() and file.read_text())):
+    for text in filter(None, (saved, file.read_text() if file.exists() else None)):
         changes = configs.differences(configs.from_json(text, str(file)), config)
         other = [change for change in changes if not change.startswith("loop.")]
         if other:
@@ -127,11 +126,11 @@ def say(line: str) -> None:
 class Training:
     """A run of the loop."""
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: Path):
+    def __init__(self, config: configs.Config, workdir: Path):
         self.workdir, self.loop = workdir, configs.build(Loop, config.loop, "loop")
         self.checkpoints = Checkpoints(workdir, max_to_keep=self.loop.max_to_keep)
         self.newest, saved = self.checkpoints.metadata() or (None, None)
-        check_workdir(workdir, config, saved and json.dumps(saved["config"]))
+        check_workdir(workdir, config, json.dumps(saved["config"]) if saved else None)
         self.source, self.recipe = prepare(config, saved, workdir)
         self.frozen = self.recipe.dependencies.frozen
         parallel.per_device(self.recipe.data.batch_size, self.loop.accumulate)

@@ -141,7 +141,7 @@ def _write_png(path: Path, frames: np.ndarray, fps: float, metadata: dict[str, s
 
 def _write_gif(path: Path, frames: np.ndarray, fps: float, metadata: dict[str, str]) -> None:
     first, *others = [Image.fromarray(frame) for frame in frames]
-    note = {"comment": json.dumps(metadata).encode()} if metadata else {}
+    note: dict[str, Any] = {"comment": json.dumps(metadata).encode()} if metadata else {}
     milliseconds = max(20, round(1000 / fps))
     first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0, **note)
 
@@ -160,7 +160,7 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: float, metadata: dict[str, s
 
 def _png_texts(path: Path) -> dict[str, str]:
     with Image.open(path, formats=["PNG"]) as image:
-        return dict(image.text)
+        return dict(getattr(image, "text", {}))
 
 
 def _gif_texts(path: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ rounds and clips a little otherwise; this is the order of all versions before, w
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,7 @@ def differentiable_crop(pixels: jax.Array, size: int) -> jax.Array:
     return jnp.einsum("n h w c, v h, u w -> n v u c", pixels, vertical, horizontal)
 
 
-def _squares(sides: tuple[int, int], size: int, matrix: Callable) -> list[np.ndarray]:
+def _squares(sides: Sequence[int], size: int, matrix: Callable) -> list[np.ndarray]:
     """For each side the matrix that resizes it and keeps the middle: (size, side). What is cropped is never made."""
     squares = []
     for side in sides:

@@ -268,8 +268,9 @@ def _unpickle(file: BinaryIO, storages: dict[str, Storage]) -> Any:
         del stack[mark:]
         return items
 
+    value: Any
     for opcode, value, position in pickletools.genops(file):
-        if position - start > LONGEST_PICKLE:
+        if (position or 0) - start > LONGEST_PICKLE:
             raise ValueError(f"a pickle of more than {LONGEST_PICKLE} bytes")
         match opcode.name:
             case "PROTO" | "FRAME":

@@ -59,8 +59,8 @@ def merge(params: Any, adapters: dict[str, dict[str, jax.Array]], scale: float) 
 def distance(params: Any, adapters: dict[str, dict[str, jax.Array]], scale: float) -> jax.Array:
     """How far `merge` goes: squared norm of all changes, as a share of that of the kernels that are changed."""
     before = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    changes = [jnp.sum(jnp.square(_change(pair, scale))) for pair in adapters.values()]
-    return sum(changes) / sum(jnp.sum(jnp.square(before[name])) for name in adapters)
+    changes = jnp.array([jnp.sum(jnp.square(_change(pair, scale))) for pair in adapters.values()])
+    return changes.sum() / jnp.array([jnp.sum(jnp.square(before[name])) for name in adapters]).sum()
 
 
 def _change(pair: dict[str, jax.Array], scale: float) -> jax.Array:

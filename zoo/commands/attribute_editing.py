@@ -74,7 +74,7 @@ def to_chart(scores: report.Scores, kinds: Sequence[str], strengths: Sequence[fl
         for name, colour in zip(OUTCOMES, ("tab:blue", "tab:green", "black"), strict=True):
             for way, style in (("direction", "-"), ("random", "--")):
                 points = [scores[way][f"{kind} {name} @{strength:g}"] for strength in strengths]
-                error = np.abs([[p.value - p.interval[0], p.interval[1] - p.value] for p in points]).T
+                error = np.abs([np.subtract(p.interval or np.nan, p.value) for p in points]).T
                 label = f"{name}, {way}"
                 axis.errorbar(strengths, [p.value for p in points], error, None, style, color=colour, label=label)
         axis.axhline(scores["caption"][f"{kind} both"].value, color="black", linestyle=":", label="both, caption")

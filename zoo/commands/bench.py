@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -150,7 +151,7 @@ def main(_: list[str]) -> None:
     device = jax.devices()[0]
     machine = f"{jax.device_count()} x {device.device_kind} ({device.platform}), {os.cpu_count()} cores"
     words = sys.argv[2:]  # of python -m zoo bench
-    report = {"command": " ".join(words), "machine": machine, "jax": jax.__version__}
+    report: dict[str, Any] = {"command": " ".join(words), "machine": machine, "jax": jax.__version__}
     report |= measure(FLAGS.config, FLAGS.seconds, FLAGS.part)
     if "start" in FLAGS.part:
         report["start"] = start_times(words)

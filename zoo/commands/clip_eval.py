@@ -9,6 +9,7 @@ With --workdir RUN, the scores of a run, such as one with a critic, are measured
 """
 
 import json
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -48,7 +49,7 @@ def main(_: list[str]) -> None:
     texts, images = [item["text"] for item in items], np.stack([item["inputs"] for item in items])
     clip = clip_features(FLAGS.clip, FLAGS.clip_prefix)
     of_images, of_texts = clip.images(images), clip.texts(texts)
-    report = {"images": len(items)} | recall_at_1(of_images, of_texts, texts)
+    report: dict[str, Any] = {"images": len(items)} | recall_at_1(of_images, of_texts, texts)
     wrong = [(i, text) for i, item in enumerate(items) if (text := hard_negative(item, 1, rng))]
     if not wrong:
         raise UserError(f"--source {FLAGS.source}: no caption has a word that can be swapped, see scenes.negatives")

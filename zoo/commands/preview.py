@@ -1,7 +1,6 @@
 """--dry_run: parameters, cost and data of a recipe, without training."""
 
 import jax
-import ml_collections
 
 from zoo import config as configs
 from zoo.loop import Loop, step_flops, step_function
@@ -10,7 +9,7 @@ from zoo.runs.recipe import Recipe
 from zoo.training import cost, parallel
 
 
-def preview(config: ml_collections.ConfigDict) -> str:
+def preview(config: configs.Config) -> str:
     """Returns parameters per module, FLOPs per step, memory against the device's, and five captions of the data.
 
     Nothing is written. The step is compiled for its memory, but not run.

@@ -22,7 +22,9 @@ from zoo.evaluation import registry, report
 from zoo.evaluation.features import Features, clip_features, inception_features
 from zoo.evaluation.measures import known_entropy
 from zoo.evaluation.registry import MEASURES, EvalContext, Sample, Score, evaluate, first_of, make_context
+from zoo.families import require
 from zoo.files import write_json
+from zoo.method import Generates
 from zoo.runs.recipe import Data
 from zoo.runs.run import Run
 
@@ -118,7 +120,7 @@ def of_run(sampling: Sampling, split: str, num: int, references: str | None, ref
         "split": split,
         "num": len(texts),
         "samples_per_second": len(made) / (time.perf_counter() - began),
-        "evaluations": run.method.evaluations(sampler.options),
+        "evaluations": require(run.method, Generates).evaluations(sampler.options),
     }
     data = recipe.data if reference is None else Data(reference, recipe.data.size, recipe.data.frames)
     return Subject(Sample(made, texts, read_references(references, len(texts))), data, about, run)
@@ -151,8 +153,9 @@ def open_image(path: Path) -> Image.Image:
 def read_prompts(name: str | None, paths: list[Path]) -> list[str] | None:
     """Returns the captions of images: lines of a file, else those that sample.py --each wrote into them, else None."""
     if name is None:
-        inside = [media.read_metadata(path).get("prompt") for path in paths if path.suffix == ".png"]
-        return inside if len(inside) == len(paths) and None not in inside else None
+        found = [media.read_metadata(path).get("prompt") for path in paths if path.suffix == ".png"]
+        inside = [prompt for prompt in found if prompt is not None]
+        return inside if len(inside) == len(paths) else None
     if not Path(name).is_file():
         raise UserError(f"--prompts: no such file: {name!r}")
     lines = [line.strip() for line in Path(name).read_text().splitlines() if line.strip()]

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -250,7 +250,7 @@ def _videos(names: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield from ((name, (name,)) for name in names if _suffix(name) in VIDEOS)
     numbered = [name for name in names if _suffix(name) in IMAGES and _number(name) is not None]
     for folder, found in itertools.groupby(sorted(numbered, key=posixpath.dirname), posixpath.dirname):
-        yield folder or ".", tuple(sorted(found, key=_number))
+        yield folder or ".", tuple(sorted(found, key=lambda name: _number(name) or 0))
 
 
 def _number(name: str) -> int | None:
@@ -305,10 +305,10 @@ def _entry(line: str, where: str) -> tuple[str, str]:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not JSON ({error.msg}): write one object a line") from None
-    fields = [entry.get(key) for key in ("file_name", "text")] if isinstance(entry, dict) else [None]
-    if not all(isinstance(field, str) for field in fields):
-        raise UserError(f'{where} is not {{"file_name": "...", "text": "..."}}: write both, as strings')
-    return fields[0], fields[1]
+    match entry:
+        case {"file_name": str(name), "text": str(text)}:
+            return name, text
+    raise UserError(f'{where} is not {{"file_name": "...", "text": "..."}}: write both, as strings')
 
 
 def _governed(name: str, folders: set[str]) -> bool:
@@ -371,6 +371,7 @@ def _mp4_frames(data: bytes, frames: int) -> list[Image.Image]:
         file.write(data)
         file.flush()
         # What the file says of its length is not always what comes out, so the frames are counted.
+        video: Any  # the library's readers can be iterated, which their class does not say
         with open_video(file.name) as video:
             wanted = _spread(sum(1 for _ in video), frames)
         with open_video(file.name) as video:

@@ -159,7 +159,8 @@ def captions(source: Source, limit: int = 100_000) -> list[str]:
 
 def text_of(source: Source, i: int) -> str:
     """Returns the caption of item `i`, without decoding an image where the source can."""
-    return source.text(i) if hasattr(source, "text") else source[i]["text"]
+    text = getattr(source, "text", None)
+    return source[i]["text"] if text is None else text(i)
 
 
 def _prefetched(batches: grain.MapDataset, options: grain.ReadOptions) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import difflib
 import io
 import re
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets
@@ -45,7 +46,7 @@ def open_source(
       UserError: if there is no such dataset, split or feature, or it is not prepared as array_record.
     """
     builder = _builder(name, data_dir)
-    features = builder.info.features
+    features: Any = builder.info.features  # a FeaturesDict
     _check_feature(features, image_feature)
     if text_feature is not None:
         _check_feature(features, text_feature)

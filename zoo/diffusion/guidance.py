@@ -28,8 +28,8 @@ def classifier_free(network: Network, scale: float, interval: tuple[float, float
     """Guides away from the negative or empty conditions, as one doubled batch."""
 
     def guided(z, t, cond):
-        both = network(jnp.concatenate([z, z]), jnp.concatenate([t, t]), duplicate(cond))
-        return guide(*jnp.split(both, 2), _expanded(scale_at(t, scale, interval), z))
+        good, bad = jnp.split(network(jnp.concatenate([z, z]), jnp.concatenate([t, t]), duplicate(cond)), 2)
+        return guide(good, bad, _expanded(scale_at(t, scale, interval), z))
 
     return guided
 

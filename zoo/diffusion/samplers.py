@@ -161,9 +161,9 @@ def integrate(
 
     def body(carry: Carry, inputs):
         index, t, s = inputs
-        noise = draw_noise(index) if eta else jnp.zeros_like(carry.z)
-        return rule.step(predict, path, noise, carry, t, s, eta), carry.z if return_trajectory else None
+        noise = draw_noise(index) if draw_noise and eta else jnp.zeros_like(carry.z)
+        return rule.step(predict, path, noise, carry, t, s, eta), (carry.z if return_trajectory else ())
 
     start = Carry(z, jnp.zeros_like(z), jnp.zeros((), z.dtype))
     carry, states = jax.lax.scan(body, start, (jnp.arange(len(times) - 1), times[:-1], times[1:]))
-    return jnp.concatenate([states, carry.z[None]]) if return_trajectory else carry.z
+    return jnp.concatenate([jnp.asarray(states), carry.z[None]]) if return_trajectory else carry.z

@@ -1,6 +1,7 @@
 """Classification accuracy score: what a classifier that saw generated images alone knows of real ones."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,5 +74,6 @@ def _fit(features: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]
         _, state, slope = carry
         return (slope > TOLERANCE) & (optax.tree.get(state, "count") < STEPS)
 
-    params = jnp.zeros((features.shape[1], targets.shape[1])), jnp.zeros(targets.shape[1])
-    return jax.lax.while_loop(unfinished, step, (params, optimizer.init(params), jnp.inf))[0]
+    params: Any = jnp.zeros((features.shape[1], targets.shape[1])), jnp.zeros(targets.shape[1])
+    last: Any = jax.lax.while_loop(unfinished, step, (params, optimizer.init(params), jnp.inf))
+    return last[0]

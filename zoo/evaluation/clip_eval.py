@@ -20,10 +20,10 @@ MOST_SWAPS = 3
 def recall_at_1(images: np.ndarray, texts: np.ndarray, captions: list[str]) -> dict[str, float]:
     """How often the nearest caption of an image is its own, or reads the same, and the other way round."""
     cosines = unit_vectors("images", images.astype(np.float64)) @ unit_vectors("texts", texts.astype(np.float64)).T
-    captions = np.array(captions, object)
+    lines = np.array(captions, object)
     return {
-        "image_to_text_r1": float((captions[cosines.argmax(1)] == captions).mean()),
-        "text_to_image_r1": float((captions[cosines.argmax(0)] == captions).mean()),
+        "image_to_text_r1": float((lines[cosines.argmax(1)] == lines).mean()),
+        "text_to_image_r1": float((lines[cosines.argmax(0)] == lines).mean()),
     }
 
 

@@ -94,14 +94,14 @@ def to_chart(scores: Scores, path: Path, title: str = "") -> None:
     figure, axes = pyplot.subplots(lines, columns, figsize=(3 * columns, 1 + 0.45 * len(scores) * lines + 0.8 * lines))
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
-    colours = pyplot.get_cmap("tab10").colors
+    colours = pyplot.get_cmap("tab10")
     for axis, name in zip(axes.flat, names, strict=False):
-        for i, (row, of) in enumerate(reversed(scores.items())):
+        for i, (row, of) in enumerate(reversed(list(scores.items()))):
             if name not in of or not math.isfinite(of[name].value):
                 continue
             value, around = of[name].value, of[name].interval
             error = around and [[max(value - around[0], 0)], [max(around[1] - value, 0)]]
-            axis.barh(row, value, xerr=error, color=colours[(len(scores) - 1 - i) % 10], ecolor="0.4", capsize=2)
+            axis.barh(row, value, xerr=error, color=colours((len(scores) - 1 - i) % 10), ecolor="0.4", capsize=2)
         axis.set_title(name, fontsize=9)
         axis.tick_params(labelsize=7)
     figure.suptitle(title, fontsize=9)

@@ -51,7 +51,7 @@ class Contrastive:
         params = self.network.init(rng, to_float(batch["inputs"])[:, 0], batch["cond"]["tokens"])["params"]
         if self.objective == "info_nce":
             return {"model": {"clip": params}}
-        params = params | {"logit_scale": jnp.float32(math.log(10.0))}  # SigLIP's algorithm 1
+        params = dict(params) | {"logit_scale": jnp.float32(math.log(10.0))}  # SigLIP's algorithm 1
         return {"model": {"clip": params, "bias": jnp.float32(-10.0)}}
 
     def loss(
@@ -90,12 +90,15 @@ class Contrastive:
     def image_features(self, params, inputs: jax.Array) -> jax.Array:
         """Inputs (B, T, H, W, C) in [-1, 1] -> (B, P) of length 1; of a video the mean of its frames'."""
         frames = einops.rearrange(inputs, "b t h w c -> (b t) h w c")
-        y = unit(self.network.apply({"params": params["model"]["clip"]}, frames, method="encode_image"))
+        y = unit(self._clip(params, frames, "encode_image"))
         return unit(einops.reduce(y, "(b t) p -> b p", "mean", b=len(inputs)))
 
     def text_features(self, params, cond: Cond) -> jax.Array:
         """Tokens (B, L) -> (B, P) of length 1."""
-        return unit(self.network.apply({"params": params["model"]["clip"]}, cond["tokens"], method="encode_text"))
+        return unit(self._clip(params, cond["tokens"], "encode_text"))
+
+    def _clip(self, params, x: jax.Array, method: str) -> Any:
+        return self.network.apply({"params": params["model"]["clip"]}, x, method=method)
 
 
 def unit(x: jax.Array) -> jax.Array:

@@ -106,8 +106,8 @@ class Diffusion:
 
     players: ClassVar[tuple[str, ...]] = ("model",)
     fake_kind: ClassVar[str] = "reconstruction"
-    SampleOptions: ClassVar[type] = SampleOptions
-    LikelihoodOptions: ClassVar[type] = LikelihoodOptions
+    SampleOptions = SampleOptions
+    LikelihoodOptions = LikelihoodOptions
     inversion_options: ClassVar[Mapping[str, Any]] = {"guidance": 0.0, "eta": 0.0}
     trajectory_options: ClassVar[Mapping[str, Any]] = {"sampler": "ddim", "eta": 1.0}
 
@@ -190,7 +190,7 @@ class Diffusion:
         if done:
             still = self._predictor(jax.lax.stop_gradient(params), cond, options)
             z = run(still, z=z, times=times[: done + 1], draw_noise=draw_step)
-        rest = lambda index: draw_step(done + index)
+        rest = draw_step and (lambda index: draw_step(done + index))
         return run(self._predictor(params, cond, options), z=z, times=times[done:], draw_noise=rest)
 
     def sample_trajectory(
@@ -249,8 +249,8 @@ class Diffusion:
         return predict
 
     def _draw_times(self, rng: jax.Array, count: int) -> jax.Array:
-        options = dict(mean=self.time_mean, std=self.time_std, steps=self.time_steps, shift=self.time_shift)
-        return draw_times(rng, count, self.time_distribution, **options)
+        mean, std, shift = self.time_mean, self.time_std, self.time_shift
+        return draw_times(rng, count, self.time_distribution, mean=mean, std=std, steps=self.time_steps, shift=shift)
 
     def _times(self, options: SampleOptions) -> jax.Array:
         """Times of the sampler, (steps + 1,)."""

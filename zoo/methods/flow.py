@@ -89,8 +89,8 @@ class Flow:
 
     players: ClassVar[tuple[str, ...]] = ("model",)
     fake_kind: ClassVar[str] = "sample"
-    SampleOptions: ClassVar[type] = SampleOptions
-    LikelihoodOptions: ClassVar[type] = LikelihoodOptions
+    SampleOptions = SampleOptions
+    LikelihoodOptions = LikelihoodOptions
     inversion_options: ClassVar[Mapping[str, Any]] = {"guidance": 0.0, "denoise": False}
 
     @functools.cached_property

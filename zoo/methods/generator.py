@@ -53,7 +53,7 @@ class Generator:
 
     players: ClassVar[tuple[str, ...]] = ("model",)
     fake_kind: ClassVar[str] = "sample"
-    SampleOptions: ClassVar[type] = SampleOptions
+    SampleOptions = SampleOptions
     inversion_options: ClassVar[Mapping[str, Any]] = {}
 
     @functools.cached_property

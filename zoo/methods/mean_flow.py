@@ -67,7 +67,7 @@ class MeanFlow:
     caption_drop: float = 0.1
 
     players: ClassVar[tuple[str, ...]] = ("model",)
-    SampleOptions: ClassVar[type] = SampleOptions
+    SampleOptions = SampleOptions
 
     @functools.cached_property
     def network(self) -> Conditioned:

@@ -95,8 +95,8 @@ class Vae:
 
     players: ClassVar[tuple[str, ...]] = ("model",)
     fake_kind: ClassVar[str] = "reconstruction"
-    SampleOptions: ClassVar[type] = SampleOptions
-    LikelihoodOptions: ClassVar[type] = LikelihoodOptions
+    SampleOptions = SampleOptions
+    LikelihoodOptions = LikelihoodOptions
     inversion_options: ClassVar[Mapping[str, Any]] = {}
 
     @functools.cached_property
@@ -164,7 +164,7 @@ class Vae:
 
     def generate(self, params, noise: tuple[jax.Array, ...], cond: Cond, options: SampleOptions) -> jax.Array:
         """See `Invertible.generate`."""
-        noise = [eps * options.temperature for eps in noise]
+        noise = tuple(eps * options.temperature for eps in noise)
         return mixture_mean(self._apply(params, noise, cond=cond, call="generate"))
 
     def invert(

@@ -1,7 +1,7 @@
 """Conditioners, which turn conditions into an encoded `Text`; networks with a conditioner; attention to the text."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import einops
 import flax.linen as nn
@@ -70,6 +70,10 @@ class Conditioned(nn.Module):
 
     network: nn.Module
     conditioner: nn.Module | None
+
+    if TYPE_CHECKING:  # flax's own type also has the tuple of `mutable=`
+
+        def apply(self, variables: Any, *args: Any, **keywords: Any) -> Any: ...
 
     def __call__(self, *args, cond: Cond, call: str = "__call__", **keywords):
         """Returns the network's result on these arguments and the encoded conditions.

@@ -92,7 +92,7 @@ class ProjectedCritic(nn.Module):
             for i in range(self.blocks):
                 y = Residual(self.bottleneck, self.dtype, name=f"block_{level}_{i}")(y)
             scores.append(ProjectionHead(name=f"projection_{level}")(y, text.pooled, frames))
-        return CriticOutput(sum(scores) / len(scores), list(features))
+        return CriticOutput(jnp.asarray(sum(scores) / len(scores)), list(features))
 
 
 class ProjectionHead(nn.Module):

@@ -47,7 +47,8 @@ def apply_guidance(affine: Affine, guidance: float) -> Affine:
         return affine
 
     def push(both):
-        return guide(*jnp.split(both, 2), guidance)
+        good, bad = jnp.split(both, 2)
+        return guide(good, bad, guidance)
 
     return Affine(push(affine.shift), push(affine.log_scale))
 
@@ -78,7 +79,8 @@ class Positions(nn.Module):
 def to_sequence(x: jax.Array, size: int) -> tuple[jax.Array, tuple[int, int, int]]:
     """(B, T, H, W, C) -> (B, N, P), frame by frame and row by row, and the grid (T, H/size, W/size); N is its size."""
     patches = patchify(x, size)  # (B, T, h, w, P)
-    return einops.rearrange(patches, "b t h w p -> b (t h w) p"), patches.shape[1:4]
+    _, frames, rows, columns, _ = patches.shape
+    return einops.rearrange(patches, "b t h w p -> b (t h w) p"), (frames, rows, columns)
 
 
 def from_sequence(x: jax.Array, size: int, grid: tuple[int, int, int]) -> jax.Array:

@@ -132,9 +132,11 @@ class TopDown(nn.Module):
         Returns:
           (B, h, w, D) of the finest level, and the latents of each, like noise; None where there is no posterior.
         """
-        x, latents, depth = None, [], sum(map(len, noise))
+        x: Any = None
+        latents, depth = [], sum(map(len, noise))
         for level, eps in zip(reversed(range(len(noise))), noise, strict=True):
-            x = self._begin(x, eps.shape[1:4], level)
+            _, count, rows, columns, _ = eps.shape
+            x = self._begin(x, (count, rows, columns), level)
             heads = self.heads if max(x.shape[1:3]) <= self.attention_size else 0
             blocks = scan_blocks(TopDownBlock, len(eps), (0, nn.broadcast, nn.broadcast))
             x, latent = blocks(self.hidden, heads, depth, self.dtype, name=f"level_{level}")(

@@ -10,6 +10,8 @@ import numpy as np
 
 from zoo.errors import UserError, unknown_name_error
 
+scan: Any = nn.scan  # flax's annotation allows the same axis for all inputs alone
+
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None, implementation: str) -> jax.Array:
     """Softmax attention. q: (B, N, heads, d); k, v: (B, M, heads, d); lengths: (B,) keys that count -> like q.

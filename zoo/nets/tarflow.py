@@ -16,7 +16,7 @@ from zoo.nets.flow_layers import (
     from_sequence,
     to_sequence,
 )
-from zoo.nets.layers import RMSNorm, SwiGLU, head_channels
+from zoo.nets.layers import RMSNorm, SwiGLU, head_channels, scan
 
 
 class KVCache(NamedTuple):
@@ -135,9 +135,7 @@ class Block(nn.Module):
             x = apply_guidance(affine, guidance).reverse(z[:, None])[:, 0]  # (B, P)
             return (x, caches), x
 
-        loop = nn.scan(
-            step, variable_broadcast="params", split_rngs={"params": False}, in_axes=(1, 1, 2, 0), out_axes=1
-        )
+        loop = scan(step, variable_broadcast="params", split_rngs={"params": False}, in_axes=(1, 1, 2, 0), out_axes=1)
         return loop(self, (jnp.zeros_like(z[:, 0]), caches), z, places, visible, slots)[1]
 
     def _reverse_uncached(self, z: jax.Array, text: Text, guidance: float) -> jax.Array:
@@ -145,7 +143,7 @@ class Block(nn.Module):
             affine = Affine(*(part[:, i] for part in block.predict(x, text, guidance)))
             return x.at[:, i].set(affine.reverse(z)), None
 
-        loop = nn.scan(step, variable_broadcast="params", split_rngs={"params": False}, in_axes=(1, 0))
+        loop = scan(step, variable_broadcast="params", split_rngs={"params": False}, in_axes=(1, 0))
         return loop(self, jnp.zeros_like(z), z, jnp.arange(z.shape[1]))[0]
 
 

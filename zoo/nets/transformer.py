@@ -17,6 +17,7 @@ from zoo.nets.layers import (
     head_channels,
     patchify,
     rotary_table,
+    scan,
     sincos_table,
     unpatchify,
 )
@@ -109,7 +110,7 @@ class Transformer(nn.Module):
 
         x, angles = self._place(x, rows, columns)
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-        layers = nn.scan(
+        layers = scan(
             block,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},

@@ -133,9 +133,9 @@ class Clip:
         """
         frames = einops.rearrange((inputs + 1) * 127.5, "b t h w c -> (b t) h w c")
         frames = self.normalise(differentiable_crop(frames, self.model.image_size))
-        images = self.model.apply({"params": params}, frames, method="encode_image")
+        images: Any = self.model.apply({"params": params}, frames, method="encode_image")
         images = einops.reduce(images, "(b t) d -> b d", "mean", b=len(inputs))
-        texts = self.model.apply({"params": params}, cond["tokens"], method="encode_text")
+        texts: Any = self.model.apply({"params": params}, cond["tokens"], method="encode_text")
         norms = jnp.linalg.norm(images, axis=-1) * jnp.linalg.norm(texts, axis=-1)
         return (images * texts).sum(axis=-1) / norms
 
@@ -292,7 +292,7 @@ def _read_model(path: Path, tokenizer: tokenizers.Tokenizer) -> CLIP:
     if config.get("model_type") != "clip":
         raise UserError(f"{path} is of model_type {config.get('model_type')!r}, not 'clip': give the folder of a CLIP")
     sections = {name: _section(config, name) for name in ("vision_config", "text_config")}
-    fields = {
+    fields: dict[str, Any] = {
         field: _value(sections[section] if section else config, key, default, path)
         for field, section, key, default in FIELDS
     }
@@ -320,7 +320,7 @@ def _value(section: Any, key: str, default, path: Path):
     return value
 
 
-def _read_normalisation(path: Path, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _read_normalisation(path: Path, size: int) -> tuple[Any, Any]:
     """Returns mean and std of the channels; raises UserError where images are to be preprocessed in another way."""
     config = _read_json(path) if path.exists() else {}
     for key, value in _preprocessing(size).items():

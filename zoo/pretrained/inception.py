@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import einops
 import jax
@@ -23,7 +24,7 @@ def load(path: str | os.PathLike) -> Mapping:
     Raises:
       UserError: the file is missing, damaged, or of another network.
     """
-    ours = flatten_dict(_shapes(), sep=".")
+    ours: dict[str, Any] = flatten_dict(_shapes(), sep=".")
     wanted = {_torch_name(name): _torch_shape(leaf.shape) for name, leaf in ours.items()}
     tensors = weights.read(path)
     weights.check_shapes(wanted, tensors, path)

@@ -9,10 +9,9 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
-import ml_collections
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -54,7 +53,10 @@ def open_run(workdir: str | Path, step: int | None = None, ema: str | None = Non
         raise UserError(f"{workdir} holds no checkpoint; train it first, or wait for its first checkpoint")
     recipe = recipe_of(found[1], functools.partial(read_frozen, Path(workdir)), for_training=False)
     shapes = recipe.state_shapes()
-    step, fields = checkpoints.restore({"params": shapes.params, "ema": shapes.ema}, step, newest=found[0])
+    restored = checkpoints.restore({"params": shapes.params, "ema": shapes.ema}, step, newest=found[0])
+    if restored is None:
+        raise UserError(f"the checkpoints of {workdir} were deleted meanwhile: run the command again")
+    step, fields = restored
     params = pick_params(fields, ema) | {"frozen": recipe.dependencies.frozen}
     return Run(recipe, step, jax.device_put(params))
 
@@ -91,7 +93,7 @@ def recipe_of(metadata: Mapping[str, Any], read: Callable[[str], Any], for_train
 
 
 def prepare(
-    config: ml_collections.ConfigDict, saved: Mapping[str, Any] | None = None, workdir: str | Path = ""
+    config: configs.Config, saved: Mapping[str, Any] | None = None, workdir: str | Path = ""
 ) -> tuple[pipeline.Source, Recipe]:
     """Opens the training data of a config and puts its recipe together.
 
@@ -161,7 +163,8 @@ class Dependencies:
     ):
         self.runs: dict[str, Run | ClipRun] = {}
         self._values: dict[str, str] = {}
-        self._saved, self._read, self._for_training, self._source = saved, read, for_training, source
+        self._saved, self._for_training, self._source = saved, for_training, source
+        self._read: Any = read  # a saved run has one
         self._init: Run | None = None
 
     @property
@@ -193,7 +196,7 @@ class Dependencies:
                 except OSError as error:
                     raise UserError(f"{file} cannot be written ({error}): make room, and start again") from None
 
-    def init_run(self, config: ml_collections.ConfigDict) -> Run | None:
+    def init_run(self, config: configs.Config) -> Run | None:
         """Opens the run of `config.init`; None if it names none, or if this run already has a checkpoint."""
         if config.init and not self._saved and self._init is None:
             self._init = named("init", lambda: open_run(config.init))
@@ -203,7 +206,7 @@ class Dependencies:
         """Releases the run of `config.init`, so that its parameters leave memory."""
         self._init = None
 
-    def freeze_base(self, config: ml_collections.ConfigDict) -> None:
+    def freeze_base(self, config: configs.Config) -> None:
         """Makes the run of `config.init` the frozen network `base`."""
         if self._saved:
             self.open("init", "base", config.init)
@@ -221,7 +224,7 @@ class Dependencies:
         """
         if not data.latents:
             return None
-        run = self.open("data.latents", "latents", data.latents)
+        run = cast(Run, self.open("data.latents", "latents", data.latents))  # `require` refuses a CLIP
         codec = Codec(named("data.latents", lambda: require(run.method, Autoencodes)))
         if run.shape[1] != data.size:
             raise UserError(
@@ -230,7 +233,7 @@ class Dependencies:
             )
         if self._saved:
             return codec.scaled(self._saved["latents"])
-        return codec.measured(run.params, self._source)
+        return codec.measured(run.params, cast(pipeline.Source, self._source))
 
     def open_for(self, recipe: Recipe, key: str, name: str, value: str, protocol: Any) -> Any:
         """Opens the dependency of a field of a recipe's method.

@@ -4,11 +4,11 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from zoo import conditions
 from zoo import config as configs
@@ -68,7 +68,13 @@ class Data:
 
 
 class Opens(Protocol):
-    """Opens the dependencies of a recipe, see `dependencies.Dependencies`."""
+    """Opens the dependencies of a recipe, see `dependencies.Dependencies`.
+
+    Attributes:
+      runs: the opened networks by name.
+    """
+
+    runs: dict[str, Any]
 
     @property
     def frozen(self) -> dict[str, Any]:
@@ -80,7 +86,7 @@ class Opens(Protocol):
         """Names, hashes and metadata of the frozen networks, as JSON can write them."""
         ...
 
-    def init_run(self, config: ml_collections.ConfigDict) -> Any:
+    def init_run(self, config: configs.Config) -> Any:
         """Opens the run of `config.init`; None where it names none."""
         ...
 
@@ -96,8 +102,12 @@ class Opens(Protocol):
         """Opens the dependency of a field of the recipe's method, and returns the static part of it."""
         ...
 
-    def freeze_base(self, config: ml_collections.ConfigDict) -> None:
+    def freeze_base(self, config: configs.Config) -> None:
         """Makes the run of `config.init` the frozen network `base`."""
+        ...
+
+    def write(self, workdir: Path) -> None:
+        """Writes the networks that are runs to WORKDIR/frozen."""
         ...
 
 
@@ -123,7 +133,7 @@ class Recipe:
 
     def __init__(
         self,
-        config: ml_collections.ConfigDict,
+        config: configs.Config,
         tokenizer: Tokenizer,
         dependencies: Opens,
         names: tuple[str, ...] = ("tokens",),
@@ -209,7 +219,8 @@ class Recipe:
         if run is None:
             return {}
         base = getattr(self.method, "INIT_IS_BASE", False)
-        fresh = jax.eval_shape((self.method.base if base else self.method).init, jax.random.key(0), self.blank_batch(1))
+        method = getattr(self.method, "base") if base else self.method  # noqa: B009, not every method has one
+        fresh = jax.eval_shape(method.init, jax.random.key(0), self.blank_batch(1))
         shared = {player: params for player, params in trained(run.method, run.params).items() if player in fresh}
         missing = [player for player in fresh if player not in shared]
         if missing and (base or not shared):

@@ -39,8 +39,9 @@ class Sampler:
         per_device: int = 16,
         codec: Codec | None = None,
     ):
-        sample = require(method, Generates).sample
-        self.per_device, self.options = per_device, sample_options(method, options)
+        generates = require(method, Generates)
+        sample = generates.sample
+        self.per_device, self.options = per_device, sample_options(generates, options)
 
         def make(shared, rows):
             params, key = shared

@@ -20,6 +20,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -101,6 +102,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     `attributes` holds `Scene.to_json()`.
     """
 
+    builder_config: ScenesConfig
     VERSION = tfds.core.Version(VERSION)
     BUILDER_CONFIGS = [ScenesConfig(name="one-16px")]
 
@@ -160,7 +162,8 @@ class Source:
         self._opened_with = (config.world, split, config.size, config.frames, config.examples, config.omit, folder)
         self._shape = (config.frames, config.size, config.size, 3)
         decoders = {"inputs": tfds.decode.SkipDecoding()} if config.frames == 1 else None
-        self._records = builder.as_data_source(split, decoders=decoders)
+        reader: Any = builder  # the decorator of `as_data_source` loses its arguments
+        self._records = reader.as_data_source(split, decoders=decoders)
         self._example = functools.lru_cache(max(1, MEMORY // math.prod(self._shape)))(self._decode)
 
     def __reduce__(self):

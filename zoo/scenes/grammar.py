@@ -17,6 +17,7 @@ row of three, and nowhere where rows have two cells.
 import dataclasses
 import itertools
 import re
+from typing import Any, cast
 
 import numpy as np
 
@@ -83,7 +84,11 @@ def position_name(cell: tuple[int, int], grid: int) -> str:
 
 
 POSITIONS = tuple(
-    dict.fromkeys(position_name(cell, grid) for grid in (2, 3) for cell in itertools.product(range(grid), repeat=2))
+    dict.fromkeys(
+        position_name((row, column), grid)
+        for grid in (2, 3)
+        for row, column in itertools.product(range(grid), repeat=2)
+    )
 )
 
 
@@ -105,7 +110,7 @@ def describe(scene: Scene, rng: np.random.Generator, omit: float | None = None) 
     with_background = rng.random() >= rates["background"]
     related = several and len(scene.things) > 1 and omit != 0 and rng.random() < RELATE
     counted = several and rng.random() < COUNT
-    things = [scene.things[i] for i in rng.permutation(len(scene.things))]
+    things: list[Thing] = [scene.things[int(i)] for i in rng.permutation(len(scene.things))]
     if not counted:
         things = _keep_some(things, rng, rates.get("thing", 0.0), at_least=2 if related else 1)
     placed = [not (related and i < 2) for i in range(len(things))]
@@ -216,7 +221,7 @@ def parse(text: str) -> Claims:
       UserError: the text is not of the grammar (see the module), or speaks of more than three things.
     """
     words = " ".join(text.lower().split()).removesuffix(".")
-    opening, ending = _OPENING.match(words), _ENDING.search(words)
+    opening, ending = cast(re.Match, _OPENING.match(words)), _ENDING.search(words)  # the opening may be empty
     rest = words[opening.end() : ending.start() if ending else None]
     things, relations = [], []
     for item in re.split(r", and |, | and ", rest):
@@ -271,7 +276,7 @@ def holds(claims: Claims, scene: Scene) -> dict[str, bool | None]:
     }
 
 
-def words(scene: Scene) -> dict[str, set[str]]:
+def words(scene: Scene) -> dict[str, set[Any]]:
     """Returns the words that are true of a scene, for each of `ATTRIBUTES` but relations: {"colour": {"red"}, ...}.
 
     They are the captions' own: "top left", "moving left", "slowly".
@@ -295,7 +300,8 @@ def _compare(claims: Claims, scene: Scene, match: tuple[Thing | None, ...]) -> l
             if said is not None:
                 compared.append((name, thing is not None and said == _seen(thing, name, grid)))
     for name, i, j in claims.relations:
-        compared.append(("relation", None not in (match[i], match[j]) and _lies(name, match[i], match[j])))
+        first, second = match[i], match[j]
+        compared.append(("relation", first is not None and second is not None and _lies(name, first, second)))
     return compared
 
 

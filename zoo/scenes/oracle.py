@@ -66,7 +66,7 @@ def _background(pixels: np.ndarray) -> str | None:
     """Returns the background that most of the pixels (..., 3) are close to, if there is one."""
     middle = np.median(pixels.reshape(-1, 3), axis=0)
     distances = {name: np.abs(middle - value).max() for name, value in worlds.BACKGROUNDS.items()}
-    name = min(distances, key=distances.get)
+    name = min(distances, key=lambda name: distances[name])
     return name if distances[name] <= BACKGROUND_TOLERANCE else None
 
 
@@ -227,7 +227,8 @@ def _smallest_area(world: str, size: int) -> float:
 def _cell(centre: np.ndarray, shape: str, kind: str, world: World, size: int) -> tuple[int, int]:
     drop = worlds.DROP.get(shape, 0.0) * _radius(world, kind, size)
     cell = (centre - (drop, 0)) // _pixels_per_cell(world, size)
-    return tuple(int(i) for i in np.clip(cell, 0, world.grid - 1))
+    row, column = np.clip(cell, 0, world.grid - 1)
+    return int(row), int(column)
 
 
 # ---- tracks to motions
@@ -272,23 +273,24 @@ def _between(low: float, high: float) -> float:
 
 def _motions(track: Track, cell: float) -> list[tuple[str, str | None]]:
     """Returns the (motion, speed) that a track's centres and areas allow; a turn takes a look at shapes."""
+    blobs = [blob for blob in track.blobs if blob is not None]
     seen = [blob is not None for blob in track.blobs]
     if not all(seen):
         return _blinks(seen)
     times = np.arange(len(seen)) / len(seen) * worlds.VIDEO_SECONDS
-    centres = np.stack([blob.centre for blob in track.blobs]) / cell
+    centres = np.stack([blob.centre for blob in blobs]) / cell
     velocity, start = np.polyfit(times, centres, 1)
     if np.abs(centres - start - times[:, None] * velocity).max() > LEAST_DRIFT:
         return []
     if np.abs(velocity).max() > LEAST_DRIFT:
         return _movements(velocity)
-    growth = float(np.sqrt(track.blobs[-1].area / track.blobs[0].area))
+    growth = float(np.sqrt(blobs[-1].area / blobs[0].area))
     if min(growth, 1 / growth) < _between(worlds.SMALLEST_SCALE["slow"], 1.0):
         return _growths(growth)
     return [("static", None), *itertools.product(["spinning"], worlds.SPEEDS)]
 
 
-def _blinks(seen: list[bool]) -> list[tuple[str, str]]:
+def _blinks(seen: list[bool]) -> list[tuple[str, str | None]]:
     times = [i / len(seen) * worlds.VIDEO_SECONDS for i in range(len(seen))]
     return [
         ("blinking", speed)
@@ -297,7 +299,7 @@ def _blinks(seen: list[bool]) -> list[tuple[str, str]]:
     ]
 
 
-def _movements(velocity: np.ndarray) -> list[tuple[str, str]]:
+def _movements(velocity: np.ndarray) -> list[tuple[str, str | None]]:
     if np.abs(velocity).min() > LEAST_DRIFT:
         return []  # aslant
     towards = tuple(np.sign(velocity) * (np.abs(velocity) > LEAST_DRIFT))
@@ -306,7 +308,7 @@ def _movements(velocity: np.ndarray) -> list[tuple[str, str]]:
     return [(direction, "fast" if fast else "slow")]
 
 
-def _growths(growth: float) -> list[tuple[str, str]]:
+def _growths(growth: float) -> list[tuple[str, str | None]]:
     fast = min(growth, 1 / growth) < _between(*worlds.SMALLEST_SCALE.values())
     return [("growing" if growth > 1 else "shrinking", "fast" if fast else "slow")]
 
@@ -315,7 +317,7 @@ def _misfit(track: Track, patches: list[Patch | None], thing: Thing, world: Worl
     """Returns the part of a thing's energy that its track gets wrong, over all frames that show it."""
     wrong, energy = 0.0, 0.0
     for i, (blob, patch) in enumerate(zip(track.blobs, patches, strict=True)):
-        if blob is None:
+        if blob is None or patch is None:
             continue
         pose = worlds.pose(thing, world, i / len(patches) * worlds.VIDEO_SECONDS)
         pixel, phase = np.divmod(blob.centre, 1)
@@ -389,7 +391,10 @@ def _thing(track: Track, residues: np.ndarray, background: str, world: World, si
         for blob, residue in zip(track.blobs, residues, strict=True)
     ]
     largest = -1 if motions[0][0] == "growing" else 0
-    shape, kind, misfit = _best_kind(patches[largest], track.blobs[largest], world, size)
+    patch, blob = patches[largest], track.blobs[largest]
+    if patch is None or blob is None:
+        return None
+    shape, kind, misfit = _best_kind(patch, blob, world, size)
     cell = _cell(track.blobs[0].centre, shape, kind, world, size)
     thing = Thing(shape, tuple(worlds.COLOURS)[track.blobs[0].colour], kind, cell)
     if world.moves:
@@ -443,7 +448,7 @@ def share_right(scores: dict[str, bool | None]) -> float | None:
 def claims_right(pixels: np.ndarray, text: str, world: str) -> float:
     """The share of a caption's claims that are right, in [0, 1], plus 1 if nothing is wrong, see `score`."""
     scores = score(pixels, text, world)
-    return (share_right(scores) or 0.0) + scores["all"]
+    return (share_right(scores) or 0.0) + bool(scores["all"])
 
 
 def world_of(source: str) -> str | None:
@@ -462,7 +467,7 @@ def understands(text: str) -> bool:
     return True
 
 
-def table(images: np.ndarray, texts: Sequence[str], world: str) -> dict[str, np.ndarray]:
+def table(images: Sequence[np.ndarray] | np.ndarray, texts: Sequence[str], world: str) -> dict[str, np.ndarray]:
     """Returns, for images (N, T, H, W, 3) and N captions, what `score` says of each attribute, 0 or 1.
 
     An attribute has a value for each caption that speaks of it; one that no caption speaks of is left out.

@@ -221,7 +221,7 @@ def _cells_entered(thing: Thing) -> list[tuple[int, int]]:
 def all_still_scenes(world: str) -> list[Scene]:
     """Returns every scene of one thing without jitter, in a fixed order (1152 for world `one`)."""
     rules = world_named(world)
-    cells = itertools.product(range(rules.grid), repeat=2)
+    cells = [(row, column) for row in range(rules.grid) for column in range(rules.grid)]
     return [
         Scene(world, background, (Thing(shape, colour, size, cell),))
         for background, shape, colour, size, cell in itertools.product(BACKGROUNDS, SHAPES, COLOURS, SIZES, cells)
@@ -323,7 +323,7 @@ def pose(thing: Thing, world: World, seconds: float) -> Pose:
     """Returns where a thing is. Movement and turns go on at constant speed; see the constants above."""
     radius = world.diameter[thing.size] / 2 / world.grid
     down, right = thing.offset
-    if thing.motion in DIRECTIONS:
+    if thing.motion in DIRECTIONS and thing.speed:
         travelled = CELLS_PER_SECOND[thing.speed] * seconds
         down += DIRECTIONS[thing.motion][0] * travelled
         right += DIRECTIONS[thing.motion][1] * travelled
@@ -331,7 +331,7 @@ def pose(thing: Thing, world: World, seconds: float) -> Pose:
         (thing.cell[0] + 0.5 + down) / world.grid + DROP.get(thing.shape, 0.0) * radius,
         (thing.cell[1] + 0.5 + right) / world.grid,
     )
-    angle = DEGREES_PER_SECOND[thing.speed] * seconds if thing.motion == "spinning" else 0.0
+    angle = DEGREES_PER_SECOND[thing.speed] * seconds if thing.speed and thing.motion == "spinning" else 0.0
     return Pose(
         centre,
         radius * scale(thing.motion, thing.speed, seconds),
@@ -342,7 +342,7 @@ def pose(thing: Thing, world: World, seconds: float) -> Pose:
 
 def scale(motion: str, speed: str | None, seconds: float) -> float:
     """Returns a thing's size at a time, as a fraction of its largest."""
-    if motion not in ("growing", "shrinking"):
+    if speed is None or motion not in ("growing", "shrinking"):
         return 1.0
     smallest, grown = SMALLEST_SCALE[speed], min(seconds / SECONDS_OF_GROWTH, 1.0)
     return smallest + (1 - smallest) * (grown if motion == "growing" else 1 - grown)
@@ -350,7 +350,7 @@ def scale(motion: str, speed: str | None, seconds: float) -> float:
 
 def is_visible(motion: str, speed: str | None, seconds: float) -> bool:
     """Whether a thing shows at a time: a blinking one does in the first half of each of its periods."""
-    return motion != "blinking" or seconds % SECONDS_PER_BLINK[speed] < SECONDS_PER_BLINK[speed] / 2
+    return speed is None or motion != "blinking" or seconds % SECONDS_PER_BLINK[speed] < SECONDS_PER_BLINK[speed] / 2
 
 
 def render(scene: Scene, size: int, frames: int = 1, frame_rate: float | None = None) -> np.ndarray:

@@ -57,7 +57,7 @@ class Checkpoints:
           UserError: this or the previous save failed, for instance for want of disk space.
         """
         flat = {field: flatten(jax.tree.map(np.asarray, getattr(state, field))) for field in STATE_FIELDS}
-        items = {field: ocp.args.PyTreeSave(leaves) for field, leaves in flat.items()}
+        items: dict[str, Any] = {field: ocp.args.PyTreeSave(leaves) for field, leaves in flat.items()}
         items[METADATA] = ocp.args.JsonSave(dict(metadata) | {"format_version": FORMAT_VERSION})
         with self._failing_in_one_line():
             self.manager.save(int(state.step), args=ocp.args.Composite(**items))
@@ -155,7 +155,7 @@ class Checkpoints:
         self.manager.reload()
 
 
-def item_handlers() -> dict[str, ocp.CheckpointHandler]:
+def item_handlers() -> dict[str, Any]:
     """Returns the writer and reader of each item of a checkpoint."""
     fields: dict[str, ocp.CheckpointHandler] = {field: ocp.PyTreeCheckpointHandler() for field in STATE_FIELDS}
     return fields | {METADATA: ocp.JsonCheckpointHandler()}

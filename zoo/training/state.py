@@ -39,7 +39,7 @@ class State:
         ema = {
             p: {name: jax.tree.map(jnp.copy, own) for name in self.ema[p]} for p, own in params.items() if p in self.ema
         }
-        return self.replace(params=self.params | params, ema=self.ema | ema)
+        return dataclasses.replace(self, params=self.params | dict(params), ema=self.ema | ema)
 
 
 def create(method: Method, optimizers: Mapping[str, Optimizer], rng: jax.Array, batch: Batch) -> State:
@@ -97,10 +97,10 @@ class Step:
             new, more = self.update_player(player, new, frozen, batch, jax.random.fold_in(rng, i))
             metrics |= more
         good = jnp.all(jnp.array([jnp.isfinite(value) for value in metrics.values()]))
-        new = choose(good, new, state.replace(skipped=state.skipped + 1))
+        new = choose(good, new, dataclasses.replace(state, skipped=state.skipped + 1))
         bad = 1 - good.astype(jnp.int32)
         count = (state.consecutive_nonfinite + 1) * bad
-        return new.replace(step=state.step + 1, consecutive_nonfinite=count), metrics
+        return dataclasses.replace(new, step=state.step + 1, consecutive_nonfinite=count), metrics
 
     def update_player(
         self, player: str, state: State, frozen: Mapping[str, Any], batch: Batch, rng: jax.Array
@@ -119,13 +119,14 @@ class Step:
         ema = {name: average(float(name), old) for name, old in state.ema[player].items()}
         norm = optax.global_norm(grads)
         metrics = metrics | {"grad_norm": norm, "update_norm": optax.global_norm(updates), "learning_rate": rate}
-        new = state.replace(
+        new = dataclasses.replace(
+            state,
             params=state.params | {player: params},
             optimizer=state.optimizer | {player: opt},
             ema=state.ema | {player: ema},
         )
         if optimizer.skip_norm:
-            new = choose(norm <= optimizer.skip_norm, new, state.replace(skipped=state.skipped + 1))
+            new = choose(norm <= optimizer.skip_norm, new, dataclasses.replace(state, skipped=state.skipped + 1))
         return new, {f"{player}/{name}": value for name, value in metrics.items()}
 
     def gradient(

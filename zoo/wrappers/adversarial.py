@@ -95,7 +95,7 @@ class Adversarial:
       UserError: a value out of range, an unknown name, or a base that yields no differentiable sample.
     """
 
-    base: Method
+    base: Any
     critic: Mapping[str, Any]
     vocab_size: int
     dtype: Any
@@ -142,7 +142,7 @@ class Adversarial:
         check_augmentations(self.augmentations)
 
     @functools.cached_property
-    def undropped(self) -> Method:
+    def undropped(self) -> Any:
         """Base without condition dropping: the wrapper drops once, so that critic and base get the same conditions."""
         return dataclasses.replace(self.base, caption_drop=0.0)
 

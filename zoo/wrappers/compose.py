@@ -28,14 +28,12 @@ def _forwarded(protocol: type, name: str) -> Any:
     declared = getattr(protocol, name, None)
     if not inspect.isfunction(declared):
         return property(lambda self: getattr(self.base, name))
-    if "params" in inspect.signature(declared).parameters:
+    takes_params = "params" in inspect.signature(declared).parameters
 
-        def call(self, params, *args, **keywords):
-            return getattr(self.base, name)(self.base_params(params), *args, **keywords)
+    @functools.wraps(declared)
+    def call(self, *args, **keywords):
+        if takes_params:
+            args = (self.base_params(args[0]), *args[1:])
+        return getattr(self.base, name)(*args, **keywords)
 
-    else:
-
-        def call(self, *args, **keywords):
-            return getattr(self.base, name)(*args, **keywords)
-
-    return functools.wraps(declared)(call)
+    return call

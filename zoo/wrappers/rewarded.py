@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from zoo.adapters import lora
 from zoo.config import build_options
 from zoo.errors import UserError, unknown_name_error
-from zoo.method import ABILITIES, Axis, Batch, HasFakeSample, HasTrajectory, Invertible, Method, Output, Reward
+from zoo.method import ABILITIES, Axis, Batch, HasFakeSample, HasTrajectory, Invertible, Output, Reward
 
 GRADIENTS = {"direct": Invertible, "policy": HasTrajectory}  # with the ability of the base that they need
 LEAST_STD = 1e-4  # of a group's rewards, which advantages are divided by
@@ -47,10 +47,10 @@ class Rewarded:
       UserError: a value out of range, an unknown name, or a base or reward that lacks an ability.
     """
 
-    base: Method
+    base: Any
     vocab_size: int
     dtype: Any
-    reward: Reward | None
+    reward: Any
     gradient: str = "direct"
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     target_modules: str = "^model/.*kernel$"
