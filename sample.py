@@ -1,4 +1,4 @@
-"""Samples a run:
+"""Samples a run.
 
 python sample.py --workdir runs/demo --prompt "a large red star at the top left on a grey background" --num 16
 """
@@ -59,6 +59,7 @@ def read_prompts(
 
 
 def main(_: list[str]) -> None:
+    """Runs the command on parsed flags."""
     sampling = sampling_flags.read()
     run, data = sampling.run, sampling.run.recipe.data
     prompts = read_prompts(FLAGS.prompt, FLAGS.prompts_file, FLAGS.num, lambda: data.open("test"))

@@ -1,4 +1,7 @@
-"""Trains a recipe: python train.py --config configs/diffusion.py:demo --workdir runs/demo"""
+"""Trains a recipe.
+
+python train.py --config configs/diffusion.py:demo --workdir runs/demo
+"""
 
 from absl import flags
 
@@ -27,6 +30,7 @@ def define_flags() -> None:
 
 
 def main(_: list[str]) -> None:
+    """Runs the command on parsed flags."""
     if FLAGS.coordinator:
         parallel.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     if FLAGS.dry_run:

@@ -174,6 +174,7 @@ PARTS = {"comparison": compare, "training": measure_training, "result": train}
 
 
 def main() -> None:
+    """Runs the program."""
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the report")
     parser.add_argument("--minutes", type=float, default=9.0, help="minutes in all")

@@ -35,6 +35,7 @@ def draw(runs: dict[str, str], seed: int) -> matplotlib.figure.Figure:
 
 
 def main() -> None:
+    """Runs the program."""
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="NAME=WORKDIR", help="name of the row, and the run")
     parser.add_argument("--out", default="docs/teaser.png", help="PNG file")

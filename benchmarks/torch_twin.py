@@ -72,28 +72,35 @@ class Attention(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns channel pairs of x, (B, N, heads, d), by angles."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
 class SwiGLU(nn.Module):
+    """Gated feed-forward (2002.05202)."""
+
     def __init__(self, width: int):
         super().__init__()
         hidden = int(width * 4 * 2 / 3) // 8 * 8
         self.up, self.down = nn.Linear(width, 2 * hidden, bias=False), nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (B, N, D) -> (B, N, D)."""
         gate, value = self.up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * value)
 
 
 class TextLayer(nn.Module):
+    """Attention and feed-forward of the text encoder."""
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.attention_norm, self.attention = nn.RMSNorm(width, eps=EPSILON), Attention(width, heads)
         self.mlp_norm, self.mlp = nn.RMSNorm(width, eps=EPSILON), SwiGLU(width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: (B, N, D); mask: bool (B, 1, 1, N) -> (B, N, D)."""
         x = x + self.attention(self.attention_norm(x), mask)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -197,6 +204,7 @@ class Transformer(nn.Module):
 
 
 def tensor(array) -> Tensor:
+    """Returns an array of JAX or numpy as a tensor."""
     return torch.from_numpy(np.array(array))
 
 
@@ -209,6 +217,7 @@ def load_dense(layer: nn.Linear, *params) -> None:
 
 
 def load_attention(attention: Attention, params) -> None:
+    """Loads attention, whose query, key and value are one dense layer in torch."""
     load_dense(attention.qkv, params["query"], params["key"], params["value"])
     load_dense(attention.out, params["out"])
     scales = [tensor(params[name]["scale"]) for name in ("query_norm", "key_norm")]
@@ -219,6 +228,7 @@ def load_attention(attention: Attention, params) -> None:
 
 
 def load_mlp(mlp: SwiGLU, params) -> None:
+    """Loads a feed-forward layer."""
     load_dense(mlp.up, params["up"])
     load_dense(mlp.down, params["down"])
 
@@ -273,6 +283,7 @@ class Trainer:
 
 
 def flow_loss(model: nn.Module, x: Tensor, eps: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+    """Returns the mean squared error of the velocity."""
     z = torch.lerp(x, eps, t[:, None, None, None, None])
     return F.mse_loss(model(z, t, tokens), eps - x)
 
@@ -465,6 +476,7 @@ def numbers_only(data: Data) -> Any:
 
 
 def main(argv):
+    """Runs the program."""
     del argv
     config, rounds = flags.FLAGS.config, flags.FLAGS.rounds
     data, loop = configs.build(Data, config.data, "data"), configs.build(Loop, config.loop, "loop")

@@ -4,17 +4,7 @@
     python train.py --config configs/clip.py:demo --workdir runs/clip_demo      two CPU cores, minutes; one simple world
     python train.py --config configs/clip.py:test --workdir /tmp/test           seconds, for tests
 
-Measured on two cores of an AMD EPYC (Zen 5), jax 0.10.2, float32: 2,000 steps of 128 at about 155 images a second,
-stopped and resumed twice. Among 1,000 images of scenes/full an image's nearest caption is its own for 48.9%
-(test_seen) and 37.3% (test_unseen); its own caption scores above the same with a word wrong for 78.1% and 76.0%; all
-figures are in zoo/pretrained/clip_scenes/README.md, with the weights. It was still getting better when it ended.
-
-On captioned emoji, of which a tenth is held out (`--config.data.source='folder:emoji?holdout=0.1'
---config.data.negatives=False --config.data.vocab_size=2048 --config.loop.steps=400`), 8 min 29 s: among 320 held-out
-images an image's nearest caption is its own for 65.0%, a caption's nearest image for 67.8%; among 320 that it
-was trained on 87.2% and 89.4% (`python -m zoo clip_eval --clip FOLDER --size 32 --num 320 --split test`).
-Many emoji differ by a skin tone or a direction alone, in the image as in the caption, and variants of one are on both
-sides of the split.
+Measured: `docs/results/clip.md`.
 """
 
 from configs import common
@@ -22,6 +12,7 @@ from zoo.config import arguments
 
 
 def get_config(text=None):
+    """Returns the config of the recipe with the words in `text`, see the module."""
     words = arguments(text, ("demo", "test"))
     config = common.get_config(
         data=dict(

@@ -1,6 +1,6 @@
 """Text to image by flow matching with a transformer on patches.
 
-    python train.py --config configs/diffusion.py --workdir runs/diffusion          an accelerator; not yet measured
+    python train.py --config configs/diffusion.py --workdir runs/diffusion          an accelerator
     python train.py --config configs/diffusion.py:cpu --workdir runs/full           two CPU cores, half an hour
     python train.py --config configs/diffusion.py:demo --workdir runs/demo          two CPU cores, what `make demo` runs
     python train.py --config configs/diffusion.py:test --workdir /tmp/test          seconds, for tests
@@ -16,38 +16,8 @@ to four steps:
     python train.py --config configs/diffusion.py:reward,demo --config.init=runs/base --workdir runs/reward
     python train.py --config configs/diffusion.py:policy,demo --config.init=runs/base --workdir runs/policy
 
-Measured on two cores of an AMD EPYC (AVX-512), jax 0.10.2, float32. Shares of captions of which the oracle finds all
-right, `python -m zoo score --workdir RUN --num 256 --split SPLIT`:
-
-    :demo  `make demo` in a fresh clone, 4 min 37 s with installing     100% (test_seen; ceiling 100%, floor 0.4%)
-           matmul peak 128 GFLOP/s                                      100% (test_unseen; ceiling 100%, floor 0.4%)
-    :cpu   17,000 steps in 33 min 18 s, 1-3 objects at 32 px            22.3% (test_seen; ceiling 100%, floor 0.8%)
-                                                                        19.5% (test_unseen; ceiling 100%, floor 1.6%)
-
-`:demo` gets all of 1,000 (one seed). Its captions name size, colour, shape, place and background; of a prompt that
-leaves one open it makes the mean of what there could be, not a choice. With `--config.data.source=scenes/one`, whose
-captions leave them open, 3,400 steps and a reader of width 128 get 98.5% of 1,000; 2,600 steps 97.4%. Of 1,000 training
-captions after those, Heun with 20 steps and guidance 1.5 got 97.1%, DDIM at the same cost and noise put back 98.2%, and
-that with guidance 1 98.7%; trained with times uniform 95.7%, or shifted by 2, 96.3%. What is wrong then lies between
-two things that the caption leaves open.
-
-The `:cpu` run was on a Zen 5 with a matmul peak of 480 GFLOP/s. It is far from trained after 544,000 images:
-backgrounds, places and colours come first (83.3%, 58.7%, 51.2% of the captions that name them), shapes late (30.9%).
-Things look right; which thing gets which colour, shape and place often does not.
-
-`:few_steps,demo` with 500 steps (6 min 12 s with other work beside it) gets 98.8% of 256 with one step and 100% with
-two, where `:demo` itself gets 34.0% and 89.8%, with guidance (`python -m zoo nfe_sweep`). Sampled with more than its
-four steps `few_steps` gets worse: 97.3% with 20.
-
-`:reward,demo` on that run of 450 steps: CLIP's cosine rises from 0.65 to 0.81 in 240 steps (3 min 16 s) while the
-oracle's share falls from 36.7% to 0; with `method.delta_penalty=400` to 0.75 and 18.0%. `:policy,demo` by the oracle,
-for a sampler of two steps: 33.2% [29.3, 37.3] of 512 before, 46.9% [42.6, 51.1] after 450 steps of 256 images (9 min),
-and CMMD 0.38 and 1.25: what the oracle does not ask for gets worse. Of 64 images and ten steps, 200 steps did not help
-(57.0% and 49.2%).
-
-On 3,224 captioned emoji (`:cpu --config.data.source=folder:emoji --config.data.vocab_size=2048
---config.data.text_length=24 --config.loop.steps=7000`), 11 min 6 s: twelve captions seen in training gave twelve
-images that could be recognised, with some noise left in the patches.
+`:demo` captions name size, colour, shape, position and background, and prompts should too. Measured:
+`docs/results/text_to_image.md`, `docs/results/rewards.md`, and on one GPU `docs/results/accelerator.md`.
 """
 
 from configs import common
@@ -57,6 +27,7 @@ WORDS = ("critic", "few_steps", "reward", "policy", "cpu", "demo", "test")
 
 
 def get_config(text=None):
+    """Returns the config of the recipe with the words in `text`, see the module."""
     words = arguments(text, WORDS)
     config = common.get_config(
         dtype="bfloat16",
@@ -129,9 +100,9 @@ def _for_rewards(config, policy):
 
 
 def _for_few_steps(config):
-    """What a critic makes of a trained run, given by --config.init=RUN: images in one to four steps (ADD 2311.17042).
+    """Trains a finished run, given by --config.init=RUN, with a critic for one to four steps (ADD 2311.17042).
 
-    The network is only asked at four times, and DDIM with eta=1 puts back nearly all noise: after the first step a
+    The network is evaluated at four times only, and DDIM with eta=1 puts back nearly all noise: after the first step a
     third of its standard deviation stays as predicted.
     """
     config.method.update(dict(time_distribution="steps", time_steps=4, time_shift=1.0))

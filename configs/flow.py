@@ -11,15 +11,7 @@ Words combine, as in `configs/flow.py:jet,likelihood,demo`:
     critic       a critic of samples beside the likelihood: with `jet`, whose inverse is one pass
     likelihood   trained on bits per dimension, without the Gaussian noise that makes better images
 
-Measured on two cores of an AMD EPYC, jax 0.10.2:
-
-    :demo       7 min 8 s, all is right for 256 of 256 test captions (`python -m zoo score --workdir runs/flow_demo`;
-                ceiling 100%, floor 0.4%). Guidance, chosen on 512 train captions: 0, 0.5, 1, 2 give 100, 99.8, 87.3,
-                44.1%; it leaves noise in the patches that each block reads first.
-    :jet,demo   13 min with tests beside it, all is right for 256 of 256 (3.1% where a coupling's scale was below 2,
-                as in the paper: twelve of them were busy making flat patches wide).
-
-`--measures round_trip`, 256 images after 2,000 steps: largest error 1.7e-6 (TarFlow) and 7.7e-7 (Jet).
+Measured: `docs/results/text_to_image.md`, `docs/results/likelihood.md`.
 """
 
 from configs import common
@@ -29,6 +21,7 @@ WORDS = ("jet", "likelihood", "critic", "cpu", "demo", "test")
 
 
 def get_config(text=None):
+    """Returns the config of the recipe with the words in `text`, see the module."""
     words = arguments(text, WORDS)
     config = common.get_config(
         dtype="bfloat16",

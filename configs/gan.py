@@ -11,24 +11,7 @@
 
 The base is a generator without a loss; see `zoo.wrappers.adversarial` for the families that a critic can wrap.
 
-Measured on two cores of an AMD EPYC, jax 0.10.2: `:demo` in 8 min 0 s; of 512 test captions (`python -m zoo score
---workdir runs/gan_demo --num 512 --measures oracle,cmmd,precision,recall`) all is right for 73.6% (ceiling 100%,
-floor 0%); CMMD 0.174 (real images 0.014), precision 0.80 (0.96), recall 0.87 (0.94). Looked at: colours, places and
-shapes are right, with a seam of noise around things, which makes the oracle read nothing in a quarter of the images;
-it was still getting better.
-
-Learning rates and R1 come from runs of 600 steps before noise and caption shaped each block: 1e-3 was ahead of 5e-4
-(CMMD 1.4 to 3.5), R1 of 0.3 ahead of 0.1 (0.76 to 1.4); but without captions the images of 1e-3 become alike, so the
-recipe keeps 5e-4.
-
-It drops kinds of images where captions do not say which: see `scenes/modes` in the README. Of 2,000 samples without
-captions after 600 steps, kinds by the nearest real image of 1,152 (the rate constant): 63 as the recipe is; with R1
-and R2 of 3 83, of 10 63; with R1 and R2 of 3 and both rates 2e-4 37; with those of 1 and the critic's rate 1e-3 to the
-generator's 2e-4 14, the other way round 8, and with three blocks a level in the generator 39.
-
-`:projected,demo` after 300 steps (3 min): CMMD 2.9 of 256; looked at: colours, places and backgrounds are right under a
-checkerboard of noise, shapes are not there yet. Without noise and hinge, by R1 and pairs as above, its critic tells all
-images apart at once: 600 steps, CMMD 12.
+Measured: `docs/results/critics.md`.
 """
 
 from configs import common
@@ -36,6 +19,7 @@ from zoo.config import arguments
 
 
 def get_config(text=None):
+    """Returns the config of the recipe with the words in `text`, see the module."""
     words = arguments(text, ("projected", "demo", "test"))
     config = common.get_config(
         dtype="bfloat16",

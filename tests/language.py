@@ -88,6 +88,7 @@ NAMES_OF = {
     "zoo/loop.py": {"keep": "max_to_keep"},
     "zoo/runs/recipe.py": {"texts": "metadata", "keep": "max_to_keep"},
 }
+OPENINGS = r"(What|Of|That of|Those of|Who|Where|How)\b"  # of docstrings
 MODULES = {"ask", "judge", "trust", "steps", "modes", "arithmetic", "hooks"}
 TEXT = {".py", ".md", ".txt", ".toml", ""}
 
@@ -115,11 +116,23 @@ def faults(name: str, text: str) -> Iterator[tuple[int, str, str]]:
             for pattern, better in banned.items():
                 for found in re.finditer(rf"(?<!{letters})({pattern})(?!{letters})", line, re.IGNORECASE):
                     yield number, found.group(), better
+    if name.endswith(".py") and not name.startswith("tests/"):
+        for line, opening in openings(ast.parse(text)):
+            yield line, opening, "a verb, or the name of the thing"
     if name.endswith(".py") and name.startswith("zoo/"):
         banned = NAMES | NAMES_OF.get(name, {})
         for line, word in defined(ast.parse(text)):
             if word in banned:
                 yield line, word, banned[word]
+
+
+def openings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yields line and first word of each docstring that begins with a banned one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            found = re.match(OPENINGS, ast.get_docstring(node) or "")
+            if found:
+                yield node.body[0].lineno, found.group()
 
 
 def defined(tree: ast.Module) -> Iterator[tuple[int, str]]:

@@ -19,7 +19,7 @@ def sum_except_batch(x: jax.Array) -> jax.Array:
 
 
 def normal_log_prob(x: jax.Array) -> jax.Array:
-    """log N(x; 0, 1), elementwise."""
+    """Returns log N(x; 0, 1), elementwise."""
     return -0.5 * (jnp.square(x) + LOG_2_PI)
 
 
@@ -30,7 +30,7 @@ def normal_kl(mean: jax.Array, log_std: jax.Array, mean_p: jax.Array, log_std_p:
 
 
 def to_bits_per_dim(log_prob: jax.Array, dimensions: int) -> jax.Array:
-    """log p in nats of an image with so many dimensions (T * H * W * C) -> bits per dimension."""
+    """Turns log p in nats of an image with so many dimensions (T * H * W * C) into bits per dimension."""
     return -log_prob / (dimensions * math.log(2))
 
 
@@ -58,7 +58,7 @@ def dequantise(rng: jax.Array, pixels: jax.Array) -> jax.Array:
 
 
 def dequantised_log_det(dimensions: int) -> float:
-    """What log p of `dequantise`d pixels needs to be that of pixels in levels: a level is 2 / 256 wide."""
+    """Returns the term that turns log p of `dequantise`d pixels into that of levels: a level is 2 / 256 wide."""
     return dimensions * math.log(2 / LEVELS)
 
 
@@ -69,7 +69,7 @@ class Gaussian(NamedTuple):
     log_std: jax.Array
 
     def sample(self, eps: jax.Array) -> jax.Array:
-        """What standard Gaussian noise is turned to."""
+        """Turns standard Gaussian noise into a sample."""
         return self.mean + jnp.exp(self.log_std) * eps
 
     def standardize(self, z: jax.Array) -> jax.Array:
@@ -77,7 +77,7 @@ class Gaussian(NamedTuple):
         return (z - self.mean) * jnp.exp(-self.log_std)
 
     def log_prob(self, z: jax.Array) -> jax.Array:
-        """log of the density at z, elementwise."""
+        """Returns the log of the density at z, elementwise."""
         return normal_log_prob(self.standardize(z)) - self.log_std
 
 
@@ -100,7 +100,7 @@ class Latent(NamedTuple):
         return kl.sum(axis=tuple(range(2, kl.ndim)))
 
     def log_ratio(self) -> jax.Array:
-        """log p(z) - log q(z | image), (B,); its mean over the posterior is -KL."""
+        """Returns log p(z) - log q(z | image), (B,); its mean over the posterior is -KL."""
         return sum_except_batch(self.prior.log_prob(self.z) - self.posterior.log_prob(self.z))
 
     def noise(self) -> jax.Array:
@@ -114,10 +114,10 @@ HALF_LEVEL = 1 / (LEVELS - 1)
 
 
 def mixture_log_prob(raw: jax.Array, x: jax.Array, least_log_scale: float | jax.Array = LEAST_LOG_SCALE) -> jax.Array:
-    """log P of colours in 256 levels under a discretised mixture of logistics (PixelCNN++ 1701.05517, eq. 2 and 3).
+    """Returns log P of colours in 256 levels under a mixture of logistics (PixelCNN++ 1701.05517, eq. 2 and 3).
 
     Each level has the mass of its interval, the first and last that of all below and above, so that the sum over all
-    colours is 1. It is reckoned without the difference of two sigmoids, which float32 loses far from the mean.
+    colours is 1. It is computed without the difference of two sigmoids, which float32 loses far from the mean.
 
     Args:
       raw: `MIXTURE_PARTS * K` parameters of K components, (..., MIXTURE_PARTS * K).
@@ -152,14 +152,14 @@ def _split_mixture(raw: jax.Array):
 
 
 def _centres(means, coefficients, x):
-    """Where each colour's logistic lies, given those before it (eq. 3). x: red and green at least."""
+    """Returns the centre of each colour's logistic, given the colours before it (eq. 3). x: red and green at least."""
     red, green, blue = means
     green_red, blue_red, blue_green = coefficients
     return red, green + green_red * x[0], blue + blue_red * x[0] + blue_green * x[1]
 
 
 def _level_log_prob(x: jax.Array, centre: jax.Array, log_scale: jax.Array) -> jax.Array:
-    """log of the mass that a logistic gives the level x.
+    """Returns the log of the mass that a logistic gives the level x.
 
     Between a and b, with s the sigmoid, it is s(b) - s(a) = s(b) s(-a) (1 - exp(a - b)).
     """

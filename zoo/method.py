@@ -301,7 +301,7 @@ def to_float(inputs: jax.Array) -> jax.Array:
 
 
 def to_uint8(images: jax.Array) -> jax.Array:
-    """float images in [-1, 1] -> uint8; values outside are clipped. The inverse of `to_float` up to rounding."""
+    """Turns float images in [-1, 1] to uint8; values outside are clipped. The inverse of `to_float` up to rounding."""
     return jnp.clip(jnp.round((images + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 

@@ -61,6 +61,9 @@ def resize(pixels: jax.Array, height: int, width: int, method: str = "bicubic") 
     """Resizes as `PIL.Image.resize` does, bit for bit: uint8 (N, H, W, C) -> uint8 (N, height, width, C).
 
     Args:
+      pixels: uint8 (N, H, W, C).
+      height: rows of the result.
+      width: columns of the result.
       method: "bicubic" or "bilinear", both antialiased where the image becomes smaller.
 
     Raises:
@@ -71,13 +74,14 @@ def resize(pixels: jax.Array, height: int, width: int, method: str = "bicubic") 
 
 
 def shortest_side_and_crop(pixels: jax.Array, size: int) -> jax.Array:
-    """What CLIP sees: the shortest side resized to `size` (bicubic), then the middle square.
+    """Resizes the shortest side to `size` (bicubic), then crops to the middle square: the input of a CLIP.
 
     As Hugging Face's CLIPImageProcessor: the longer side and the crop's corner are rounded down. OpenAI's own
     preprocessing rounds that corner to the nearest pixel, which may differ by one.
 
     Args:
       pixels: uint8 (N, H, W, C).
+      size: side of the result.
 
     Returns:
       uint8 (N, size, size, C).

@@ -61,7 +61,7 @@ class Tensor(NamedTuple):
 
 
 class Name(NamedTuple):
-    """What a pickle would have imported: one of `FUNCTIONS` or `STORAGES`."""
+    """Name that a pickle would have imported: one of `FUNCTIONS` or `STORAGES`."""
 
     name: str
 
@@ -346,7 +346,7 @@ def _named(name: str) -> Name:
 
 
 def _reduce(function: Name, arguments: tuple) -> Any:
-    """Where torch would call a function, its arguments are looked at, and no more."""
+    """Checks the arguments of a function that torch would call, and calls nothing."""
     match _expect(function, Name).name, arguments:
         case "collections.OrderedDict", ():
             return {}

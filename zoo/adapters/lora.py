@@ -21,6 +21,7 @@ def init(rng: jax.Array, params: Any, pattern: str, rank: int) -> dict[str, dict
     """Changes of nothing: {path: {"a": (..., in, rank), "b": (..., rank, out)}} with A random and B zero.
 
     Args:
+      rng: single key.
       params: the tree to change.
       pattern: regular expression of the paths of the kernels to change, of at least two axes.
       rank: of the changes.
@@ -57,7 +58,7 @@ def merge(params: Any, adapters: dict[str, dict[str, jax.Array]], scale: float) 
 
 
 def distance(params: Any, adapters: dict[str, dict[str, jax.Array]], scale: float) -> jax.Array:
-    """How far `merge` goes: squared norm of all changes, as a share of that of the kernels that are changed."""
+    """Returns how far `merge` goes: squared norm of all changes, as a share of that of the kernels that are changed."""
     before = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     changes = jnp.array([jnp.sum(jnp.square(_change(pair, scale))) for pair in adapters.values()])
     return changes.sum() / jnp.array([jnp.sum(jnp.square(before[name])) for name in adapters]).sum()

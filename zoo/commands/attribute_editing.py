@@ -1,4 +1,6 @@
-"""Measures how well single attributes can be edited: python -m zoo attribute_editing --workdir RUN --num 200
+"""Measures how well single attributes can be edited.
+
+    python -m zoo attribute_editing --workdir RUN --num 200
 
 See `evaluation.attribute_editing`.
 """
@@ -34,6 +36,7 @@ def define_flags() -> None:
 
 
 def main(_: list[str]) -> None:
+    """Runs the command on parsed flags."""
     for kind in FLAGS.attributes:
         if kind not in KINDS:
             raise unknown_name_error("attribute", kind, KINDS)

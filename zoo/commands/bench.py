@@ -1,4 +1,6 @@
-"""Measures how fast a recipe is: python -m zoo bench --config configs/diffusion.py:demo
+"""Measures how fast a recipe is.
+
+    python -m zoo bench --config configs/diffusion.py:demo
 
 Everything is measured in one run, since machines differ and share: set two numbers of one report against each other,
 not those of two reports.
@@ -145,6 +147,7 @@ def sampling_rate(recipe: Recipe, seconds: float) -> float:
 
 
 def main(_: list[str]) -> None:
+    """Runs the command on parsed flags."""
     if FLAGS.first_step:
         print(json.dumps(Bench(FLAGS.config).first_step()[1]))
         return

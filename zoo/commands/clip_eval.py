@@ -1,4 +1,6 @@
-"""Measures how reliable a CLIP is: python -m zoo clip_eval --source scenes/full --size 32 --split test_seen
+"""Measures how reliable a CLIP is.
+
+    python -m zoo clip_eval --source scenes/full --size 32 --split test_seen
 
 With --workdir RUN, the scores of a run, such as one with a critic, are measured on the same images.
 
@@ -41,6 +43,7 @@ def define_flags() -> None:
 
 
 def main(_: list[str]) -> None:
+    """Runs the command on parsed flags."""
     run = open_run(FLAGS.workdir) if FLAGS.workdir else None
     source = pipeline.open_source(FLAGS.source, FLAGS.split, FLAGS.size, 1)
     if FLAGS.num > len(source):

@@ -1,4 +1,6 @@
-"""Writes one table over runs: python -m zoo compare runs/a runs/b --out runs/compare.md
+"""Writes one table over runs.
+
+    python -m zoo compare runs/a runs/b --out runs/compare.md
 
 Each run was scored before, by `zoo score` or by `zoo likelihood`, whose bits per dimension are of more images; the rest
 is read from its metrics and its checkpoint.
@@ -29,6 +31,7 @@ def define_flags() -> None:
 
 
 def main(runs: list[str]) -> None:
+    """Runs the command on parsed flags."""
     scores = {run: read_scores(Path(run)) for run in runs}
     facts = {run: facts_of(Path(run)) for run in runs}
     rows = [[name, *(show_fact(facts[run][name]) for run in runs)] for name in next(iter(facts.values()))]
@@ -67,7 +70,7 @@ def read_file(file: Path) -> dict[str, Score]:
 
 
 def facts_of(workdir: Path) -> dict[str, Any]:
-    """What a run cost: its size, what it saw, how long it trained and how fast it samples."""
+    """Returns the costs of a run: its size, images seen in training, time of training, and rate of sampling."""
     run = open_run(workdir)
     recipe = run.recipe
     trained, base = without_frozen(run.params), run.params["frozen"].get("base")
@@ -103,6 +106,7 @@ def trained_seconds(workdir: Path, batch_size: int) -> float | None:
 
 
 def show_fact(value: Any) -> str:
+    """Returns a fact as a cell of a table."""
     if value is None:
         return "-"
     if isinstance(value, float):

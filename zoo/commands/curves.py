@@ -1,4 +1,6 @@
-"""Draws metrics of training: python -m zoo curves runs/a runs/b --show adapters/reward --out curves.png
+"""Draws metrics of training.
+
+    python -m zoo curves runs/a runs/b --show adapters/reward --out curves.png
 
 A panel for each metric of metrics.jsonl, a curve for each run.
 """
@@ -22,6 +24,7 @@ def define_flags() -> None:
 
 
 def main(workdirs: list[str]) -> None:
+    """Runs the command on parsed flags."""
     rows = {workdir: read_metrics(Path(workdir)) for workdir in workdirs}
     report.to_curves(rows, "step", FLAGS.show, Path(FLAGS.out))
     print(f"-> {FLAGS.out}")

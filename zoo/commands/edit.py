@@ -1,4 +1,6 @@
-"""Edits images through their noise: python -m zoo edit --workdir RUN ACTION ...
+"""Edits images through their noise.
+
+    python -m zoo edit --workdir RUN ACTION ...
 
 An image is inverted to its noise, the noise is changed, and an image is generated from it.
 
@@ -89,6 +91,7 @@ Edited = tuple[np.ndarray, list[str]]  # images (N, T, H, W, 3) and N labels
 
 
 def main(words: list[str]) -> None:
+    """Runs the command on parsed flags."""
     if len(words) == 1 and words[0] not in ACTIONS:
         raise unknown_name_error("action", words[0], ACTIONS)
     if len(words) != 1:
@@ -139,6 +142,7 @@ def read_mask(name: str | None, recipe: Recipe) -> np.ndarray:
 
 
 def invert(sampling: Sampling, editor: Editor, request: Request) -> Edited:
+    """Finds the noise of images and makes them again."""
     images = read_images(sampling, request, 1)
     again = editor.generate(editor.invert(images, request.captions()), request.new_captions())
     error = np.abs(again.astype(float) - images).mean()
@@ -146,6 +150,7 @@ def invert(sampling: Sampling, editor: Editor, request: Request) -> Edited:
 
 
 def interpolate(sampling: Sampling, editor: Editor, request: Request) -> Edited:
+    """Makes images of noise between that of two."""
     count = request.count
     noise = editor.invert(read_images(sampling, request, 2), request.captions(2))
     first, second = (repeat_each(jax.tree.map(lambda x, i=i: x[i : i + 1], noise), count) for i in (0, 1))
@@ -155,6 +160,7 @@ def interpolate(sampling: Sampling, editor: Editor, request: Request) -> Edited:
 
 
 def direction(sampling: Sampling, editor: Editor, request: Request) -> Edited:
+    """Moves the noise along the direction of an attribute."""
     if not request.attribute:
         raise UserError("direction needs --attribute, a word that is true of some images of the data")
     images, items = read_images(sampling, request, 1), spread(sampling.run.recipe.data.open("train"), request.num)
@@ -166,6 +172,7 @@ def direction(sampling: Sampling, editor: Editor, request: Request) -> Edited:
 
 
 def vary(sampling: Sampling, editor: Editor, request: Request) -> Edited:
+    """Replaces a share of the noise by fresh noise."""
     if not 0 <= request.strength <= 1:
         raise UserError(f"--strength {request.strength}: give a part of the noise that is drawn anew, in [0, 1]")
     images = read_images(sampling, request, 1)
@@ -175,6 +182,7 @@ def vary(sampling: Sampling, editor: Editor, request: Request) -> Edited:
 
 
 def inpaint(sampling: Sampling, editor: Editor, request: Request) -> Edited:
+    """Makes the masked part of an image anew."""
     mask, images = read_mask(request.mask, sampling.run.recipe), read_images(sampling, request, 1)
     again = repeat_each(images, request.count)
     made = editor.inpaint(again, mask, request.new_captions(request.count), request.rounds)

@@ -1,4 +1,7 @@
-"""Writes a trained CLIP in Hugging Face's format: python -m zoo export_clip --workdir runs/clip --out FOLDER"""
+"""Writes a trained CLIP in Hugging Face's format.
+
+python -m zoo export_clip --workdir runs/clip --out FOLDER
+"""
 
 from absl import flags
 
@@ -21,6 +24,7 @@ def define_flags() -> None:
 
 
 def main(_: list[str]) -> None:
+    """Runs the command on parsed flags."""
     run = open_run(FLAGS.workdir)
     if not isinstance(run.method, Contrastive):
         raise UserError(f"{FLAGS.workdir} is a run of {type(run.method).__name__}: name one of configs/clip.py")

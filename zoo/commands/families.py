@@ -1,4 +1,7 @@
-"""Lists the families and their abilities: python -m zoo families"""
+"""Lists the families and their abilities.
+
+python -m zoo families
+"""
 
 from zoo.commands.scaffold import Command
 from zoo.evaluation.report import to_markdown
@@ -7,6 +10,7 @@ from zoo.method import ABILITIES, has_members
 
 
 def main(_: list[str]) -> None:
+    """Runs the command on parsed flags."""
     print(table())
 
 

@@ -1,4 +1,6 @@
-"""Computes bits per dimension of real images under a run: python -m zoo likelihood --workdir RUN --num 256 --split test
+"""Computes bits per dimension of real images under a run.
+
+    python -m zoo likelihood --workdir RUN --num 256 --split test
 
 They are exact, or an upper bound, under each image's own caption. Of scenes/entropy the truth is known, and a mean
 below it is a bug. An ODE's steps are its error: `--tolerance 0.01` doubles them until it is small.
@@ -35,6 +37,7 @@ def define_flags() -> None:
 
 
 def main(_: list[str]) -> None:
+    """Runs the command on parsed flags."""
     sampling = sampling_flags.read()
     run, options = sampling.run, dict(sampling.options)
     if sampling.guided or sampling.negative:

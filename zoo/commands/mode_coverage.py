@@ -1,4 +1,6 @@
-"""Counts how many kinds of images a run makes: python -m zoo mode_coverage --workdir RUN --num 5000
+"""Counts how many kinds of images a run makes.
+
+    python -m zoo mode_coverage --workdir RUN --num 5000
 
 The run was trained on scenes/modes, 1,152 scenes that are all equally likely, without captions: by
 `--config.method.caption_drop=1.0`, under a critic by `--config.method.base.caption_drop=1.0` and
@@ -31,6 +33,7 @@ def define_flags() -> None:
 
 
 def main(_: list[str]) -> None:
+    """Runs the command on parsed flags."""
     sampling = sampling_flags.read()
     run = sampling.run
     name = run.recipe.data.source.partition("?")[0].removeprefix("scenes/")

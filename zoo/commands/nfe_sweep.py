@@ -1,4 +1,6 @@
-"""Draws quality against cost: python -m zoo nfe_sweep runs/demo runs/few_steps --steps 1,2,4,8 --measures oracle
+"""Draws quality against cost.
+
+    python -m zoo nfe_sweep runs/demo runs/few_steps --steps 1,2,4,8 --measures oracle
 
 Each run is sampled with each number of steps, else as its config says, and scored; features are those of the CLIP that
 ships. For each measure a curve is drawn over the evaluations of the network per image, guidance included.
@@ -33,6 +35,7 @@ def define_flags() -> None:
 
 
 def main(workdirs: list[str]) -> None:
+    """Runs the command on parsed flags."""
     named = [name for name in registry.chosen(FLAGS.measures) if name in FLAGS.measures]
     of_runs = [name for name in named if registry.MEASURES[name].of_run]
     if of_runs:

@@ -1,4 +1,7 @@
-"""Measures how often the oracle is right on damaged images: python -m zoo oracle_eval --world full --size 32"""
+"""Measures how often the oracle is right on damaged images.
+
+python -m zoo oracle_eval --world full --size 32
+"""
 
 import numpy as np
 from absl import flags
@@ -22,6 +25,7 @@ def define_flags() -> None:
 
 
 def main(_: list[str]) -> None:
+    """Runs the command on parsed flags."""
     rng = np.random.default_rng(0)
     world, size = FLAGS.world, FLAGS.size
     frames = 8 if worlds.world_named(world).moves else 1

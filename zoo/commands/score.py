@@ -1,4 +1,7 @@
-"""Scores a run or a folder of images: python -m zoo score --workdir runs/demo --num 256"""
+"""Scores a run or a folder of images.
+
+python -m zoo score --workdir runs/demo --num 256
+"""
 
 import dataclasses
 import json
@@ -62,6 +65,7 @@ class Subject(NamedTuple):
 
 
 def main(_: list[str]) -> None:
+    """Runs the command on parsed flags."""
     if (FLAGS.workdir is None) == (FLAGS.images is None):
         raise UserError("give either --workdir, a run, or --images, a folder")
     registry.chosen(FLAGS.measures)

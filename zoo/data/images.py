@@ -91,6 +91,8 @@ def read_all(
 
     Args:
       read: gives the item of an index, uint8 of `shape`, or None if it cannot be used; called from threads.
+      count: number of items.
+      shape: shape of an item.
 
     Returns:
       The items that can be used, uint8 (N, *shape), and their indices, in order.

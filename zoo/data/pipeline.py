@@ -50,6 +50,7 @@ class Joined:
         return part[place]
 
     def text(self, i: int) -> str:
+        """Returns the caption of an item."""
         return text_of(*self._place(i))
 
     def _place(self, i: int) -> tuple[Source, int]:

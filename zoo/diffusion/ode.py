@@ -102,7 +102,7 @@ def get_divergence(name: str, rng: jax.Array, probes: int, shape: tuple[int, ...
 
 
 def log_prob(velocity: Velocity, divergence: Divergence, z: jax.Array, times: jax.Array) -> jax.Array:
-    """log p(z) at times[0] of what the ODE makes of standard Gaussian noise at times[-1], in nats, (B,) float32.
+    """Returns log p(z) at times[0] of an ODE from standard Gaussian noise at times[-1], in nats, (B,) float32.
 
     Instantaneous change of variables (FFJORD 1810.01367, eq. 3; Song et al. 2011.13456, eq. 39):
 

@@ -125,9 +125,15 @@ def draw_times(
     """Draws training times, (count,) float32 in [0, 1].
 
     Args:
+      rng: single key.
+      count: number of times.
       distribution: "uniform" (stratified over the batch, which lowers the variance of the loss: VDM 2107.00630,
         appendix I.1), "logit_normal" (2403.03206, eq. 19: sigmoid of a Gaussian with this mean and std), or "steps":
-        the times at which a sampler of so many `steps` asks the network, 1 among them (ADD 2311.17042, section 3.1).
+        the times at which a sampler of so many `steps` evaluates the network, 1 among them (ADD 2311.17042,
+        section 3.1).
+      mean: mean of the Gaussian.
+      std: standard deviation of the Gaussian.
+      steps: number of the sampler's steps.
       shift: applied to the drawn times, see `shift_time`.
     """
     if distribution == "uniform":

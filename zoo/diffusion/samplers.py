@@ -143,6 +143,7 @@ def integrate(
     Args:
       sampler: a name in SAMPLERS.
       predict: the network as `Prediction` of (z, scalar t).
+      path: path from data to noise.
       z: the start, (B, ...), at times[0].
       times: (steps + 1,), decreasing.
       eta: share of the noise that a stochastic sampler puts back; the others refuse any but 0.

@@ -1,4 +1,4 @@
-"""Classification accuracy score: what a classifier that saw generated images alone knows of real ones."""
+"""Classification accuracy score: accuracy on real images of a classifier that was trained on generated ones."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,9 +28,10 @@ def classification_accuracy(
     cross-entropy + `PENALTY` / 2 times the squared weights), found by L-BFGS from zero, so nothing is random.
 
     Args:
-      train_features, train_labels: of generated images: (N, D) and N labels, at least 2 different ones.
-      test_features, test_labels: of real images: (M, D), M >= 1, and M labels. One that was never trained on
-        counts as named wrong.
+      train_features: features of generated images, (N, D).
+      train_labels: their labels, N, at least 2 different ones.
+      test_features: features of real images, (M, D), at least 1.
+      test_labels: their labels, M. One that was never trained on counts as named wrong.
 
     Raises:
       UserError: too few samples or labels, NaN or infinity, or shapes that differ.

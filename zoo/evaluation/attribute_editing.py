@@ -1,4 +1,4 @@
-"""How well single attributes can be edited.
+"""Measures of editing single attributes.
 
 Real images of one object have an attribute changed to another value, and the oracle reads the result: whether the
 attribute is as requested (changed), whether all else is as before (kept), and both. Three ways:

@@ -1,4 +1,4 @@
-"""How sure a score is: intervals from resampling. They do not depend on the order of the samples."""
+"""Confidence intervals of scores from resampling. They do not depend on the order of the samples."""
 
 from collections.abc import Callable
 from statistics import NormalDist

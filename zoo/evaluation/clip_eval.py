@@ -1,4 +1,4 @@
-"""How reliable scores of images and captions are, of a CLIP or of a run: on right captions, and on wrong ones.
+"""Reliability of scores of images and captions, of a CLIP or of a run: on right captions, and on wrong ones.
 
 A caption that is wrong by a word is made with `scenes.negatives.swap_word`; of scenes the truth is known, so that it is
 wrong for certain.
@@ -18,7 +18,7 @@ MOST_SWAPS = 3
 
 
 def recall_at_1(images: np.ndarray, texts: np.ndarray, captions: list[str]) -> dict[str, float]:
-    """How often the nearest caption of an image is its own, or reads the same, and the other way round."""
+    """Returns how often the nearest caption of an image is its own, or reads the same, and the other way round."""
     cosines = unit_vectors("images", images.astype(np.float64)) @ unit_vectors("texts", texts.astype(np.float64)).T
     lines = np.array(captions, object)
     return {
@@ -40,7 +40,7 @@ def hard_negative(item: dict, swaps: int, rng: np.random.Generator) -> str | Non
 
 
 def pair_accuracy(right: np.ndarray, wrong: np.ndarray) -> dict[str, float]:
-    """How well scores of right captions (N,) stand above those of wrong ones of the same images, and of any."""
+    """Returns how well scores of right captions (N,) stand above those of wrong ones of the same images, and of any."""
     return {"pair_accuracy": float((right > wrong).mean()), "auc": auc(right, wrong)}
 
 

@@ -1,4 +1,4 @@
-"""How well images fit their captions, by the features of a network that knows both (CLIP 2103.00020).
+"""Agreement of images and captions by the features of a network that was trained on both (CLIP 2103.00020).
 
 Every measure gives a value an example; the score is their mean, and `bootstrap.interval` says how sure it is.
 """
@@ -37,7 +37,9 @@ def clip_score(images, texts, w: float = 2.5) -> np.ndarray:
     with another's.
 
     Args:
-      images, texts: features (N, D), at least 1; row i of the texts is the caption of image i.
+      images: features (N, D), at least 1.
+      texts: features (N, D); row i is the caption of image i.
+      w: factor of the cosine.
 
     Returns:
       float64 (N,).
@@ -55,8 +57,10 @@ def ref_clip_score(images, texts, references, w: float = 2.5) -> np.ndarray:
     where either is 0.
 
     Args:
-      images, texts: features (N, D), at least 1.
+      images: features (N, D), at least 1.
+      texts: features (N, D).
       references: features (N, R, D) of R >= 1 captions each.
+      w: factor of the cosine.
 
     Returns:
       float64 (N,), from 0 to 2 w / (w + 1).
@@ -86,7 +90,8 @@ def r_precision(images, texts, captions: Sequence[str], candidates: int = 100) -
     1 is best, 1 / `candidates` is chance. Captions that say the same in other words count as wrong.
 
     Args:
-      images, texts: features (N, D); row i of the texts is the caption of image i.
+      images: features (N, D).
+      texts: features (N, D); row i is the caption of image i.
       captions: the N texts, to know which are equal; at least `candidates` different ones.
       candidates: at least 2.
 
@@ -117,7 +122,7 @@ def r_precision(images, texts, captions: Sequence[str], candidates: int = 100) -
 
 @jax.jit
 def _ranks(images: jax.Array, texts: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """How many of texts (M, D) are nearer to images (N, D) than texts[own], and how many other ones are as near."""
+    """Counts the texts (M, D) that are nearer to images (N, D) than texts[own], and the others that are as near."""
 
     def rank(example):
         image, index = example

@@ -91,7 +91,8 @@ def frechet(a, b) -> float:
     The estimate is biased upwards by about 1 / N: compare only figures of the same N, and take N well above D.
 
     Args:
-      a, b: features (N, D) and (M, D), at least 2 each.
+      a: features (N, D), at least 2.
+      b: features (M, D), at least 2.
 
     Raises:
       UserError: too few samples, NaN or infinity, or widths that differ.
@@ -125,7 +126,8 @@ def kid(a, b, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> tup
     may be negative; lower is nearer.
 
     Args:
-      a, b: features (N, D) and (M, D), at least `subset_size` each.
+      a: features (N, D), at least `subset_size`.
+      b: features (M, D), at least `subset_size`.
       subsets: how many.
       subset_size: samples of each set in one, at least 2.
       seed: of the subsets. They depend on it and on the values of the features, not on their order.
@@ -185,7 +187,10 @@ def cmmd(a, b, sigma: float = 10.0, scale: float = 1000.0) -> float:
     nearly scale / sigma^2 times the squared distance of the two means; `median_sigma` gives a kernel that sees more.
 
     Args:
-      a, b: features (N, D) and (M, D), at least 2 each.
+      a: features (N, D), at least 2.
+      b: features (M, D), at least 2.
+      sigma: width of the kernel.
+      scale: factor of the result.
 
     Raises:
       UserError: too few samples, NaN or infinity, features all zeros, widths that differ, or sigma not above 0.
@@ -203,7 +208,8 @@ def median_sigma(a, b) -> float:
     """The median distance between the unit vectors of two sets, for `cmmd` (Gretton et al. 2012, JMLR 13, section 8).
 
     Args:
-      a, b: features (N, D) and (M, D), at least 2 each. Of larger sets, `MEDIAN_OF` are drawn, always the same.
+      a: features (N, D), at least 2.
+      b: features (M, D), at least 2. Of larger sets, `MEDIAN_OF` are drawn, always the same.
 
     Raises:
       UserError: as `cmmd`, or most samples are copies of one.
@@ -241,7 +247,9 @@ def precision_recall(real, fake, k: int = 3) -> tuple[float, float]:
     shrink as samples grow in number: compare figures of the same N.
 
     Args:
-      real, fake: features (N, D) and (M, D), at least k + 1 each.
+      real: features (N, D), at least k + 1.
+      fake: features (M, D), at least k + 1.
+      k: number of the neighbour.
 
     Raises:
       UserError: too few samples, NaN or infinity, widths that differ, or k < 1.
@@ -264,7 +272,9 @@ def density_coverage(real, fake, k: int = 5) -> tuple[float, float]:
     A point at a distance of exactly the radius is within, which matters for copies alone.
 
     Args:
-      real, fake: features (N, D), at least k + 1, and (M, D), at least 1.
+      real: features (N, D), at least k + 1.
+      fake: features (M, D), at least 1.
+      k: number of the neighbour.
 
     Raises:
       UserError: too few samples, NaN or infinity, widths that differ, or k < 1.
@@ -281,7 +291,8 @@ def nearest(fake, train) -> tuple[np.ndarray, np.ndarray]:
     """The nearest training sample of each fake.
 
     Args:
-      fake, train: features (N, D) and (M, D), at least 1 each.
+      fake: features (N, D), at least 1.
+      train: features (M, D), at least 1.
 
     Returns:
       Euclidean distances float64 (N,), exactly 0 for copies, and indices into `train` int (N,).
@@ -304,8 +315,9 @@ def memorization(fake, train, held_out, percentile: float = 1.0) -> float:
     the data is from itself. In what sense "near" is decided by the network that made the features.
 
     Args:
-      fake, train, held_out: features (N, D), (M, D), (L, D); L at least 100 / `percentile`, the others at least 1.
-        `held_out` must not have been trained on.
+      fake: features (N, D), at least 1.
+      train: features (M, D), at least 1.
+      held_out: features (L, D) of samples that were not trained on, at least 100 / `percentile`.
       percentile: above 0, below 100.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How many kinds of images a run makes: which of equally likely scenes its images show.
+"""Kinds of images that a run makes: the equally likely scenes that its images show.
 
 readable   share of images in which the oracle finds one scene and nothing else
 reached    number of the scenes that occur
@@ -19,8 +19,12 @@ from zoo.scenes.world import Scene, all_still_scenes, render
 
 
 def coverage(images: np.ndarray, world: str) -> dict[str, Score]:
-    """What images, uint8 (N, T, H, W, 3), show of a world's still scenes, see above; `kl` is left out where no scene
-    is readable."""
+    """Returns how many of a world's still scenes images show, see the module; without `kl` if no scene is readable.
+
+    Args:
+      images: uint8 (N, T, H, W, 3).
+      world: name of the world.
+    """
     scenes = all_still_scenes(world)
     shown = [scene for scene in (scene_of(image, world) for image in images) if scene is not None]
     counts = Counter(shown)

@@ -1,4 +1,4 @@
-"""How near an image is to the one it was made from, pixel by pixel. A value an image; videos count all frames."""
+"""Distance of an image from the one it was made from, pixel by pixel. A value an image; videos count all frames."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,8 @@ def psnr(a, b) -> np.ndarray:
     """Peak signal-to-noise ratio in decibels, 10 log10(255^2 / MSE). Higher is nearer, infinite for equal images.
 
     Args:
-      a, b: uint8 (N, T, H, W, C), N at least 1. The mean squared error goes over all frames of a video.
+      a: uint8 (N, T, H, W, C), N at least 1. The mean squared error goes over all frames of a video.
+      b: like a.
 
     Returns:
       float64 (N,).
@@ -45,7 +46,8 @@ def ssim(a, b) -> np.ndarray:
     windows that lie wholly within the image, then over channels and frames.
 
     Args:
-      a, b: uint8 (N, T, H, W, C), N at least 1, H and W at least 11.
+      a: uint8 (N, T, H, W, C), N at least 1, H and W at least 11.
+      b: like a.
 
     Returns:
       float64 (N,); 1 for equal images.

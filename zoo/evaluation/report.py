@@ -19,7 +19,7 @@ def names_of(scores: Scores) -> list[str]:
 
 
 def show(score: Score | None) -> str:
-    """ "0.984 [0.969, 0.996]"; "-" for none."""
+    """Returns a score as in "0.984 [0.969, 0.996]"; "-" for none."""
     if score is None:
         return "-"
     around = score.interval and f" [{score.interval[0]:.4g}, {score.interval[1]:.4g}]"
@@ -42,7 +42,7 @@ def to_table(scores: Scores) -> str:
 
 
 def to_json(scores: Scores, about: Mapping[str, Any]) -> dict[str, Any]:
-    """{"model": {name: value}, ..., "intervals": {"model": {name: [low, high]}, ...}, "about": ...}"""
+    """Returns {"model": {name: value}, ..., "intervals": {"model": {name: [low, high]}, ...}, "about": ...}."""
     values = {row: {name: score.value for name, score in of.items()} for row, of in scores.items()}
     around = {row: {name: score.interval for name, score in of.items() if score.interval} for row, of in scores.items()}
     return values | {"intervals": around, "about": dict(about)}
@@ -62,6 +62,8 @@ def to_curves(
       runs: run -> rows of {name: value}; a row may lack a name.
       x: the name along the axis, in powers of two where `log`.
       shown: names; a run without one has no curve in its panel.
+      path: image file to write.
+      log: whether the axis has powers of two.
 
     Raises:
       UserError: a name that no row has.

@@ -1,4 +1,4 @@
-"""How sharp images are, without anything to compare them with. A value an image; videos count all frames."""
+"""Sharpness of images, without anything to compare them with. A value an image; videos count all frames."""
 
 import numpy as np
 

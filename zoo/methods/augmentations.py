@@ -57,6 +57,7 @@ def augment(rng: jax.Array, x: jax.Array, names: Sequence[str]) -> jax.Array:
 
     Args:
       rng: with the same key, other images are changed in the same ways.
+      x: videos.
       names: of "colour", "translation" and "cutout"; captions that name colours or places may stop being true.
     """
     keys = jax.vmap(lambda key: jax.random.split(key, max(len(names), 1)))(jax.random.split(rng, len(x)))

@@ -43,9 +43,11 @@ class Contrastive:
 
     @functools.cached_property
     def network(self) -> CLIP:
+        """Network, without its parameters."""
         return build(CLIP, self.net, "method.net", vocab_size=self.vocab_size, end_id=END, dtype=self.dtype)
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
+        """See `Method.init`."""
         if self.objective not in ("info_nce", "siglip"):
             raise unknown_name_error("objective", self.objective, ("info_nce", "siglip"))
         params = self.network.init(rng, to_float(batch["inputs"])[:, 0], batch["cond"]["tokens"])["params"]
@@ -57,8 +59,10 @@ class Contrastive:
     def loss(
         self, player: str, params, batch: Batch, rng: jax.Array, axis: Axis, step: jax.Array
     ) -> tuple[jax.Array, Output]:
-        """Each image against all captions of the whole batch, right and wrong ones, and each caption against all
-        images. Metrics: how often the own caption wins (`accuracy`), and wins against its wrong twin (`pair_accuracy`).
+        """See `Method.loss`: each image against all captions, right and wrong, and each caption against all images.
+
+        Metrics: share of images whose own caption scores highest (`accuracy`), and higher than its wrong twin
+        (`pair_accuracy`).
         """
         del player, rng, step
         model = params["model"]

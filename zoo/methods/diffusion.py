@@ -113,6 +113,7 @@ class Diffusion:
 
     @functools.cached_property
     def network(self) -> Conditioned:
+        """Network with its conditioner, without parameters."""
         return build_network(Transformer, self.net, "method.net", self.vocab_size, self.dtype)
 
     def apply(self, params, z: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
@@ -139,6 +140,7 @@ class Diffusion:
         return dataclasses.replace(self, net=dict(self.net) | {"attention": "xla"})
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
+        """See `Method.init`."""
         if self.prediction == "x" and self.loss_space in ("v", "eps") and self.time_min <= 0:
             raise UserError(
                 f"method.time_min must be positive where x is predicted and {self.loss_space} compared, e.g. 0.05"
@@ -322,7 +324,7 @@ def _check_trajectory(options: SampleOptions) -> None:
 
 
 def log_density_of_levels(path: Path, z: jax.Array, t: jax.Array) -> jax.Array:
-    """log of the sum over all levels x of N(z; alpha(t) x, sigma(t)^2), elementwise. z: (B, ...); t: (B,)."""
+    """Returns the log of the sum over levels x of N(z; alpha(t) x, sigma(t)^2), elementwise. z: (B, ...); t: (B,)."""
     t = expand(t, z)
     alpha, sigma = path.alpha(t), path.sigma(t)
 

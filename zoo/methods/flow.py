@@ -95,6 +95,7 @@ class Flow:
 
     @functools.cached_property
     def network(self) -> Conditioned:
+        """Network with its conditioner, without parameters."""
         if self.architecture not in NETS:
             raise unknown_name_error("flow architecture", self.architecture, NETS)
         return build_network(NETS[self.architecture], self.net, "method.net", self.vocab_size, self.dtype)
@@ -104,6 +105,7 @@ class Flow:
         return self.network.apply({"params": params["model"]}, *arguments, **keywords)
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
+        """See `Method.init`."""
         if self.noise not in NOISES:
             raise unknown_name_error("noise of a flow", self.noise, NOISES)
         if self.noise == "gaussian" and self.noise_std <= 0:
@@ -156,8 +158,10 @@ class Flow:
         return y / self._level_centre
 
     def invert(self, params, rng: jax.Array, inputs: jax.Array, cond: Cond, options: SampleOptions) -> jax.Array:
-        """See `Invertible.invert`. Nothing is drawn and no noise added: `generate` with `denoise=False` and the same
-        options reproduces these very inputs, up to rounding. Denoising removes noise that is not there.
+        """See `Invertible.invert`. Nothing is drawn and no noise added.
+
+        `generate` with `denoise=False` and the same options reproduces these very inputs, up to rounding. Denoising
+        removes noise that is not there.
         """
         del rng
         if not options.temperature:
@@ -185,7 +189,7 @@ class Flow:
         return to_bits_per_dim(log_prob + dequantised_log_det(dimensions), dimensions)
 
     def log_prob(self, params, y: jax.Array, cond: Cond) -> jax.Array:
-        """log p(y | cond) in nats of noisy images y, float32 (B, T, H, W, C) -> (B,)."""
+        """Returns log p(y | cond) in nats of noisy images y, float32 (B, T, H, W, C) -> (B,)."""
         z, log_det = self._apply(params, y, cond=cond)
         return sum_except_batch(normal_log_prob(z)) + log_det
 

@@ -1,5 +1,6 @@
-"""A generator of images in one pass, without a loss of its own: it is trained by a critic, see
-`wrappers.adversarial`.
+"""A generator of images in one pass, without a loss of its own.
+
+It is trained by a critic, see `wrappers.adversarial`.
 """
 
 import dataclasses
@@ -58,9 +59,11 @@ class Generator:
 
     @functools.cached_property
     def network(self) -> Conditioned:
+        """Network with its conditioner, without parameters."""
         return build_network(Synthesis, self.net, "method.net", self.vocab_size, self.dtype)
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
+        """See `Method.init`."""
         if self.latent_dim < 1:
             raise UserError(f"method.latent_dim must be at least 1, got {self.latent_dim}")
         shape = batch["inputs"].shape[1:]

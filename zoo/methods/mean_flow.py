@@ -71,6 +71,7 @@ class MeanFlow:
 
     @functools.cached_property
     def network(self) -> Conditioned:
+        """Network with its conditioner, without parameters."""
         return build_network(Transformer, self.net, "method.net", self.vocab_size, self.dtype, attention="xla")
 
     def apply(self, params, z: jax.Array, r: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
@@ -78,6 +79,7 @@ class MeanFlow:
         return self.network.apply({"params": params["model"]}, z, t, t - r, cond=cond)
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
+        """See `Method.init`."""
         x = to_float(batch["inputs"])
         zeros = jnp.zeros(len(x))
         return {"model": self.network.init(rng, x, zeros, zeros, cond=batch["cond"])["params"]}
@@ -123,7 +125,7 @@ class MeanFlow:
         return options.steps * (2 if options.guidance else 1)
 
     def _draw_two_times(self, rng: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-        """r <= t, each (count,); equal for a share of `data_proportion`."""
+        """Returns r <= t, each (count,); equal for a share of `data_proportion`."""
         rng_two, rng_same = jax.random.split(rng)
         two = draw_times(
             rng_two, 2 * count, "logit_normal", mean=self.time_mean, std=self.time_std, shift=self.time_shift

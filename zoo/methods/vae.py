@@ -101,11 +101,13 @@ class Vae:
 
     @functools.cached_property
     def network(self) -> Conditioned:
+        """Network with its conditioner, without parameters."""
         if self.architecture not in NETS:
             raise unknown_name_error("architecture of a VAE", self.architecture, NETS)
         return build_network(NETS[self.architecture], self.net, "method.net", self.vocab_size, self.dtype)
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
+        """See `Method.init`."""
         for name in ("kl_weight", "first_kl_weight", "free_bits"):
             if getattr(self, name) < 0:
                 raise UserError(f"method.{name} must not be negative, got {getattr(self, name)}")
@@ -207,7 +209,7 @@ class Vae:
         return 1
 
     def _log_likelihood(self, raw: jax.Array, x: jax.Array, least_log_scale: float | jax.Array) -> jax.Array:
-        """log P of images in nats, (B,)."""
+        """Returns log P of images in nats, (B,)."""
         return sum_except_batch(mixture_log_prob(raw, x, least_log_scale))
 
     def _of_one_latent(self, name: str) -> str:

@@ -114,6 +114,7 @@ class Autoencoder(nn.Module):
     unconditional: ClassVar[bool] = True
 
     def setup(self):
+        """Builds the layers."""
         self.encoder = Encoder(self.widths, self.blocks, self.latent_dim, self.dtype)
         self.decoder = Decoder(self.widths, self.blocks, self.mixtures, self.dtype)
 

@@ -57,6 +57,7 @@ class CLIP(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
+        """Builds the layers."""
         if self.image_size % self.patch_size:
             raise UserError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}: change one")
         std, side = self.width**-0.5, self.image_size // self.patch_size
@@ -133,10 +134,12 @@ class CLIP(nn.Module):
 
 def layer_norm(eps: float, dtype: Any, name: str | None = None) -> nn.LayerNorm:
     # The fast variance, E[x^2] - E[x]^2, loses digits where a few channels are huge, as in trained CLIPs.
+    """Returns a layer norm."""
     return nn.LayerNorm(eps, dtype, use_fast_variance=False, name=name)
 
 
 def linear(features: int, std: float, dtype: Any, bias: bool = True, name: str | None = None) -> nn.Dense:
+    """Returns a dense layer whose kernel starts with this standard deviation."""
     return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=normal(std), name=name)
 
 
@@ -164,6 +167,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """x: (B, N, D) -> (B, N, D)."""
         width = x.shape[-1]
         d, std = head_channels(width, self.heads), width**-0.5
 

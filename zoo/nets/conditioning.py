@@ -73,7 +73,8 @@ class Conditioned(nn.Module):
 
     if TYPE_CHECKING:  # flax's own type also has the tuple of `mutable=`
 
-        def apply(self, variables: Any, *args: Any, **keywords: Any) -> Any: ...
+        def apply(self, variables: Any, *args: Any, **keywords: Any) -> Any:  # noqa: D102
+            ...
 
     def __call__(self, *args, cond: Cond, call: str = "__call__", **keywords):
         """Returns the network's result on these arguments and the encoded conditions.

@@ -37,6 +37,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """x: (B, h, w, D) -> (B, h, w, D)."""
         shape = self.size, self.size, x.shape[-1], self.features
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))

@@ -65,12 +65,13 @@ class Critic(nn.Module):
 
 
 class ProjectedCritic(nn.Module):
-    """A critic on the features of a frozen network, with a head for each of its levels (Projected GANs 2111.01007, LADD
-    2403.12015).
+    """A critic on the features of a frozen network, with a head for each of its levels.
+
+    Projected GANs 2111.01007, LADD 2403.12015.
 
     Attributes:
       width: channels of each head.
-      blocks: residual ones of each head.
+      blocks: number of residual blocks of each head.
       bottleneck: how many times fewer channels there are inside a block.
     """
 

@@ -60,6 +60,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, channels: int) -> Affine:
+        """x: (B, N, D) -> maps of (B, N, channels)."""
         x = RMSNorm(self.dtype, name="norm")(x)
         both = nn.Dense(2 * channels, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="out")(x)
         shift, raw = jnp.split(both, 2, axis=-1)
@@ -73,6 +74,7 @@ class Positions(nn.Module):
 
     @nn.compact
     def __call__(self, count: int) -> jax.Array:
+        """Returns one vector for each of `count` places."""
         return self.param("table", nn.initializers.normal(0.02), (count, self.width))
 
 

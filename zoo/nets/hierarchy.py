@@ -182,6 +182,7 @@ class Hierarchy(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
+        """Builds the layers."""
         hidden = self.width // self.bottleneck
         self.bottom_up = BottomUp(self.encoder_blocks, self.width, hidden, self.dtype)
         self.top_down = TopDown(self.width, hidden, self.heads, self.attention_size, self.dtype)

@@ -23,6 +23,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """x: (N, H, W, C) -> features."""
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
         shape = x.shape[-1:]
         weight, bias = self.param("weight", ones, shape), self.param("bias", zeros, shape)
@@ -43,6 +44,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """x: (N, H, W, C) -> features."""
         padding = self.padding if self.stride == 1 else "VALID"
         x = nn.Conv(
             self.features,
@@ -72,6 +74,7 @@ class Mixed(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """x: (N, H, W, C) -> features."""
         outs = [self._branch(name, steps, x) for name, steps in self.branches.items()]
         if not self.pooled:
             pool = nn.max_pool(x, (3, 3), (2, 2))

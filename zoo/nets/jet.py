@@ -82,12 +82,14 @@ class Jet(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
+        """Builds the layers."""
         self.steps = [Coupling(self.width, self.depth, self.heads, self.dtype) for _ in range(self.couplings)]
 
     def __call__(self, x: jax.Array, guidance: float = 0.0, *, text: Text) -> tuple[jax.Array, jax.Array]:
-        """x: (B, T, H, W, C) -> z like x, and the log-determinant of dz/dx, (B,), both float32.
+        """Images to noise: z like x, and the log-determinant of dz/dx, (B,), both float32.
 
         Args:
+          x: (B, T, H, W, C).
           guidance: see `apply_guidance`.
           text: encoded conditions; with guidance, of twice as many samples, see `conditions.duplicate`.
         """

@@ -14,9 +14,13 @@ scan: Any = nn.scan  # flax's annotation allows the same axis for all inputs alo
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None, implementation: str) -> jax.Array:
-    """Softmax attention. q: (B, N, heads, d); k, v: (B, M, heads, d); lengths: (B,) keys that count -> like q.
+    """Softmax attention, (B, N, heads, d).
 
     Args:
+      q: queries (B, N, heads, d).
+      k: keys (B, M, heads, d).
+      v: values (B, M, heads, d).
+      lengths: number of keys that count, (B,); None for all.
       implementation: "xla", "cudnn", or "auto": cuDNN's fused kernel on GPUs in 16 bits for even numbers of queries and
         keys, of which alone it has the derivative, else XLA. cuDNN has no forward-mode and no second derivative: maths
         that needs one asks for "xla".
@@ -62,6 +66,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """x: (..., D) -> (..., D)."""
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6)
         if self.scale:
@@ -88,12 +93,14 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, context=None, lengths=None, to_self=True, angles=None):
-        """x: (B, N, D); context: (B, M, D') -> (B, N, D).
+        """Attends from x to x and the context in one softmax: (B, N, D).
 
         Args:
+          x: (B, N, D).
+          context: (B, M, D'), or None.
           lengths: (B,) how many of all keys count; x's own keys come first, so padding is at the end.
           to_self: whether x attends to itself; False is plain cross-attention.
-          angles: rotary positions of x, (N, d / 2). The context has position 0: how its words about places apply
+          angles: rotary positions of x, (N, d / 2). The context has position 0: how its words about positions apply
             then depends on the query's position alone.
         """
         width = x.shape[-1]
@@ -127,6 +134,7 @@ class SwiGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """x: (..., D) -> (..., D)."""
         width = x.shape[-1]
         hidden = int(width * self.ratio * 2 / 3) // 8 * 8
         gate, value = jnp.split(nn.Dense(2 * hidden, use_bias=False, dtype=self.dtype, name="up")(x), 2, axis=-1)
@@ -146,6 +154,7 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
+        """t: (B,) -> (B, width)."""
         frequencies = self.highest * 1e-4 ** (np.arange(128) / 128)
         angles = t.astype(jnp.float32)[:, None] * frequencies
         y = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)  # (B, 256)

@@ -34,6 +34,7 @@ class Layer(nn.Module):
     dtype: Any
 
     def setup(self):
+        """Builds the layers."""
         shape = (self.heads, head_channels(self.width, self.heads))
         project = lambda: nn.DenseGeneral(shape, use_bias=False, dtype=self.dtype)
         self.query, self.key, self.value = project(), project(), project()
@@ -66,7 +67,7 @@ class Layer(nn.Module):
 
 
 def visible_to_each(lengths: jax.Array, words: int, count: int) -> jax.Array:
-    """What each of `count` patches attends to, of `words` words and all patches: (B, 1, N, M + N)."""
+    """Returns the mask of `count` patches over `words` words and all patches: bool (B, 1, N, M + N)."""
     shape = (len(lengths), 1, count)
     present = (jnp.arange(words) < lengths[:, None])[:, None, None]  # (B, 1, 1, M)
     before = jnp.tri(count, dtype=bool)
@@ -86,6 +87,7 @@ class Block(nn.Module):
     dtype: Any
 
     def setup(self):
+        """Builds the layers."""
         self.embed = nn.Dense(self.width, dtype=self.dtype)
         self.positions = Positions(self.width)
         self.caption = nn.Dense(self.width, dtype=self.dtype)
@@ -108,7 +110,7 @@ class Block(nn.Module):
         return apply_guidance(affine, guidance)
 
     def _start(self, text: Text, count: int):
-        """What is known before any patch: what places say (B, N, D), what each may see, and the layers' caches."""
+        """Returns the state before any patch: vectors of positions (B, N, D), masks, and the layers' caches."""
         places = self.positions(count).astype(self.dtype) + self.caption(text.pooled)[:, None]
         caches = [layer.init_cache(text.embeddings, count) for layer in self.layers]
         return places, visible_to_each(text.lengths, text.embeddings.shape[1], count), caches
@@ -166,12 +168,14 @@ class TarFlow(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
+        """Builds the layers."""
         self.steps = [Block(self.width, self.depth, self.heads, self.dtype) for _ in range(self.blocks)]
 
     def __call__(self, x: jax.Array, guidance: float = 0.0, *, text: Text) -> tuple[jax.Array, jax.Array]:
-        """x: (B, T, H, W, C) -> z like x, and the log-determinant of dz/dx, (B,), both float32.
+        """Images to noise: z like x, and the log-determinant of dz/dx, (B,), both float32.
 
         Args:
+          x: (B, T, H, W, C).
           guidance: see `apply_guidance`.
           text: encoded conditions; with guidance, of twice as many samples, see `conditions.duplicate`.
         """
@@ -186,6 +190,9 @@ class TarFlow(nn.Module):
         """The x from which `__call__` with the same text and guidance makes z.
 
         Args:
+          z: noise (B, T, H, W, C).
+          guidance: see `apply_guidance`.
+          text: as for `__call__`.
           cache: keep keys and values of the patches that are done; without, each costs a pass of the whole sequence.
         """
         z, grid = to_sequence(z, self.patch_size)  # (B, N, P)

@@ -88,9 +88,11 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array, t: jax.Array, span: jax.Array | None = None, *, text: Text) -> jax.Array:
-        """z: (B, T, H, W, C); t: (B,) in [0, 1] -> (B, T, H, W, C) float32.
+        """Prediction for noisy data, float32 (B, T, H, W, C).
 
         Args:
+          z: (B, T, H, W, C).
+          t: (B,) in [0, 1].
           span: (B,) in [0, 1], duration over which the prediction is a mean, where one was given to `init` too.
           text: encoded conditions.
         """

@@ -187,6 +187,8 @@ def save(folder: str | os.PathLike, clip: Clip, dtype: str = "float32") -> None:
     The folder appears whole or not at all; folders above it are made.
 
     Args:
+      folder: folder to write; it must not exist.
+      clip: CLIP to write.
       dtype: "float32" or "float16", of the parameters in the file.
 
     Raises:
@@ -334,7 +336,7 @@ def _read_normalisation(path: Path, size: int) -> tuple[Any, Any]:
 
 
 def _preprocessing(size: int) -> dict[str, Any]:
-    """What `zoo.resize.shortest_side_and_crop` and `Clip.normalise` do, in Hugging Face's words."""
+    """Returns `zoo.resize.shortest_side_and_crop` and `Clip.normalise` in Hugging Face's keys."""
     return {
         "do_resize": True,
         "size": {"shortest_edge": size},

@@ -35,7 +35,8 @@ def interpolate(a: Noise, b: Noise, fractions: jax.Array) -> Noise:
     an even rate, and norms change evenly. Where the two are parallel there is no one arc, and the line is taken.
 
     Args:
-      a, b: trees of arrays (B, ...).
+      a: tree of arrays (B, ...).
+      b: like a.
       fractions: (B,) in [0, 1].
     """
 
@@ -91,7 +92,7 @@ def direction(noise: Noise, has: np.ndarray) -> Noise:
 
 @jax.jit
 def move(noise: Noise, direction: Noise, strength: float | np.ndarray) -> Noise:
-    """noise + strength * direction, with the norm that the noise had before.
+    """Returns noise + strength * direction, with the norm that the noise had before.
 
     The norm is the noise's own and not that of Gaussian noise, since inverted images may have another: an image stays
     as typical as it was at any strength.
@@ -233,7 +234,7 @@ class Editor:
         return np.where(mask[..., None], self.generate(noise, captions), pixels)
 
     def _nearest_draw(self, pixels: np.ndarray, mask: np.ndarray, captions: Sequence[str]) -> Noise:
-        """Of `DRAWS` noises for each image, the one whose image is nearest to the known pixels."""
+        """Returns for each image that of `DRAWS` noises whose image is nearest to the known pixels."""
         drawn = self.draw_noise(DRAWS * len(pixels))
         made = self.generate(drawn, np.repeat(captions, DRAWS).tolist())
         wrong = made.astype(np.float32) - repeat_each(pixels, DRAWS)

@@ -54,7 +54,7 @@ COUNT = 0.25  # how often a caption of several things opens with their number
 
 @dataclasses.dataclass(frozen=True)
 class ThingClaim:
-    """What a caption says of one thing; None where it is silent."""
+    """Attributes of one thing in a caption; None for those that the caption omits."""
 
     colour: str | None = None
     shape: str | None = None
@@ -66,7 +66,7 @@ class ThingClaim:
 
 @dataclasses.dataclass(frozen=True)
 class Claims:
-    """What a caption says. `relations` are (name, i, j): thing i of `things` is e.g. left of thing j."""
+    """Content of a caption. `relations` are (name, i, j): thing i of `things` is e.g. left of thing j."""
 
     things: tuple[ThingClaim, ...]
     relations: tuple[tuple[str, int, int], ...] = ()

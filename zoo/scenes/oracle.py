@@ -186,13 +186,14 @@ def _bank(world: str, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Patch:
-    """What a blob's pixels show: their projection on its colour (H + 2 half, W + 2 half), and energy."""
+    """Pixels of a blob: their projection on its colour (H + 2 half, W + 2 half), and energy."""
 
     strength: np.ndarray
     energy: float
     half: int
 
     def window(self, pixel: np.ndarray) -> np.ndarray:
+        """Returns the pixels around a place."""
         side = 2 * self.half + 1
         top, left = (min(max(int(i), 0), n - side) for i, n in zip(pixel, self.strength.shape, strict=True))
         return self.strength[top : top + side, left : left + side].ravel()
@@ -241,6 +242,7 @@ class Track:
     blobs: list[Blob | None]
 
     def last(self) -> Blob:
+        """The newest blob."""
         return next(blob for blob in reversed(self.blobs) if blob is not None)
 
 

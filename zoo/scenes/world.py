@@ -44,7 +44,7 @@ SECONDS_PER_BLINK = {"slow": 1.0, "fast": 0.5}
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """What scenes of a world may hold. `diameter` and `jitter` (per size) are in cells."""
+    """Rules of the scenes of a world. `diameter` and `jitter` (per size) are in cells."""
 
     name: str
     grid: int
@@ -104,10 +104,12 @@ class Scene:
     things: tuple[Thing, ...]
 
     def to_json(self) -> str:
+        """Returns the scene as text."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Scene":
+        """Returns the scene that `to_json` wrote."""
         fields = json.loads(text)
         things = (
             Thing(**thing | {"cell": tuple(thing["cell"]), "offset": tuple(thing["offset"])})
@@ -311,7 +313,7 @@ def coverage(shape: str, centre: tuple[float, float], radius: float, angle: floa
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
-    """Where a thing is at one time: centre of mass (y, x) and radius in image widths, angle in degrees."""
+    """Pose of a thing at one time: centre of mass (y, x) and radius in image widths, angle in degrees."""
 
     centre: tuple[float, float]
     radius: float

@@ -167,8 +167,10 @@ def one_line(error: Exception) -> str:
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
-    """A tree as one level, {"a.b.c": array}. A tree that is a leaf gets the name "value"; one without leaves, such as
-    no averages, is one 0 called "none", since nothing cannot be saved.
+    """Returns a tree as one level, {"a.b.c": array}.
+
+    A tree that is a leaf gets the name "value"; one without leaves, such as no averages, is one 0 called "none", since
+    nothing cannot be saved.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path, ".") or "value": leaf for path, leaf in leaves} or {"none": np.zeros((), np.int32)}

@@ -1,4 +1,4 @@
-"""What a step costs: matmul FLOPs by reading the program, the device's own matmul peak, and memory."""
+"""Cost of a step: matmul FLOPs by reading the program, the device's own matmul peak, and memory."""
 
 import math
 import os

@@ -16,7 +16,7 @@ from zoo.trees import matches
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """How one player learns; the fields are the keys of `config.players.<player>`.
+    """Optimizer of one player; the fields are the keys of `config.players.<player>`.
 
     Attributes:
       learning_rate: the highest.

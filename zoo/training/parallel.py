@@ -22,12 +22,15 @@ class Devices(Axis):
 
     @property
     def index(self) -> jax.Array:
+        """Number of this device."""
         return jax.lax.axis_index(AXIS_NAME)
 
     def pmean(self, tree):
+        """Mean over devices."""
         return jax.lax.pmean(tree, AXIS_NAME)
 
     def all_gather(self, x: jax.Array) -> jax.Array:
+        """(B, ...) on each device -> (devices * B, ...) on all."""
         return jax.lax.all_gather(x, AXIS_NAME, tiled=True)
 
 
@@ -128,8 +131,9 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
     """Joins this process with others into one training run.
 
     Args:
-      coordinator: HOST:PORT of process 0, or "auto" on a cluster that jax can ask (TPU pods, Slurm, MPI).
-      num_processes, process_id: needed unless "auto".
+      coordinator: HOST:PORT of process 0, or "auto" on a cluster that jax knows (TPU pods, Slurm, MPI).
+      num_processes: number of processes; needed unless "auto".
+      process_id: number of this process; needed unless "auto".
     """
     if coordinator == "auto":
         jax.distributed.initialize()
@@ -138,8 +142,9 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs on the disk, so that a second start is quick: in $JAX_COMPILATION_CACHE_DIR,
-    $ZOO_CACHE/xla or ~/.cache/zoo/xla.
+    """Keeps compiled programs on the disk, so that a second start is quick.
+
+    The folder is $JAX_COMPILATION_CACHE_DIR, $ZOO_CACHE/xla or ~/.cache/zoo/xla.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return  # jax reads it by itself

@@ -8,8 +8,9 @@ from jax.experimental import multihost_utils
 
 
 class GracefulShutdown:
-    """Within `with GracefulShutdown() as shutdown`, the first signal sets `shutdown.requested`; a second one acts as
-    usual.
+    """Within `with GracefulShutdown() as shutdown`, the first signal sets `shutdown.requested`.
+
+    A second one acts as usual.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
