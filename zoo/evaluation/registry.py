@@ -151,7 +151,9 @@ def first_of(data: Data, split: str, num: int) -> Sample:
     """Returns the first images of a split, with their captions. Raises UserError where there are fewer."""
     source = data.open(split)
     if num > len(source):
-        raise UserError(f"{num} images are requested, more than the {len(source)} captions of split {split!r}")
+        raise UserError(
+            f"{num} images are requested, more than the {len(source)} captions of split {split!r}: score fewer"
+        )
     real = [source[i] for i in range(num)]
     return Sample(np.stack([item["inputs"] for item in real]), [item["text"] for item in real])
 
