@@ -514,6 +514,7 @@ def test_bench_reports_what_it_measured(finish, trained, tmp_path):
 
 def test_help_lists_the_flags_of_a_command(finish):
     done = finish("-m", "zoo", "score", "--help", devices=1)
+    assert done.code == 0
     assert "--measures" in done.out and "Scores a run" in done.out
     done = finish("-m", "zoo", "--help", devices=1)
     assert done.code == 0 and "nfe_sweep" in done.out and "Lists the families" in done.out

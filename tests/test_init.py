@@ -50,6 +50,12 @@ def test_a_player_that_the_other_run_lacks_is_drawn(trained, tiny, same):
     assert same(state.params["critic"], recipe.create_state().params["critic"])
 
 
+def test_another_architecture_is_an_error_that_names_the_key(trained, tiny):
+    message = r"has another model, .*; its config differs in method.net.width: 32 -> 48"
+    with pytest.raises(UserError, match=message):
+        prepare(tiny({"init": str(trained), "method.net.width": 48}))
+
+
 def test_resuming_does_not_need_the_other_run(copied, tiny, tmp_path):
     config = tiny({"init": str(copied), "loop.steps": 1})
     loop.train(config, tmp_path / "run")

@@ -11,6 +11,7 @@ from zoo.errors import UserError, exit_on_user_error
 from zoo.training import parallel
 
 FLAGS = flags.FLAGS
+HELP = {"--help", "-help", "-?", "--helpshort", "--helpfull"}  # after which absl exits with 1
 
 
 def no_flags() -> None:
@@ -40,7 +41,10 @@ class Command:
         for name in set(FLAGS) - before:  # --help lists the flags of the main module alone
             FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
         with exit_on_user_error():
-            app.run(self, argv=argv, flags_parser=config.parse_flags)
+            try:
+                app.run(self, argv=argv, flags_parser=config.parse_flags)
+            except SystemExit as stop:
+                raise SystemExit(0 if HELP & set(argv or sys.argv) else stop.code) from None
 
     def __call__(self, argv: list[str]) -> None:
         """Runs the command on parsed flags."""

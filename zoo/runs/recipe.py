@@ -228,7 +228,9 @@ class Recipe:
         for player, params in shared.items():
             difference = first_difference(params, fresh[player])
             if difference:
-                raise UserError(f"init: {name} has another {player}, {difference}; use its settings")
+                changes = configs.differences(run.recipe.config, self.config)
+                keys = "; ".join(change for change in changes if change.startswith(("method.", "data.")))
+                raise UserError(f"init: {name} has another {player}, {difference}; its config differs in {keys}")
         return {} if base else shared
 
     def state_shapes(self) -> state.State:
