@@ -47,7 +47,7 @@ COLUMNS = {
     "share of matmul peak": ("share_of_matmul_peak", "{:.1%}", 1),
     "memory, MiB": ("peak_memory_mib", "{:,.0f}", 1),
 }
-ROW_SECONDS = 60  # after which a row is given up
+ROW_SECONDS = 75  # after which a row is given up
 SCORING_SECONDS = 75  # kept for sampling and scoring what was trained
 STARTING_SECONDS = 45  # of a training run, before its first step
 LINEAR = "--config.method.time_shift=1."  # the twin knows no other
