@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO = runs/demo
 
-.PHONY: demo test lint types docs
+.PHONY: demo test test-all lint types docs
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -16,6 +16,9 @@ demo: .venv/ready
 	$(BIN)/python -m zoo score --workdir $(DEMO) --num 256 --measures oracle,clip_score
 
 test: .venv/ready
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+
+test-all: .venv/ready
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 docs: .venv/ready

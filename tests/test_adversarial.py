@@ -119,6 +119,7 @@ def test_a_step_of_one_player_leaves_every_bit_of_the_other(player, other, same)
     assert not same(begin.params[player], after.params[player])
 
 
+@pytest.mark.slow
 def test_one_device_and_four_of_the_same_total_batch_agree_where_nothing_is_drawn(monkeypatch):
     """Noise is each device's own, so here there is none."""
     monkeypatch.setattr(generator, "normal_each", lambda rng, shape: jnp.zeros((len(rng), *shape)))
@@ -457,6 +458,7 @@ def test_so_can_a_critic_that_has_a_feature_network_itself():
     assert plugin.score(params, to_float(BATCH["inputs"]), BATCH["cond"]).shape == (8,)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_feature_network_opens_it_again_without_the_other_run(tiny, copied, tmp_path, same):
     config = tiny({"method.feature_network": str(copied), "loop.steps": 1}, "configs/gan.py:projected,test")
     expected = open_run(copied).params["model"]

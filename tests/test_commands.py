@@ -53,6 +53,7 @@ def sample(command, trained, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.slow
 def test_a_recipe_trains_saves_goes_on_and_samples(recipe, command, tmp_path):
     train = ["train.py", f"--config={recipe}", "--config.loop.steps=2", f"--workdir={tmp_path / 'run'}"]
     assert command(*train).code == 0
@@ -525,7 +526,9 @@ def test_families_are_listed_with_their_abilities(command):
     assert done.code == 0
     rows = {line.split("`")[1]: line for line in done.out.splitlines()[2:]}
     assert set(rows) == set(FAMILIES)
-    assert rows["mean_flow"].endswith("| 2505.13447 | Generates |") and "base's Generates" in rows["rewarded"]
+    assert (
+        rows["mean_flow"].endswith("| `configs/mean_flow.py` | Generates |") and "base's Generates" in rows["rewarded"]
+    )
 
 
 # ---- bad input

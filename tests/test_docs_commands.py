@@ -94,6 +94,7 @@ def shorten(line, home):
 
 
 @pytest.mark.parametrize("line", commands(), ids=lambda line: line[:90])
+@pytest.mark.slow
 def test_a_command_of_the_docs_runs(line, home, command):
     for name, missing in NEEDED.items():
         if name in line:

@@ -188,6 +188,7 @@ def wait_for_checkpoint(workdir, process, newer_than=0):
     raise AssertionError(process.communicate()[1])
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_and_killed_ends_as_one_that_was_not(
     tiny, tmp_path, words_of, start, finish, same, saved_state
 ):

@@ -25,6 +25,7 @@ def together(short, words_of, start, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(together, trained, saved_state):
     (step, two), (_, one) = saved_state(together), saved_state(trained)
     assert step == 4

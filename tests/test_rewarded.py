@@ -294,6 +294,7 @@ def reward_of(config):
 
 
 @pytest.mark.parametrize("name", ["zoo:clip", "critic", "oracle"])
+@pytest.mark.slow
 def test_training_and_rerank_share_their_rewards(tiny, trained, critic, name):
     """Of images in whole levels; CLIP's then differs by the rounding of resized pixels."""
     name = str(critic) if name == "critic" else name
@@ -343,6 +344,7 @@ def test_a_changed_run_is_a_guide_with_its_changes():
     assert not np.allclose(make(guidance=2.0, guide=bare), make(), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_critic_of_other_words_reads_the_caption_again(tiny, trained, tmp_path):
     data = {"data.source": "scenes/one?examples=8&omit=0", "data.text_length": 20}
     loop.train(tiny(data | {"loop.steps": 1, "loop.grid_every": 0}, "configs/gan.py:test"), tmp_path / "critic")
@@ -381,12 +383,14 @@ def test_a_rewarded_run_can_be_the_base_of_another(tiny, rewarded_run, tmp_path,
     assert run.sample(["a star"]).shape == (1, 1, 16, 16, 3)
 
 
+@pytest.mark.slow
 def test_a_rewarded_run_serves_as_feature_network(tiny, rewarded_run, tmp_path):
     changes = {"method.feature_network": str(rewarded_run), "loop.grid_every": 0}
     loop.train(tiny(changes | {"loop.steps": 1}, "configs/gan.py:projected,test"), tmp_path / "run")
     assert open_run(tmp_path / "run").step == 1
 
 
+@pytest.mark.slow
 def test_a_clip_that_was_trained_here_rewards_a_run_that_resumes(tiny, trained, tmp_path):
     """Its temperature is a single number, which the file of frozen networks must keep."""
     loop.train(tiny({"loop.steps": 1}, "configs/clip.py:test"), tmp_path / "clip")
