@@ -21,9 +21,7 @@ def main() -> None:
     """Runs the command that the first argument names."""
     with exit_on_user_error():
         if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
-            lines = "\n".join(
-                f"  {name:18} {(module.__doc__ or '').split(chr(10))[0]}" for name, module in COMMANDS.items()
-            )
+            lines = "\n".join(f"  {name:18} {first_line(module)}" for name, module in COMMANDS.items())
             print(f"python -m zoo COMMAND --help prints its flags. Commands, beside train.py and sample.py:\n\n{lines}")
             return
         if sys.argv[1] not in COMMANDS:

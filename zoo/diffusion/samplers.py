@@ -6,7 +6,7 @@ time s, and declares itself by `@sampler`: nothing else needs to be changed to a
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -162,7 +162,7 @@ def integrate(
 
     def body(carry: Carry, inputs):
         index, t, s = inputs
-        noise = draw_noise(index) if draw_noise and eta else jnp.zeros_like(carry.z)
+        noise = cast(Callable, draw_noise)(index) if eta else jnp.zeros_like(carry.z)
         return rule.step(predict, path, noise, carry, t, s, eta), (carry.z if return_trajectory else ())
 
     start = Carry(z, jnp.zeros_like(z), jnp.zeros((), z.dtype))
