@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.diffusion.paths import PATHS, shift_time
+from zoo.diffusion.paths import PATHS, Prediction, get_path, shift_time
 from zoo.diffusion.samplers import SAMPLERS, integrate, time_grid
 from zoo.errors import UserError
 
@@ -242,3 +242,9 @@ def test_the_trajectory_is_returned(path):
     assert states.shape == (5, 2) and (states[0] == z).all()
     np.testing.assert_allclose(states[-1], run(z, times), rtol=1e-6)
     np.testing.assert_allclose(states[2], run(z, times[:3]), rtol=1e-6)
+
+
+def test_noise_that_is_asked_for_must_be_given():
+    predict = lambda z, t: Prediction(z, z, z)
+    with pytest.raises(TypeError):
+        integrate("ddim", predict, get_path("linear"), jnp.ones((1, 2)), time_grid(2), eta=1.0)
