@@ -1,4 +1,4 @@
-"""Makes the fixtures of Inception, of the Frechet distance and of torch's files with the packages to agree with.
+"""Makes the fixtures of Inception and of the Frechet distance with the packages to agree with.
 
 Not a test, and needed only to make them anew. In an environment of its own:
 
@@ -102,41 +102,6 @@ def make_inception() -> None:
     np.savez_compressed(FIXTURES / "inception" / "features.npz", **arrays)
 
 
-def make_torch_files() -> None:
-    """A state dict of all that must be understood, in both of torch's formats, and the same arrays by numpy."""
-    import torch
-
-    torch.manual_seed(0)
-    module = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2))
-    state = module.state_dict(keep_vars=True)  # Parameters among the tensors, and versions of the modules
-    row = torch.arange(24.0)
-    state |= {
-        "transposed": row.view(4, 6).T,
-        "sliced": row.view(4, 6)[1:3, ::2],
-        "half": row.half(),
-        "bfloat16": torch.randn(5).bfloat16(),
-        "double": row.double() / 7,
-        "int8": torch.arange(-3, 3, dtype=torch.int8),
-        "uint8": torch.arange(250, 256, dtype=torch.uint8),
-        "int16": torch.arange(-3, 3, dtype=torch.int16) * 1000,
-        "int32": torch.arange(-3, 3, dtype=torch.int32) * 100_000,
-        "int64": torch.arange(-3, 3) * 10**12,
-        "bool": row > 7,
-        "scalar": torch.tensor(2.5),
-        "empty": torch.zeros(0, 3),
-    }
-    folder = FIXTURES / "inception"
-    torch.save(state, folder / "zip.pth")
-    torch.save(state, folder / "legacy.pth", _use_new_zipfile_serialization=False)
-    np.savez_compressed(
-        folder / "tensors.npz",
-        **{
-            name: (x.float() if x.dtype == torch.bfloat16 else x).detach().contiguous().numpy()
-            for name, x in state.items()
-        },
-    )
-
-
 def main() -> None:
     import torch
 
@@ -146,7 +111,6 @@ def main() -> None:
     library.define("qnms(Tensor boxes, Tensor scores, float threshold) -> Tensor")
     make_frechet()
     make_inception()
-    make_torch_files()
 
 
 if __name__ == "__main__":

@@ -231,11 +231,10 @@ def test_what_a_config_leaves_out_is_the_smallest_published_clip(folder):
 
 
 def test_files_as_older_versions_wrote_them(folder, same):
-    """No preprocessing, a torch file's name, and buffers among the tensors."""
+    """No preprocessing, and buffers among the tensors."""
     (folder / "preprocessor_config.json").unlink()
     tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    save_file(tensors | {"text_model.embeddings.position_ids": np.arange(16)}, folder / "pytorch_model.bin")
+    save_file(tensors | {"text_model.embeddings.position_ids": np.arange(16)}, folder / "model.safetensors")
     clip = pretrained.load(folder)
     assert same(clip.params, loaded("gelu").params)
     assert (clip.mean, clip.std) == (pretrained.MEAN, pretrained.STD) != (loaded("gelu").mean, loaded("gelu").std)

@@ -50,7 +50,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("clip", "zoo:clip", "Folder of a CLIP, as Hugging Face's; by default one trained on scenes.")
     flags.DEFINE_string("clip_prefix", "", "Text before each caption for CLIP, e.g. 'A photo depicts '.")
-    flags.DEFINE_string("inception", None, "File of the published Inception weights, for fid.")
+    flags.DEFINE_string("inception", None, "Published Inception weights as safetensors, for fid; see docs/score.md.")
     flags.DEFINE_string("inception_resize", "pytorch", "How Inception's images are resized: pytorch or clean.")
     flags.DEFINE_string("out", None, "JSON file, and a chart beside it; by default WORKDIR/scores.json.")
 

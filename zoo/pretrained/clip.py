@@ -28,7 +28,7 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 SHIPPED = {"clip": Path(__file__).with_name("clip_scenes")}  # `zoo:clip`, trained on scenes alone, see its README
 DTYPES = ("float32", "float16")  # of a file that is written
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
+WEIGHTS = "model.safetensors"
 LEGACY_END = 2  # the eos_token_id of older configs, whatever the tokenizer's is
 
 # Our field, and the section, key and default of Hugging Face's CLIPConfig.
@@ -146,11 +146,11 @@ class Clip:
 
 def is_folder(name: str | os.PathLike) -> bool:
     """Whether a folder holds the weights of a CLIP."""
-    return any((Path(name) / file).is_file() for file in WEIGHTS)
+    return (Path(name) / WEIGHTS).is_file()
 
 
 def load(folder: str | os.PathLike) -> Clip:
-    """Reads a folder with config.json, model.safetensors (or pytorch_model.bin) and tokenizer.json, or `zoo:clip`.
+    """Reads a folder with config.json, model.safetensors and tokenizer.json, or `zoo:clip`.
 
     What config.json leaves out are Hugging Face's defaults, as in transformers. preprocessor_config.json may be
     missing; then the images are normalised as OpenAI did.
@@ -173,7 +173,7 @@ def load(folder: str | os.PathLike) -> Clip:
     tokenizer = _read_tokenizer(folder / "tokenizer.json")
     model = _read_model(folder / "config.json", tokenizer)
     mean, std = _read_normalisation(folder / "preprocessor_config.json", model.image_size)
-    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), folder / WEIGHTS[0])
+    path = folder / WEIGHTS
     tensors = weights.read(path)
     shapes = _shapes(model)
     wanted = {name: leaf.shape for name, leaf in jax.eval_shape(_to_theirs, shapes).items()}
@@ -212,7 +212,7 @@ def save(folder: str | os.PathLike, clip: Clip, dtype: str = "float32") -> None:
             (unfinished / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
         tensors = _to_theirs(jax.device_get(clip.params))
         tensors = {name: x.astype(dtype, order="C") for name, x in tensors.items()}
-        save_file(tensors, unfinished / WEIGHTS[0], metadata={"format": "pt"})
+        save_file(tensors, unfinished / WEIGHTS, metadata={"format": "pt"})
 
 
 # ---- tensors

@@ -16,7 +16,7 @@ from zoo.nets.inception import SIZE, Inception
 
 
 def load(path: str | os.PathLike) -> Mapping:
-    """Reads the weights that pytorch-fid publishes, pt_inception-2015-12-05-6726825d.pth, or safetensors of its names.
+    """Reads the weights that pytorch-fid publishes, made a safetensors file as docs/score.md shows.
 
     Returns:
       Parameters, float32: `Inception().apply({"params": load(path)}, preprocess(pixels))` are the features.

@@ -311,7 +311,7 @@ def read_frozen(workdir: Path, name: str) -> dict[str, Any]:
     file = workdir / FOLDER / f"{name}.safetensors"
     tree: dict[str, Any] = {}
     try:
-        arrays = weights.read_safetensors(file)
+        arrays = weights.read(file)
     except UserError as error:
         raise UserError(f"this run's copy of a network, {file}, cannot be read: restore it ({error})") from None
     for path, array in arrays.items():
