@@ -3,45 +3,7 @@
 python train.py --config configs/diffusion.py:demo --workdir runs/demo
 """
 
-from absl import flags
-
-from zoo import config, loop
-from zoo.commands import preview
-from zoo.commands.scaffold import Command
-from zoo.errors import UserError
-from zoo.training import parallel
-
-FLAGS = flags.FLAGS
-
-
-def define_flags() -> None:
-    """Defines the flags of this command."""
-    config.define_config_flag()
-    flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes it.")
-    flags.DEFINE_bool("dry_run", False, "Print parameters, cost and captions of the recipe, and stop.")
-    flags.DEFINE_string(
-        "coordinator",
-        None,
-        "Several processes: HOST:PORT of the first one; clusters that jax knows need none of these three flags but "
-        "--coordinator=auto.",
-    )
-    flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
-    flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.")
-
-
-def main(_: list[str]) -> None:
-    """Runs the command on parsed flags."""
-    if FLAGS.coordinator:
-        parallel.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    if FLAGS.dry_run:
-        print(preview.preview(FLAGS.config))
-    elif not FLAGS.workdir:
-        raise UserError("--workdir is missing: the folder of the run, e.g. --workdir runs/demo")
-    else:
-        loop.train(FLAGS.config, FLAGS.workdir)
-
-
-COMMAND = Command(main, define_flags)
+from zoo.commands.train import COMMAND
 
 if __name__ == "__main__":
     COMMAND.run()

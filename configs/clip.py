@@ -7,14 +7,14 @@
 Measured: `docs/results/clip.md`.
 """
 
-from configs import common
+from zoo import recipes
 from zoo.config import arguments
 
 
 def get_config(text=None):
     """Returns the config of the recipe with the words in `text`, see the module."""
     words = arguments(text, ("demo", "test"))
-    config = common.get_config(
+    config = recipes.get_config(
         data=dict(
             source="scenes/full + scenes/one",
             size=32,
@@ -23,7 +23,7 @@ def get_config(text=None):
             vocab_size=512,
             negatives=True,
         ),
-        players=dict(model=common.player(learning_rate=1e-3, warmup_steps=100, ema_half_lives=(100.0,))),
+        players=dict(model=recipes.player(learning_rate=1e-3, warmup_steps=100, ema_half_lives=(100.0,))),
         loop=dict(steps=2000, log_every=50, checkpoint_every=500, grid_every=0),
     )
     config.method = dict(
@@ -50,7 +50,7 @@ def get_config(text=None):
     if "demo" in words:
         config.update(dict(data=dict(source="scenes/one"), loop=dict(steps=200)))
     if "test" in words:
-        common.for_tests(config)
+        recipes.for_tests(config)
         net = dict(width=32, depth=1, mlp_width=64, text_width=16, text_depth=1, text_mlp_width=32)
         config.update(dict(method=dict(net=net), loop=dict(grid_every=0, grid_prompts=())))
     return config

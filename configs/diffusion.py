@@ -20,7 +20,7 @@ to four steps:
 `docs/results/text_to_image.md`, `docs/results/rewards.md`, and on one GPU `docs/results/accelerator.md`.
 """
 
-from configs import common
+from zoo import recipes
 from zoo.config import arguments
 
 WORDS = ("critic", "few_steps", "reward", "policy", "cpu", "demo", "test")
@@ -29,7 +29,7 @@ WORDS = ("critic", "few_steps", "reward", "policy", "cpu", "demo", "test")
 def get_config(text=None):
     """Returns the config of the recipe with the words in `text`, see the module."""
     words = arguments(text, WORDS)
-    config = common.get_config(
+    config = recipes.get_config(
         dtype="bfloat16",
         data=dict(source="scenes/full", size=32, batch_size=256, text_length=40, vocab_size=512),
         method=dict(
@@ -57,7 +57,7 @@ def get_config(text=None):
             time_min=0.0,
             caption_drop=0.1,
         ),
-        players=dict(model=common.player(learning_rate=5e-4, warmup_steps=500, ema_half_lives=(500.0, 5000.0))),
+        players=dict(model=recipes.player(learning_rate=5e-4, warmup_steps=500, ema_half_lives=(500.0, 5000.0))),
         loop=dict(steps=60_000, steps_per_call=10, log_every=200, checkpoint_every=5000, grid_every=5000),
         sample=dict(steps=20, sampler="heun", guidance=1.5, interval=(0.0, 1.0), eta=0.0, shift=3.0),
     )
@@ -66,7 +66,7 @@ def get_config(text=None):
     if "demo" in words:
         _for_demo(config)
     if "test" in words:
-        common.for_tests(config)
+        recipes.for_tests(config)
         config.method.net.update(dict(width=32, depth=1, heads=2, conditioner=dict(width=16, depth=1, heads=1)))
         config.sample.steps = 2
     if "few_steps" in words:
@@ -76,7 +76,7 @@ def get_config(text=None):
         if "test" not in words:
             config.init = "runs/demo"
     if {"critic", "few_steps"} & words:
-        common.plug_in_critic(config, words, last_layer="^network/out/kernel", weight=0.5)
+        recipes.plug_in_critic(config, words, last_layer="^network/out/kernel", weight=0.5)
     if {"reward", "policy"} & words:
         _for_rewards(config, "policy" in words)
         if "test" not in words:
@@ -94,9 +94,9 @@ def _for_rewards(config, policy):
     config.sample.update(dict(sampler="ddim", steps=steps, guidance=0.0, eta=float(policy)))
     sampling = dict(sampler="ddim", steps=steps, guidance=0.0, shift=config.sample.shift)
     if policy:
-        common.plug_in_reward(config, gradient="policy", reward="oracle", sampling=sampling | dict(eta=1.0))
+        recipes.plug_in_reward(config, gradient="policy", reward="oracle", sampling=sampling | dict(eta=1.0))
     else:
-        common.plug_in_reward(config, sampling=sampling | dict(last=1))
+        recipes.plug_in_reward(config, sampling=sampling | dict(last=1))
 
 
 def _for_few_steps(config):
@@ -112,7 +112,7 @@ def _for_few_steps(config):
 
 def _for_two_cores(config):
     """Few tokens: large patches, for which the clean image is predicted (JiT 2511.13720), and a narrow text encoder."""
-    common.for_two_cores(config)
+    recipes.for_two_cores(config)
     conditioner = dict(width=128, depth=2, heads=2)
     net = dict(width=192, depth=6, heads=3, patch_size=8, conditioner=conditioner)
     config.method.update(dict(net=net, prediction="x", time_min=0.05))
@@ -120,7 +120,7 @@ def _for_two_cores(config):
 
 
 def _for_demo(config):
-    common.for_demo(config)
+    recipes.for_demo(config)
     config.loop.update(dict(steps=1300, checkpoint_every=500, grid_every=500))
     net = dict(patch_size=4, depth=4, conditioner=dict(width=64, heads=1))
     config.method.update(dict(net=net, prediction="v", time_min=0.0, time_shift=1.0))

@@ -14,7 +14,7 @@ Words combine, as in `configs/flow.py:jet,likelihood,demo`:
 Measured: `docs/results/text_to_image.md`, `docs/results/likelihood.md`.
 """
 
-from configs import common
+from zoo import recipes
 from zoo.config import arguments
 
 WORDS = ("jet", "likelihood", "critic", "cpu", "demo", "test")
@@ -23,7 +23,7 @@ WORDS = ("jet", "likelihood", "critic", "cpu", "demo", "test")
 def get_config(text=None):
     """Returns the config of the recipe with the words in `text`, see the module."""
     words = arguments(text, WORDS)
-    config = common.get_config(
+    config = recipes.get_config(
         dtype="bfloat16",
         data=dict(source="scenes/full", size=32, batch_size=256, text_length=40, vocab_size=512),
         method=dict(
@@ -34,7 +34,7 @@ def get_config(text=None):
             noise_std=0.1,
             caption_drop=0.1,
         ),
-        players=dict(model=common.player(learning_rate=5e-4, warmup_steps=500, ema_half_lives=(500.0, 5000.0))),
+        players=dict(model=recipes.player(learning_rate=5e-4, warmup_steps=500, ema_half_lives=(500.0, 5000.0))),
         loop=dict(steps=60_000, steps_per_call=10, log_every=200, checkpoint_every=5000, grid_every=5000),
         sample=dict(guidance=0.0, temperature=1.0, denoise=True, cache=True),
     )
@@ -46,21 +46,21 @@ def get_config(text=None):
     if {"cpu", "demo"} & words:
         _for_two_cores(config)
     if "demo" in words:
-        common.for_demo(config)
+        recipes.for_demo(config)
         config.method.net.update(dict(width=128, patch_size=4))
         config.loop.update(dict(steps=2000, checkpoint_every=500, grid_every=1000))
     if "test" in words:
-        common.for_tests(config)
+        recipes.for_tests(config)
         config.method.net.update(dict(width=32, heads=2, conditioner=dict(width=16, depth=1, heads=2)))
         _set_stack(config, tarflow=dict(blocks=2, depth=1), jet=dict(couplings=4, depth=1))
     if "critic" in words:
-        common.plug_in_critic(config, words)
+        recipes.plug_in_critic(config, words)
     return config
 
 
 def _for_two_cores(config):
     """Few tokens, of large patches, and short stacks."""
-    common.for_two_cores(config)
+    recipes.for_two_cores(config)
     config.method.net.update(dict(width=192, heads=4, patch_size=8, conditioner=dict(width=128, depth=2, heads=4)))
     config.loop.steps = 17_000
     _set_stack(config, tarflow=dict(blocks=4, depth=2), jet=dict(couplings=12, depth=1))

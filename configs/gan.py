@@ -14,14 +14,14 @@ The base is a generator without a loss; see `zoo.wrappers.adversarial` for the f
 Measured: `docs/results/critics.md`.
 """
 
-from configs import common
+from zoo import recipes
 from zoo.config import arguments
 
 
 def get_config(text=None):
     """Returns the config of the recipe with the words in `text`, see the module."""
     words = arguments(text, ("projected", "demo", "test"))
-    config = common.get_config(
+    config = recipes.get_config(
         dtype="bfloat16",
         data=dict(source="scenes/full", size=32, batch_size=256, text_length=40, vocab_size=512),
         method=dict(
@@ -39,7 +39,7 @@ def get_config(text=None):
             caption_drop=0.0,
         ),
         players=dict(
-            model=common.player(
+            model=recipes.player(
                 learning_rate=2e-4, warmup_steps=0, betas=(0.0, 0.99), clip_norm=1e6, ema_half_lives=(500.0, 5000.0)
             ),
         ),
@@ -49,11 +49,11 @@ def get_config(text=None):
     if "demo" in words:
         _for_demo(config)
     if "test" in words:
-        common.for_tests(config)
+        recipes.for_tests(config)
         config.method.latent_dim = 8
         conditioner = dict(width=16, depth=1, heads=2)
         config.method.net.update(dict(patch_size=4, widths=(8, 16), blocks=1, heads=2, conditioner=conditioner))
-    common.plug_in_critic(config, words, **_of_critic(words))
+    recipes.plug_in_critic(config, words, **_of_critic(words))
     return config
 
 
@@ -66,7 +66,7 @@ def _of_critic(words):
 
 def _for_demo(config):
     """Few patches, of 4 x 4 pixels, at two levels."""
-    common.for_demo(config)
+    recipes.for_demo(config)
     config.players.model.learning_rate = 5e-4
     config.loop.update(dict(steps=1600, checkpoint_every=400, grid_every=400))
     conditioner = dict(width=64, depth=2, heads=1)

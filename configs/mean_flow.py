@@ -10,14 +10,13 @@ Measured: `docs/results/text_to_image.md`.
 
 import ml_collections
 
-from configs import diffusion
-from zoo.config import arguments
+from zoo.config import arguments, load
 
 
 def get_config(text=None):
     """Returns the config of the recipe with the words in `text`, see the module."""
     words = arguments(text, ("cpu", "demo", "test"))
-    config = diffusion.get_config(",".join(sorted(words)))
+    config = load(f"diffusion:{','.join(sorted(words))}")
     net = config.method.net.to_dict() | dict(time_frequency=8.0)  # its derivative by time is taken
     del net["attention"]
     config.method = ml_collections.ConfigDict(

@@ -11,14 +11,14 @@
 Measured: `docs/results/text_to_image.md`; the settings without which it did not learn: `docs/families/vae.md`.
 """
 
-from configs import common
+from zoo import recipes
 from zoo.config import arguments
 
 
 def get_config(text=None):
     """Returns the config of the recipe with the words in `text`, see the module."""
     words = arguments(text, ("autoencoder", "critic", "cpu", "demo", "test"))
-    config = common.get_config(
+    config = recipes.get_config(
         dtype="bfloat16",
         data=dict(source="scenes/full", size=32, batch_size=256, text_length=40, vocab_size=512),
         method=dict(
@@ -45,7 +45,7 @@ def get_config(text=None):
             caption_drop=0.1,
         ),
         players=dict(
-            model=common.player(
+            model=recipes.player(
                 learning_rate=5e-4,
                 warmup_steps=500,
                 betas=(0.9, 0.99),
@@ -66,7 +66,7 @@ def get_config(text=None):
     if "test" in words:
         _for_tests(config, autoencoder)
     if "critic" in words:
-        common.plug_in_critic(config, words, last_layer="head/kernel", weight=0.5, feature_matching=1.0)
+        recipes.plug_in_critic(config, words, last_layer="head/kernel", weight=0.5, feature_matching=1.0)
     return config
 
 
@@ -83,7 +83,7 @@ def _for_latents(config):
 
 def _for_two_cores(config, autoencoder):
     """Most of the work at 8 x 8."""
-    common.for_two_cores(config)
+    recipes.for_two_cores(config)
     config.loop.steps = 10_000
     if autoencoder:
         config.method.warmup = (0, 5000)
@@ -95,7 +95,7 @@ def _for_two_cores(config, autoencoder):
 
 
 def _for_demo(config, autoencoder):
-    common.for_demo(config)
+    recipes.for_demo(config)
     config.loop.update(dict(steps=1600, checkpoint_every=500, grid_every=1000))
     if autoencoder:
         config.method.warmup = (0, 800)
@@ -106,7 +106,7 @@ def _for_demo(config, autoencoder):
 
 
 def _for_tests(config, autoencoder):
-    common.for_tests(config)
+    recipes.for_tests(config)
     if autoencoder:
         config.method.net.update(dict(widths=(8, 16), blocks=1, mixtures=1))
     else:

@@ -22,7 +22,7 @@ from zoo.scenes.dataset import open_source
 from zoo.training.checkpoint import Checkpoints
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
-RECIPES = [f"configs/{file.name}:test" for file in sorted(FOLDER.glob("*.py")) if file.name != "common.py"]
+RECIPES = [f"configs/{file.name}:test" for file in sorted(FOLDER.glob("*.py"))]
 RECIPES += [f"configs/{kind},test" for kind in ("vae.py:critic", "flow.py:jet,critic")]
 RECIPES += ["configs/diffusion.py:few_steps,test"]
 OF_RUNS = [name for name, measure in MEASURES.items() if measure.of_run]

@@ -20,6 +20,7 @@ LAYERS = [
     "zoo.resize",
     "zoo.weights",
     "zoo.config",
+    "zoo.recipes",
     "zoo.distributions",
     "zoo.method",
     "zoo.scenes",
@@ -107,7 +108,7 @@ def test_maths_reads_no_files_and_knows_no_flags(part):
 def test_commands_alone_read_flags():
     readers = {name for name, names in IMPORTS.items() if "absl.flags" in names}
     assert "zoo.commands.score" in readers
-    assert all(name.startswith(("zoo.commands", "zoo.config")) or name in ("train", "sample") for name in readers)
+    assert all(name.startswith(("zoo.commands", "zoo.config")) for name in readers)
 
 
 def test_the_loop_is_short_and_training_names_no_family():

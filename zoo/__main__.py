@@ -1,4 +1,4 @@
-"""Runs a command: python -m zoo COMMAND ..."""
+"""Runs a command: zoo COMMAND ..., or python -m zoo COMMAND ..."""
 
 import importlib
 import pkgutil
@@ -22,7 +22,7 @@ def main() -> None:
     with exit_on_user_error():
         if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
             lines = "\n".join(f"  {name:18} {first_line(module)}" for name, module in COMMANDS.items())
-            print(f"python -m zoo COMMAND --help prints its flags. Commands, beside train.py and sample.py:\n\n{lines}")
+            print(f"zoo COMMAND --help prints its flags. Commands:\n\n{lines}")
             return
         if sys.argv[1] not in COMMANDS:
             raise unknown_name_error("command", sys.argv[1], COMMANDS)

@@ -9,6 +9,7 @@ import json
 import os
 import runpy
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
@@ -24,6 +25,8 @@ else:
 
 flags.disclaim_key_flags()  # they belong to the command, whose --help lists them
 
+HERE = Path(__file__).parent
+RECIPES = next(folder for folder in (HERE / "configs", HERE.parent / "configs") if folder.is_dir())  # installed, or not
 FORMAT_VERSION = 2  # of configs and checkpoints; another one is refused
 
 
@@ -133,13 +136,27 @@ def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) 
     ]
 
 
+def recipe_file(name: str) -> str:
+    """Returns the path of a recipe: the name of a file, or of one that the zoo brings, such as "diffusion".
+
+    Raises:
+      UserError: there is no such recipe.
+    """
+    if os.path.isfile(name):
+        return name
+    shipped = {file.stem: str(file) for file in RECIPES.glob("*.py")}
+    if name in shipped:
+        return shipped[name]
+    if "/" in name or name.endswith(".py"):
+        names = ", ".join(sorted(shipped))
+        raise UserError(f"--config: no such file: {name!r}; recipes with a name, e.g. diffusion:demo, are {names}")
+    raise unknown_name_error("recipe", name, shipped)
+
+
 def load(spec: str) -> ml_collections.ConfigDict:
-    """Returns the config of "FILE" or "FILE:ARGUMENTS". Raises UserError where there is no such file."""
-    path, _, words = spec.partition(":")
-    if not os.path.isfile(path):
-        raise UserError(
-            f"--config: no such file: {path!r}; the recipes are in configs/, e.g. configs/diffusion.py:demo"
-        )
+    """Returns the config of "RECIPE" or "RECIPE:ARGUMENTS". Raises UserError where there is no such recipe."""
+    name, _, words = spec.partition(":")
+    path = recipe_file(name)
     get_config = runpy.run_path(path).get("get_config")
     if get_config is None:
         raise UserError(f"--config: {path!r} has no get_config function; is it a recipe?")
@@ -147,13 +164,16 @@ def load(spec: str) -> ml_collections.ConfigDict:
 
 
 def define_config_flag() -> None:
-    """Defines `--config FILE[:ARGUMENTS]` and `--config.KEY=VALUE`."""
-    config_flags.DEFINE_config_file("config", None, "Recipe, FILE[:ARGUMENTS]; --config.KEY=VALUE changes a key.")
+    """Defines `--config RECIPE[:ARGUMENTS]` and `--config.KEY=VALUE`."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Recipe: a file, or a name such as diffusion:demo; --config.KEY=VALUE changes a key."
+    )
     flags.mark_flag_as_required("config")
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the command line; for `app.run(flags_parser=...)`. Raises UserError with what is wrong in one line."""
+    argv = _with_recipe_files(argv)
     _check_config_flags(argv)
     try:
         rest = flags.FLAGS(list(argv))
@@ -162,6 +182,25 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # jax tells of each accelerator that it did not find
     return rest
+
+
+def _with_recipe_files(argv: Sequence[str]) -> list[str]:
+    """Returns the command line with the files of recipes in place of their names."""
+
+    def with_file(spec: str) -> str:
+        name, colon, words = spec.partition(":")
+        return recipe_file(name) + colon + words
+
+    out: list[str] = []
+    for word in argv:
+        flag, equals, spec = word.partition("=")
+        if out and out[-1] in ("-config", "--config"):
+            out.append(with_file(word))
+        elif flag in ("-config", "--config") and equals:
+            out.append(f"{flag}={with_file(spec)}")
+        else:
+            out.append(word)
+    return out
 
 
 def _check_config_flags(argv: Sequence[str]) -> None:

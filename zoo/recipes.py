@@ -1,4 +1,7 @@
-"""The sections that all recipes share, and the parts of their words `cpu`, `demo` and `test` that are alike."""
+"""Parts of recipes: the sections of every config, and what the words `cpu`, `demo`, `test`, `critic` and `reward` set.
+
+The recipes themselves are the files in configs/.
+"""
 
 import ml_collections
 from ml_collections import config_dict
