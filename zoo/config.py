@@ -153,7 +153,7 @@ def recipe_file(name: str) -> str:
     raise unknown_name_error("recipe", name, shipped)
 
 
-def load(spec: str) -> ml_collections.ConfigDict:
+def load(spec: str) -> Config:
     """Returns the config of "RECIPE" or "RECIPE:ARGUMENTS". Raises UserError where there is no such recipe."""
     name, _, words = spec.partition(":")
     path = recipe_file(name)
