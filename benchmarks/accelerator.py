@@ -50,7 +50,7 @@ COLUMNS = {
 ROW_SECONDS = 75  # after which a row is given up
 SCORING_SECONDS = 75  # kept for sampling and scoring what was trained
 STARTING_SECONDS = 45  # of a training run, before its first step
-LINEAR = "--config.method.time_shift=1."  # the twin knows no other
+LINEAR = "--config.method.time_shift=1."  # the twin has no other
 
 
 class Report:

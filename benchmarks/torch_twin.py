@@ -132,7 +132,7 @@ class Transformer(nn.Module):
         super().__init__()
         net, conditioner = conditioned.network, cast(TextTransformer, conditioned.conditioner)
         if (net.text, net.positions) != ("joint", "rotary"):
-            raise UserError("the twin knows only text='joint' with positions='rotary'")
+            raise UserError("the twin has only text='joint' with positions='rotary'")
         width, heads, text_width, self.patch_size = net.width, net.heads, conditioner.width, net.patch_size
         patch, side = net.patch_size**2 * channels, size // net.patch_size
         self.embedding = nn.Embedding(conditioner.vocab_size, text_width)
@@ -243,9 +243,9 @@ class Trainer:
             "v",
             "logit_normal",
         ):
-            raise UserError("the twin knows only rectified flow with logit-normal times")
+            raise UserError("the twin has only rectified flow with logit-normal times")
         if method.time_min or method.time_shift != 1 or optimizer.weight_decay or optimizer.freeze:
-            raise UserError("the twin knows no time_min, time_shift, weight decay or freezing")
+            raise UserError("the twin has no time_min, time_shift, weight decay or freezing")
         self.model, self.method, self.clip_norm = model, method, optimizer.clip_norm
         self.params = list(model.parameters())
         self.adam = torch.optim.AdamW(self.params, betas=optimizer.betas, weight_decay=0.0, fused=True)

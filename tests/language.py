@@ -27,6 +27,13 @@ WORDS = {
     r"scenes/clips": "scenes/video",
     r"zoo\.scoring|zoo\.edit|zoo\.training\.(run|loop)|zoo/scoring": "zoo.evaluation, zoo.runs, zoo.loop",
 }
+# Networks, losses and files have no minds: in all but the bodies of tests.
+MINDS = {
+    "tells?|says?|said|speaks?|spoke": "print, state, name, contain",
+    "asks?|asked": "need, request",
+    "sees|saw|hears?|feels?|thinks?|dares?|believes?": "the verb of what happens",
+    "knows?|knew|remembers?": "have, keep",
+}
 # Identifiers, anywhere.
 IDENTIFIERS = {
     r"taught_by|told_apart": "with_reward, pair_accuracy",
@@ -112,7 +119,8 @@ def faults(name: str, text: str) -> Iterator[tuple[int, str, str]]:
     if Path(name).suffix == ".py" and name.startswith("zoo/") and Path(name).stem in MODULES:
         yield 1, Path(name).stem, "the module's name in the field"
     for number, line in enumerate(text.splitlines(), 1):
-        for banned, letters in ((WORDS, "[A-Za-z]"), (IDENTIFIERS, r"\w")):
+        minds = {} if name.startswith("tests/") and not line.startswith("def test_") else MINDS
+        for banned, letters in ((WORDS | minds, "[A-Za-z]"), (IDENTIFIERS, r"\w")):
             for pattern, better in banned.items():
                 for found in re.finditer(rf"(?<!{letters})({pattern})(?!{letters})", line, re.IGNORECASE):
                     yield number, found.group(), better

@@ -224,7 +224,7 @@ def test_a_wrong_caption_is_never_one_that_was_dropped():
     assert metrics_of(plugin, "critic", params) == metrics_of(plugin, "critic", params, given)
 
 
-def test_the_base_feels_the_critic_from_the_start_step_on():
+def test_the_base_has_the_critics_gradient_from_the_start_step_on():
     params = fresh("vae")
     plugin = method(AUTOENCODER, weight=2.0, base_weight=0.5, start=3)
     before, after = (metrics_of(plugin, "model", params, step=np.int32(step)) for step in (2, 3))
@@ -302,7 +302,7 @@ def test_a_critic_is_shown_what_augmentations_make_of_images():
     assert abs(plain - changed) > 1e-6
 
 
-def test_base_and_critic_hear_the_same_captions():
+def test_base_and_critic_get_the_same_captions():
     plugin = method(dict(GENERATOR, caption_drop=1.0))
     assert plugin.undropped.caption_drop == 0
     empty = dict(BATCH, cond=dict(tokens=np.tile(np.asarray(EMPTY), (8, 1))))
@@ -524,7 +524,7 @@ def test_the_finest_stripes_do_not_pass_downsampling():
     assert np.abs(downsample(stripes)[:, 1:-1]).max() < 1e-6
 
 
-def test_a_critic_sees_motion():
+def test_a_critic_depends_on_motion():
     video = RNG.normal(size=(2, 3, 8, 8, 3)).astype(np.float32)
     seen = with_motion(video)
     np.testing.assert_allclose(seen[:, 1, ..., 3:], video[:, 1] - video[:, 0], atol=1e-6)

@@ -30,7 +30,7 @@ def test_tables_hold_what_was_measured(tmp_path):
     assert "GAN: `python -m zoo bench`" in text and '"exit_code": 1' in text
 
 
-def test_every_part_of_the_plan_does_what_it_says(tmp_path, monkeypatch):
+def test_every_part_of_the_plan_runs_its_own_rows(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else main sets it for the tests that follow
     monkeypatch.setattr(accelerator, "run_program", lambda command, seconds: asked.append(command[1:]) or ("", 0))

@@ -11,7 +11,7 @@ def flat_frechet(a, b):
     return (a.mean() - b.mean()) ** 2 + (a.std(ddof=1) - b.std(ddof=1)) ** 2
 
 
-def test_intervals_of_a_mean_hold_it_as_often_as_they_say():
+def test_intervals_of_a_mean_hold_it_at_their_level():
     rng = np.random.default_rng(0)
     held = [low < 2.0 < high for low, high in (interval(rng.exponential(2.0, 60), 0.8, 200) for _ in range(300))]
     assert 0.72 < np.mean(held) < 0.88
@@ -26,7 +26,7 @@ def test_an_interval_of_a_mean_has_the_width_of_theory():
 
 
 @pytest.mark.parametrize("sizes", [(80, 80), (60, 200)])
-def test_intervals_of_a_measure_hold_its_expectation_as_often_as_they_say(sizes):
+def test_intervals_of_a_measure_hold_its_expectation_at_their_level(sizes):
     rng = np.random.default_rng(0)
     draw = lambda: (rng.normal(0.0, 1.0, (sizes[0], 1)), rng.normal(0.6, 1.5, (sizes[1], 1)))
     expectation = np.mean([flat_frechet(*draw()) for _ in range(4000)])

@@ -159,7 +159,7 @@ def test_damaged_metadata_fall_back_too(tmp_path, capsys):
         reader.restore(target, newest=0)
 
 
-def test_a_damaged_checkpoint_that_was_asked_for_is_refused(tmp_path):
+def test_a_damaged_checkpoint_that_was_named_is_refused(tmp_path):
     save(tmp_path, 1, 2)
     for file in files_of(tmp_path, 2, "params"):
         overwrite(file)
@@ -167,7 +167,7 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_refused(tmp_path):
         restore(tmp_path, 2)
 
 
-def test_when_all_are_damaged_it_is_said(tmp_path):
+def test_when_all_are_damaged_it_is_an_error(tmp_path):
     save(tmp_path, 1, 2)
     for step in (1, 2):
         for file in files_of(tmp_path, step, "params"):

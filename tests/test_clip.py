@@ -151,15 +151,15 @@ def test_bfloat16_stays_near_and_gives_float32():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"patch_size": 5}, "patch_size 5 does not divide image_size 16"),
         ({"heads": 3}, "width 64 is not divisible by heads 3"),
         ({"text_activation": "gelo"}, "unknown activation 'gelo': did you mean 'gelu'"),
     ],
 )
-def test_fields_that_do_not_fit(changes, said):
-    with pytest.raises(UserError, match=said):
+def test_fields_that_do_not_fit(changes, message):
+    with pytest.raises(UserError, match=message):
         jax.eval_shape(CLIP(**TINY | changes).init, jax.random.key(0), X, IDS)
 
 
@@ -265,7 +265,7 @@ def test_no_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "keys", "said"),
+    ("file", "keys", "message"),
     [
         ("config.json", {"model_type": "siglip"}, "model_type 'siglip', not 'clip'"),
         ("config.json", {"projection_dim": "20"}, "projection_dim is '20', but must be like 512"),
@@ -278,15 +278,15 @@ def test_no_folder(tmp_path):
         ("tokenizer.json", {"post_processor": None}, "at its id 533, which the tokenizer puts into none"),
     ],
 )
-def test_a_file_of_something_else(folder, file, keys, said):
+def test_a_file_of_something_else(folder, file, keys, message):
     change(folder / file, **keys)
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         pretrained.load(folder)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("section", "keys", "said"),
+    ("section", "keys", "message"),
     [
         ("text_config", {"hidden_act": "relu"}, "unknown activation 'relu'"),
         ("vision_config", {"num_attention_heads": 0}, "num_attention_heads is 0"),
@@ -297,9 +297,9 @@ def test_a_file_of_something_else(folder, file, keys, said):
         ("vision_config", {"patch_size": 12}, r"\(expected \(24, 3, 12, 12\), found \(24, 3, 8, 8\)\)"),
     ],
 )
-def test_a_config_of_other_weights(folder, section, keys, said):
+def test_a_config_of_other_weights(folder, section, keys, message):
     change_section(folder, section, **keys)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         pretrained.load(folder)
 
 
@@ -312,7 +312,7 @@ def test_a_damaged_file_is_one_line(folder, file, content):
     assert "\n" not in str(error.value)
 
 
-def test_a_tokenizer_of_more_ids_than_the_network_knows():
+def test_a_tokenizer_of_more_ids_than_the_network_embeds():
     clip = loaded("gelu")
     with pytest.raises(UserError, match="ids up to 534, the CLIP knows 534"):
         pretrained.Clip(clip.model.clone(vocab_size=534), clip.params, clip.tokenizer)

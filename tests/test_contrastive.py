@@ -136,7 +136,7 @@ def test_an_unknown_objective_is_named():
         method(objective="siglib").init(jax.random.key(0), make_batch())
 
 
-def test_it_makes_no_images_and_says_who_does():
+def test_it_makes_no_images_and_names_who_does():
     with pytest.raises(UserError, match="Contrastive lacks the ability Generates; families with it: diffusion"):
         Sampler(method(), (1, 8, 8, 3), {})
     assert require(method(), Method)

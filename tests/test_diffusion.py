@@ -77,7 +77,7 @@ def loss_of(model, params=0.5, batch=BATCH, seed=0):
 
 
 @pytest.mark.parametrize("prediction", ["x", "eps", "v"])
-def test_loss_is_what_numpy_says(prediction, simple):
+def test_loss_is_that_of_numpy(prediction, simple):
     """From z and t alone: the noise is what takes the image to z."""
     loss, output = method(prediction=prediction).loss("model", 0.5, BATCH, jax.random.key(0), Axis(), 0)
     x = BATCH["inputs"].astype(np.float64) / 127.5 - 1
@@ -135,7 +135,7 @@ def test_all_captions_dropped_make_the_loss_independent_of_them(simple):
     np.testing.assert_array_equal(simple["tokens"], other["cond"]["tokens"])
 
 
-def test_captions_are_dropped_whole_and_in_the_asked_share():
+def test_captions_are_dropped_whole_and_in_the_configured_share():
     tokens = np.tile(BATCH["cond"]["tokens"], (2500, 1))
     dropped = np.asarray(conditions.drop(jax.random.key(0), {"tokens": tokens}, 0.1)["tokens"])
     changed = (dropped != tokens).any(axis=1)
@@ -307,7 +307,7 @@ def test_every_sampling_option_is_among_those_tested():
     assert options - {"last"} == set(SAMPLE_CHANGES)  # which changes derivatives, see test_rewarded
 
 
-def test_what_the_network_sees_is_the_patches_after_each_layer():
+def test_features_are_the_patches_after_each_layer():
     """The first layer of two sees what a network of that layer alone does."""
     two, one = (method(net=NET | dict(depth=depth)) for depth in (2, 1))
     params = jax.tree.map(lambda leaf: leaf + 0.05, two.init(jax.random.key(0), BATCH))

@@ -198,7 +198,7 @@ def test_kl_is_the_mean_of_the_log_ratio():
     assert error.max() < 0.02 * kl.min()
 
 
-def test_a_latent_knows_the_noise_its_prior_makes_it_of():
+def test_a_latent_determines_the_noise_its_prior_makes_it_of():
     [one] = latent()
     np.testing.assert_allclose(one.prior.sample(one.noise()), one.z, atol=1e-5)
 

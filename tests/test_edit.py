@@ -144,7 +144,7 @@ def test_a_small_angle_is_no_accident_of_rounding():
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.3, 0.8, 1.0])
-def test_variation_has_the_distribution_of_noise_and_the_said_correlation(strength):
+def test_variation_has_the_distribution_of_noise_and_the_given_correlation(strength):
     before = noise_of(4000)
     after = edits.vary(before, keys(4000), strength)
     for x, y in zip(before, after, strict=True):

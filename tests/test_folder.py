@@ -116,7 +116,7 @@ def test_splits(tmp_path):
     assert [item for item in more if item != ([0], "set")] == [item for item in test if item != ([0], "set")]
 
 
-def test_other_sizes_are_cropped_and_said_once(tmp_path, capsys):
+def test_other_sizes_are_cropped_and_noted_once(tmp_path, capsys):
     wide = np.zeros((8, 24, 3), np.uint8)
     wide[:, 8:16] = 255
     write(tmp_path, {"a.png": encoded(Image.fromarray(wide)), "b.png": encoded(colour(7, 32))})

@@ -104,7 +104,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "resize", "said"),
+    ("inputs", "resize", "message"),
     [
         (np.zeros((1, 8, 8, 3), np.float32), "pytorch", "float32"),
         (np.zeros((1, 2, 8, 8, 3), np.uint8), "pytorch", "(1, 2, 8, 8, 3)"),
@@ -112,8 +112,8 @@ def test_weights_of_another_network_are_refused(tmp_path):
         (np.zeros((1, 8, 8, 3), np.uint8), "cleaned", "did you mean 'clean'"),
     ],
 )
-def test_images_that_cannot_be_preprocessed_are_refused(inputs, resize, said):
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_images_that_cannot_be_preprocessed_are_refused(inputs, resize, message):
+    with pytest.raises(UserError, match=re.escape(message)):
         inception.preprocess(inputs, resize)
 
 

@@ -74,7 +74,7 @@ def test_resuming_does_not_need_the_other_run(copied, tiny, tmp_path):
         ({"data.text_length": 8}, ["data.text_length is 8", "16"]),
     ],
 )
-def test_what_a_run_cannot_start_from_is_said(trained, tiny, tmp_path, changes, words):
+def test_what_a_run_cannot_start_from_is_an_error(trained, tiny, tmp_path, changes, words):
     with pytest.raises(UserError) as error:
         loop.train(tiny({"init": str(trained)} | changes), tmp_path / "run")
     assert all(word in str(error.value) for word in words), error.value

@@ -78,7 +78,7 @@ def test_decoding_is_the_way_back():
     np.testing.assert_allclose(again, to_float(images.pixels), atol=1e-5)
 
 
-def test_a_channel_that_says_nothing_stays_finite():
+def test_a_constant_channel_stays_finite():
     images = Images(3)
     images.pixels[:] = 9
     assert np.isfinite(latents_of(FOLDING.measured(PARAMS, images).source(PARAMS, images, {"name": "flat"}))).all()
@@ -175,7 +175,7 @@ def test_a_condition_that_latents_do_not_keep_is_an_error(tiny, autoencoder, mon
         prepare(on_latents(tiny, autoencoder))
 
 
-def test_the_method_sees_latents(tiny, autoencoder):
+def test_the_method_gets_latents(tiny, autoencoder):
     source, recipe = prepare(on_latents(tiny, autoencoder))
     batch = next(recipe.stream(source))
     height, width, channels = recipe.shape[1:]
@@ -186,7 +186,7 @@ def test_the_method_sees_latents(tiny, autoencoder):
     assert blank["inputs"].shape == (3, *recipe.shape) and blank["inputs"].dtype == np.float32
 
 
-def test_sampling_decodes_without_being_asked(latent_run, command, tmp_path):
+def test_sampling_decodes_by_itself(latent_run, command, tmp_path):
     run = open_run(latent_run)
     made = run.sample(["a red circle", "a blue star"])
     assert made.shape == (2, 1, 16, 16, 3) and made.dtype == np.uint8
@@ -219,7 +219,7 @@ def test_a_run_on_latents_resumes_bit_for_bit(latent_run, autoencoder, tiny, tmp
         ({"method.net.patch_size": 3}, ["patch_size 3"]),
     ],
 )
-def test_what_cannot_be_trained_on_latents_is_said(tiny, autoencoder, tmp_path, changes, words):
+def test_what_cannot_be_trained_on_latents_is_an_error(tiny, autoencoder, tmp_path, changes, words):
     with pytest.raises(UserError) as error:
         loop.train(on_latents(tiny, autoencoder, **changes), tmp_path / "run")
     assert all(word in str(error.value) for word in words)
@@ -241,7 +241,7 @@ def test_a_run_keeps_its_autoencoder(tiny, autoencoder, tmp_path, saved_state):
     assert made.shape == (1, 1, 16, 16, 3)
 
 
-def test_a_damaged_copy_of_the_autoencoder_is_said(latent_run, tmp_path, command):
+def test_a_damaged_copy_of_the_autoencoder_is_an_error(latent_run, tmp_path, command):
     copied = shutil.copytree(latent_run, tmp_path / "run")
     file = copied / "frozen/latents.safetensors"
     arrays = load_file(file)

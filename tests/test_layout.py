@@ -98,7 +98,7 @@ def test_modules_are_imported_by_name_in_the_registry_and_for_configs_and_comman
 
 
 @pytest.mark.parametrize("part", ["nets", "diffusion", "methods", "wrappers"])
-def test_maths_reads_no_files_and_knows_no_flags(part):
+def test_maths_reads_no_files_and_no_flags(part):
     names = [name for name in FILES if name.startswith(f"zoo.{part}")]
     assert names
     for name in names:

@@ -273,7 +273,7 @@ def test_latents_have_no_levels():
         method().bits_per_dim(params(), keys(4), BATCH | dict(inputs=np.zeros((4, *SHAPE), np.float32)))
 
 
-def test_the_fused_kernel_is_not_asked_for_derivatives(monkeypatch):
+def test_the_fused_kernel_is_not_differentiated(monkeypatch):
     plain, seen = jax.nn.dot_product_attention, []
 
     def attention(*args, implementation, **kwargs):

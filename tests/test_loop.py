@@ -86,14 +86,14 @@ def test_the_same_config_trains_to_the_same_bits(trained, short, tmp_path, same,
     assert same(saved_state(tmp_path / "again"), saved_state(trained))
 
 
-def test_a_run_that_is_trained_says_so_and_stays_as_it_is(copied, trained, short, same, saved_state, capsys):
+def test_a_run_that_is_trained_stays_as_it_is_with_a_note(copied, trained, short, same, saved_state, capsys):
     before = (copied / "metrics.jsonl").read_text()
     final = loop.train(short, copied)
     assert "is trained: 4 of 4 steps" in capsys.readouterr().err
     assert final.step == 4 and (copied / "metrics.jsonl").read_text() == before
 
 
-def test_more_steps_can_be_asked_for(copied, tiny, short, capsys):
+def test_a_run_can_be_made_longer(copied, tiny, short, capsys):
     longer = short.copy_and_resolve_references()
     longer.loop.update(steps=6, grid_every=0)
     final = loop.train(longer, copied)
@@ -146,7 +146,7 @@ def stop_at(monkeypatch, number, step):
 
 
 @pytest.mark.parametrize("number", GracefulShutdown.SIGNALS, ids=lambda number: number.name)
-def test_a_signal_saves_and_says_how_to_resume(
+def test_a_signal_saves_and_prints_how_to_resume(
     number, trained, short, tmp_path, same, saved_state, monkeypatch, capsys
 ):
     before = [signal.getsignal(each) for each in GracefulShutdown.SIGNALS]

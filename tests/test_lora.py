@@ -59,6 +59,6 @@ def test_the_pattern_chooses():
 @pytest.mark.parametrize(
     "pattern, rank, words", [("nothing", 2, "matches no kernel"), ("bias", 2, "no kernel"), ("mlp", 0, "at least 1")]
 )
-def test_what_cannot_be_is_said(pattern, rank, words):
+def test_what_cannot_be_is_an_error(pattern, rank, words):
     with pytest.raises(UserError, match=words):
         lora.init(RNG, PARAMS, pattern, rank)

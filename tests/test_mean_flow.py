@@ -96,7 +96,7 @@ def test_the_loss_is_the_error_over_its_own_size(gaussian):
 
 
 @pytest.mark.parametrize("equal", [0.0, 0.3, 1.0])
-def test_times_are_in_order_and_as_often_equal_as_asked(equal):
+def test_times_are_in_order_and_equal_in_the_configured_share(equal):
     r, t = method(data_proportion=equal)._draw_two_times(jax.random.key(0), 4000)
     assert (r <= t).all() and t.max() < 1 and r.min() > 0
     assert float((r == t).mean()) == pytest.approx(equal, abs=0.03)

@@ -118,7 +118,7 @@ def test_scores_are_those_of_the_functions():
     assert "of 120 images" in scores["frechet"].note
 
 
-def test_too_few_images_for_an_interval_are_said():
+def test_too_few_images_for_an_interval_are_noted():
     few = Sample(real().images[:6], real().captions[:6])
     score = evaluate(few, context(), ["precision"])[0]["precision"]
     assert score.interval is None and score.note == "of 6 images, too few for an interval"
@@ -143,7 +143,7 @@ def test_the_entropy_is_known_of_one_data_set():
     assert known_entropy(DATA) is None
 
 
-def test_a_measure_asked_for_by_name_must_be_had():
+def test_a_measure_given_by_name_must_be_had():
     nothing = EvalContext({}, {}, None, None)
     for name, message in (
         ("oracle", "needs scenes"),
@@ -178,7 +178,7 @@ def test_labels():
     assert labels_of(["cat"] * 5 + ["dog"] * 4, None) == ["cat"] * 5 + [None] * 4
 
 
-def test_accuracy_knows_shapes_from_scrambled_ones():
+def test_accuracy_separates_shapes_from_scrambled_ones():
     good, _ = evaluate(real(), context(), ["accuracy"])
     lost, _ = evaluate(shuffled(real(), 0), context(), ["accuracy"])
     assert good["accuracy"].value > lost["accuracy"].value + 0.2

@@ -33,7 +33,7 @@ def test_without_such_a_word_there_is_no_swap(text):
 
 
 @pytest.mark.parametrize("world, frames", [("one", 1), ("full", 1), ("video", 8)])
-def test_swapped_captions_of_scenes_are_of_the_grammar_and_say_something_else(world, frames):
+def test_swapped_captions_of_scenes_are_of_the_grammar_and_mean_something_else(world, frames):
     changed = 0
     for i in range(200):
         text = make_example(world, "train", i, 32, frames)[1]
@@ -46,7 +46,7 @@ def test_swapped_captions_of_scenes_are_of_the_grammar_and_say_something_else(wo
     assert changed > 190
 
 
-def test_what_training_never_shows_is_not_said():
+def test_what_training_never_shows_is_not_a_negative():
     for colour, shape in worlds.HELD_OUT_PAIRS:
         others = [c for c in worlds.COLOURS if (c, shape) not in worlds.HELD_OUT_PAIRS]
         assert not any(f"{colour} {shape}" in (text or "") for text in swaps(f"a {others[0]} {shape}"))

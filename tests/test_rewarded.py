@@ -239,7 +239,7 @@ def test_a_family_without_steps_learns_directly_too():
         (dict(target_modules="nothing"), ["nothing", "matches no kernel"]),
     ],
 )
-def test_settings_that_cannot_be_are_said(changes, words):
+def test_settings_that_cannot_be_are_errors(changes, words):
     with pytest.raises(UserError) as error:
         jax.eval_shape(method(**changes).init, KEY, BATCH)
     assert all(word in str(error.value) for word in words), error.value
@@ -312,7 +312,7 @@ def test_training_and_rerank_share_their_rewards(tiny, trained, critic, name):
         np.testing.assert_allclose(np.asarray(found) * scale, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_reward_sees_the_images_that_latents_decode_to(tiny, trained):
+def test_a_reward_gets_the_images_that_latents_decode_to(tiny, trained):
     _, recipe = prepare(config_of(tiny, trained, {"method.reward": "zoo:clip"}))
     latents = RNG.uniform(-3, 3, (2, 1, 16, 16, 3)).astype(np.float32)
     cond, frozen = recipe.conditions(["a red circle", "a blue star"]), recipe.dependencies.frozen
@@ -411,7 +411,7 @@ def test_a_clip_that_was_trained_here_rewards_a_run_that_resumes(tiny, trained, 
         ({"data.size": 32, "method.reward": "CRITIC"}, ["(1, 16, 16, 3)", "data.size"]),
     ],
 )
-def test_what_cannot_reward_is_said(tiny, trained, critic, tmp_path, changes, words):
+def test_what_cannot_reward_is_an_error(tiny, trained, critic, tmp_path, changes, words):
     named = {"TRAINED": str(trained), "CRITIC": str(critic)}
     changes = {key: named.get(value, value) for key, value in changes.items()}
     with pytest.raises(UserError) as error:

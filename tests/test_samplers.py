@@ -244,7 +244,7 @@ def test_the_trajectory_is_returned(path):
     np.testing.assert_allclose(states[2], run(z, times[:3]), rtol=1e-6)
 
 
-def test_noise_that_is_asked_for_must_be_given():
+def test_noise_that_is_needed_must_be_given():
     predict = lambda z, t: Prediction(z, z, z)
     with pytest.raises(TypeError):
         integrate("ddim", predict, get_path("linear"), jnp.ones((1, 2)), time_grid(2), eta=1.0)

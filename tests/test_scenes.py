@@ -293,7 +293,7 @@ def test_source_can_be_pickled(tmp_path):
     assert pickle.loads(pickle.dumps(source))[7]["text"] == source[7]["text"]
 
 
-def test_captions_omit_as_often_as_asked(tmp_path):
+def test_captions_omit_as_often_as_configured(tmp_path):
     none, some = (dataset.open_source("one", "train", 16, examples=400, omit=o, cache=tmp_path) for o in (0, 0.3))
     assert _share_silent(captions(none)) == 0
     assert 0.25 < _share_silent(captions(some)) < 0.35  # five standard deviations of 2,000 draws

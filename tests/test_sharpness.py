@@ -24,6 +24,6 @@ def test_blur_lowers_it_and_flat_images_have_none():
 @pytest.mark.parametrize(
     "x", [np.zeros((1, 1, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((1, 1, 2, 8, 3), "u1")]
 )
-def test_what_it_cannot_measure_is_said(x):
+def test_what_it_cannot_measure_is_an_error(x):
     with pytest.raises(UserError, match="sharpness is of uint8"):
         sharpness(x)

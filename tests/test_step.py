@@ -118,7 +118,7 @@ def test_there_are_four_devices():
     assert jax.device_count() == 4
 
 
-def test_players_are_trained_in_order_and_the_second_sees_the_firsts_update():
+def test_players_are_trained_in_order_and_the_second_gets_the_firsts_update():
     state, metrics = train(Duel, batches(1))
     updated = 1.0 - 0.1  # Adam's first step is the learning rate
     assert metrics["first/first"][0] == 1.0 and metrics["first/second"][0] == 2.0
@@ -178,7 +178,7 @@ def test_the_axis_of_one_device_is_the_identity():
     assert axis.pmean({"a": x})["a"] is x and axis.all_gather(x) is x and axis.index == 0
 
 
-def test_the_axis_of_devices_knows_its_place():
+def test_the_axis_of_devices_has_its_index():
     index = jax.pmap(lambda x: parallel.Devices().index, axis_name=parallel.AXIS_NAME)(jnp.ones(4, int))
     assert index.tolist() == [0, 1, 2, 3]
 

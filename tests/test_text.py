@@ -56,7 +56,7 @@ def test_rare_words_are_one_token_wherever_they_stand(tokenizer):
         tokenizer.rare(64)
 
 
-def test_too_long_is_cut_and_said_once(capsys):
+def test_too_long_is_cut_and_noted_once(capsys):
     tokenizer = Tokenizer.train(CAPTIONS, SMALLEST, 5)
     rows = tokenizer.encode(["abcdefgh", "abcd", "abc", "ijklmnop"])
     assert tokenizer.decode(rows) == ["abcd", "abcd", "abc", "ijkl"]
@@ -65,7 +65,7 @@ def test_too_long_is_cut_and_said_once(capsys):
     assert said.count("\n") == 1 and "'abcdefgh'" in said and "8 tokens" in said and "cut to 4" in said
 
 
-def test_exactly_fitting_is_not_said(capsys):
+def test_exactly_fitting_is_not_noted(capsys):
     Tokenizer.train([], SMALLEST, 5).encode(["abcd"])
     assert capsys.readouterr().err == ""
 

@@ -105,7 +105,7 @@ def test_videos(data_dir):
         opened(data_dir, frames=2)
 
 
-def test_other_sizes_are_said_once(data_dir, capsys):
+def test_other_sizes_are_noted_once(data_dir, capsys):
     assert opened(data_dir, size=4)[0]["inputs"].shape == (1, 4, 4, 3)
     assert capsys.readouterr().err.count("cropped at the centre") == 1
 

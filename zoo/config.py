@@ -98,7 +98,7 @@ def build_options(cls: type, values: Mapping[str, Any], what: str) -> Any:
     """Builds a dataclass of options.
 
     Args:
-      cls: frozen dataclass; its defaults also tell the types.
+      cls: frozen dataclass; its defaults also define the types.
       values: option -> value.
       what: name of the options in errors.
 
@@ -180,7 +180,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     except (flags.Error, ValueError, TypeError) as error:
         raise UserError(" ".join(str(error).split())) from None
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # jax tells of each accelerator that it did not find
+        logging.set_verbosity(logging.WARNING)  # jax logs each accelerator that it did not find
     return rest
 
 

@@ -93,7 +93,8 @@ def train(config: configs.Config, workdir: str | Path) -> State:
     """Trains a config in a workdir, from its newest checkpoint where there is one.
 
     Returns:
-      The last state, as numpy. After Ctrl-C or SIGTERM it is the saved one, and a line on stderr says how to resume.
+      The last state, as numpy. After Ctrl-C or SIGTERM it is the saved one, and a line on stderr explains
+      how to resume.
 
     Raises:
       UserError: the config or the data cannot be used, the workdir holds another run, saving failed, or
@@ -114,10 +115,10 @@ def check_workdir(workdir: Path, config: configs.Config, saved: str | None) -> N
         if other:
             raise UserError(f"{workdir} holds another run; it differs in {'; '.join(other)}; choose another --workdir")
     if file.exists() and changes:
-        say(f"the run goes on with {'; '.join(changes)}")
+        note(f"the run goes on with {'; '.join(changes)}")
 
 
-def say(line: str) -> None:
+def note(line: str) -> None:
     """One line on stderr, from the first process."""
     if jax.process_index() == 0:
         tqdm.tqdm.write(line, file=sys.stderr)
@@ -153,7 +154,7 @@ class Training:
                     unfinished.write_text(configs.to_json(self.recipe.config))
             if start < self.loop.steps:
                 return self.train(state, start)
-            say(f"{self.workdir} is trained: {start} of {self.loop.steps} steps; sample it with sample.py")
+            note(f"{self.workdir} is trained: {start} of {self.loop.steps} steps; sample it with sample.py")
             return parallel.unreplicate(state)
         finally:
             self.checkpoints.close()
@@ -165,7 +166,7 @@ class Training:
             self.save(final)
             self.checkpoints.wait()
         if final.step < self.loop.steps:
-            say(f"stopped and saved at step {final.step} of {self.loop.steps}; the same command resumes")
+            note(f"stopped and saved at step {final.step} of {self.loop.steps}; the same command resumes")
         return final
 
     def start(self) -> tuple[State, int]:
@@ -178,7 +179,7 @@ class Training:
         step, fields = found
         if self.first:
             self.checkpoints.set_aside(newer_than=step)
-        say(f"resuming from step {step}")
+        note(f"resuming from step {step}")
         return parallel.replicate(State(**fields)), step
 
     def batches(self, start: int) -> Iterator[dict[str, jax.Array]]:

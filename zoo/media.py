@@ -1,4 +1,4 @@
-"""Images and videos to files that people look at, with a note inside that says how they were made."""
+"""Images and videos as files, with a note inside on how they were made."""
 
 import json
 import math
@@ -64,7 +64,7 @@ def save(path: str | os.PathLike, frames: np.ndarray, fps: float = 8, metadata: 
 
     Raises:
       UserError: if the suffix is unknown, a PNG is to hold several frames, `fps` is not positive, or an MP4 is
-        asked for where imageio is not installed.
+        needed, and imageio is not installed.
     """
     path = Path(path)
     write = _for_suffix(path, {".png": _write_png, ".gif": _write_gif, ".mp4": _write_mp4})
@@ -75,7 +75,7 @@ def save(path: str | os.PathLike, frames: np.ndarray, fps: float = 8, metadata: 
 
 
 def note(about: Mapping[str, Any]) -> dict[str, str]:
-    """Returns metadata that says how a file was made, for `save`; `about` must be JSON."""
+    """Returns metadata on how a file was made, for `save`; `about` must be JSON."""
     return {"zoo": json.dumps(about)}
 
 
@@ -92,7 +92,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     try:
         return read(path)
     except (OSError, SyntaxError, subprocess.CalledProcessError):
-        raise UserError(f"{path} is damaged or not what its suffix says: give another file") from None
+        raise UserError(f"{path} is damaged, or of another format than its suffix: give another file") from None
 
 
 def _captions(labels: Sequence[str], frames: int, width: int) -> np.ndarray:

@@ -88,7 +88,7 @@ def for_two_cores(config: Config) -> None:
 
 
 def for_demo(config: Config) -> None:
-    """The shared part of the word `demo`: one object at 16 px under captions that say everything.
+    """The shared part of the word `demo`: one object at 16 px under captions that name everything.
 
     An attribute that captions leave open takes two to three times as long to learn.
     """

@@ -30,7 +30,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         tensors = safetensors.deserialize(content)
     except safetensors.SafetensorError as error:
-        reason = " ".join(str(error).split())[:300]  # it may quote what a hostile file says
+        reason = " ".join(str(error).split())[:300]  # it may quote a hostile file
         raise UserError(f"{path} is not a whole safetensors file ({reason}): fetch it again") from None
     for name, tensor in tensors:
         if tensor["dtype"] not in DTYPES:

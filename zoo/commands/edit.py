@@ -63,7 +63,7 @@ def define_flags() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """An edit, as the flags of the same names say."""
+    """An edit; the fields are the flags of the same names."""
 
     image: Sequence[str]
     item: Sequence[int]

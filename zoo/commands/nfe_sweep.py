@@ -2,8 +2,8 @@
 
     python -m zoo nfe_sweep runs/demo runs/few_steps --steps 1,2,4,8 --measures oracle
 
-Each run is sampled with each number of steps, else as its config says, and scored; features are those of the CLIP that
-ships. For each measure a curve is drawn over the evaluations of the network per image, guidance included.
+Each run is sampled with each number of steps, else with its config's options, and scored; features are those of the
+CLIP that ships. For each measure a curve is drawn over the evaluations of the network per image, guidance included.
 """
 
 from pathlib import Path

@@ -22,8 +22,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "coordinator",
         None,
-        "Several processes: HOST:PORT of the first one; clusters that jax knows need none of these three flags but "
-        "--coordinator=auto.",
+        "Several processes: HOST:PORT of the first one; clusters that jax recognises need only "
+        "--coordinator=auto of these three flags.",
     )
     flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
     flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.")

@@ -47,9 +47,9 @@ def open_source(
     Args:
       name: path of the folder or zip.
       split: `train` or `test`. With `holdout` 0 both are the whole folder.
-      size: side in pixels; other images are cropped at the centre and resized, which is said once.
+      size: side in pixels; other images are cropped at the centre and resized, and a note is printed once.
       frames: 1 reads the images. More reads the videos: GIF, MP4, and folders of numbered images, each
-        sampled to this many frames spread evenly; shorter videos are left out, which is said.
+        sampled to this many frames spread evenly; shorter videos are left out with a note.
       holdout: the fraction of the names, 0 to below 1, that is in `test` and not in `train`. The name alone
         decides, so that adding files moves none; a folder and a zip of it are split alike.
       template: "a photo of a {}" makes a caption of a folder's name.
@@ -85,7 +85,7 @@ def read_file(name: str, size: int, frames: int) -> np.ndarray:
 
     Args:
       name: path of an image, or where `frames` is more than 1, of a GIF or MP4.
-      size: side in pixels; another image is cropped at the centre and resized, which is said.
+      size: side in pixels; another image is cropped at the centre and resized, with a note.
       frames: of a video, 1 for images.
 
     Returns:
@@ -147,17 +147,17 @@ class FolderSource:
             raise self._nothing_decodes()
         if len(good) < len(items):
             lost = len(items) - len(good)
-            self._notices.say("sum", f"left out {lost} of the {len(items)} items of {self._files}")
+            self._notices.add("sum", f"left out {lost} of the {len(items)} items of {self._files}")
         self._items = [items[i] for i in good]
 
     def _decode(self, item: Item) -> np.ndarray | None:
-        """Returns uint8 (frames, size, size, 3), or None if the item cannot be used, which is said."""
+        """Returns uint8 (frames, size, size, 3), or None and a note if the item cannot be used."""
         try:
             return self._read(item)
         except UserError:
             raise
         except Exception as error:  # a decoder may raise anything on a damaged file
-            self._notices.say("broken", f"left out {item.name}: {_reason(error)}", times=3)
+            self._notices.add("broken", f"left out {item.name}: {_reason(error)}", times=3)
             return None
 
     def _read(self, item: Item) -> np.ndarray:
@@ -172,7 +172,7 @@ class FolderSource:
 
     def _fit(self, image) -> np.ndarray:
         if image.size != (self._size, self._size):
-            self._notices.say("size", images.resized(self._files, image.size, self._size))
+            self._notices.add("size", images.resized(self._files, image.size, self._size))
         return images.fit(image, self._size)
 
     def _nothing_decodes(self) -> UserError:
@@ -261,14 +261,14 @@ def _number(name: str) -> int | None:
 def _with_captions(
     files: _Folder | _Zip, names: list[str], videos: dict, template: str | None, notices
 ) -> Iterator[Item]:
-    """Gives an item for each video and caption; says how many had only one of the two."""
+    """Yields an item for each video and caption; a note counts those that lack one of the two."""
     present = set(names)
     folders = {posixpath.dirname(n) for n in names if posixpath.basename(n) == _METADATA}
     captions = _metadata(files, folders)
     missing = sorted(captions.keys() - videos.keys())
     if missing:
         count = sum(len(captions[name]) for name in missing)
-        notices.say("missing", f"left out {count} captions of {files} without their file, as {missing[0]!r}")
+        notices.add("missing", f"left out {count} captions of {files} without their file, as {missing[0]!r}")
     uncaptioned = []
     for name, parts in videos.items():
         beside = (posixpath.splitext(name)[0] if name in present else name) + ".txt"
@@ -283,7 +283,7 @@ def _with_captions(
             texts = [_folder_caption(files, name, template)]
         yield from (Item(name, parts, text) for text in texts)
     if uncaptioned:
-        notices.say(
+        notices.add(
             "uncaptioned",
             f"left out {len(uncaptioned)} items of {files} without a caption, as {uncaptioned[0]!r}",
         )
@@ -353,7 +353,7 @@ def _reason(error: Exception) -> str:
 
 def _spread(count: int, frames: int) -> list[int]:
     if count < frames:
-        raise ValueError(f"it has {count} frames, {frames} are asked for")
+        raise ValueError(f"it has {count} frames, fewer than the {frames} of data.frames")
     return images.spread(count, frames)
 
 
@@ -370,8 +370,8 @@ def _mp4_frames(data: bytes, frames: int) -> list[Image.Image]:
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
         file.write(data)
         file.flush()
-        # What the file says of its length is not always what comes out, so the frames are counted.
-        video: Any  # the library's readers can be iterated, which their class does not say
+        # The length in the file's header is not always the number of frames, so they are counted.
+        video: Any  # the library's readers can be iterated, which their class does not declare
         with open_video(file.name) as video:
             wanted = _spread(sum(1 for _ in video), frames)
         with open_video(file.name) as video:

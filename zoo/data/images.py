@@ -17,13 +17,13 @@ _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")
 
 
 class Notices:
-    """Lines on stderr, each kind said only the first few times. Safe to share between threads."""
+    """Notes on stderr, each kind printed only the first few times. Safe to share between threads."""
 
     def __init__(self):
         self._counts: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def say(self, kind: str, message: str, times: int = 1) -> None:
+    def add(self, kind: str, message: str, times: int = 1) -> None:
         """Prints `message` unless `times` messages of this `kind` were printed before."""
         with self._lock:
             self._counts[kind] = self._counts.get(kind, 0) + 1
@@ -39,7 +39,7 @@ def fit(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
 
     Args:
       image: a Pillow image in any mode (palette, grey, 16 bit; what is transparent becomes white;
-        turned upright as its EXIF data says), or uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+        turned upright by its EXIF data), or uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
       size: the side of the result in pixels.
     """
     if isinstance(image, np.ndarray):
@@ -55,7 +55,7 @@ def fit(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
 
 
 def resized(where: object, found: tuple[int, int], size: int) -> str:
-    """Returns the line that says that the images of a source are cropped and resized."""
+    """Returns the note that the images of a source are cropped and resized."""
     return (
         f"images of {where} are not all {size} x {size} (one is {found[0]} x {found[1]}):"
         " they are cropped at the centre and resized"

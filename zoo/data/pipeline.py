@@ -115,7 +115,7 @@ def stream(
 
     Returns:
       An iterator of `{"inputs": uint8 (B, T, H, W, 3), "cond": {"tokens": int32 (B, L)}}`, B = batch_size / count,
-      and `"negatives"` like `cond` where asked for.
+      and `"negatives"` like `cond` with `negatives`.
 
     Raises:
       UserError: if the source is empty or `count` does not divide `batch_size`.

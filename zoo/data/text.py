@@ -24,14 +24,14 @@ class Tokenizer:
     """Byte-level BPE to rows of one length; `decode` is the exact inverse of `encode` for texts that fit.
 
     Attributes:
-      vocab_size: how many ids there are, hence the rows of an embedding. It is smaller than what was asked
-        for when the captions do not yield that many merges.
+      vocab_size: number of ids, hence the rows of an embedding. It is smaller than the requested one if the
+        captions do not yield that many merges.
       length: ids in a row, END included.
     """
 
     def __init__(self, bpe: tokenizers.Tokenizer, length: int):
         self._bpe = bpe
-        self._said_too_long = False
+        self._noted_too_long = False
         self.length = length
         self.vocab_size = _OWN + bpe.get_vocab_size()
 
@@ -66,13 +66,13 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Returns int32 (B, length): each text's ids, then END, then PAD. The empty text is END and PADs.
 
-        A text that is too long keeps its beginning and END; the first time this is said on stderr.
+        A text that is too long keeps its beginning and END; the first time a note is printed.
         """
         rows = np.full((len(texts), self.length), PAD, np.int32)
         encoded = self._bpe.encode_batch([_clean(text) for text in texts])
         for row, text, ids in zip(rows, texts, (e.ids for e in encoded), strict=True):
             if len(ids) >= self.length:
-                self._say_too_long(text, len(ids))
+                self._note_too_long(text, len(ids))
                 ids = ids[: self.length - 1]
             row[: len(ids)] = np.asarray(ids, np.int32) + _OWN
             row[len(ids)] = END
@@ -121,13 +121,13 @@ class Tokenizer:
         saved = json.loads(text)
         return cls(tokenizers.Tokenizer.from_str(json.dumps(saved["bpe"])), saved["length"])
 
-    def _say_too_long(self, text: str, count: int) -> None:
-        if self._said_too_long:
+    def _note_too_long(self, text: str, count: int) -> None:
+        if self._noted_too_long:
             return
-        self._said_too_long = True
+        self._noted_too_long = True
         print(
             f"note: caption {text[:40]!r}... is {count} tokens long and is cut to {self.length - 1}"
-            " (said once, others may be cut too)",
+            " (printed once, others may be cut too)",
             file=sys.stderr,
         )
 

@@ -31,7 +31,7 @@ def open_source(
     Args:
       name: NAME, NAME/CONFIG or NAME:VERSION.
       split: a split of the dataset, or a part of one as TFDS writes it: `train[:90%]`.
-      size: side in pixels; other images are cropped at the centre and resized, which is said once.
+      size: side in pixels; other images are cropped at the centre and resized, and a note is printed once.
       frames: 1 for images. More for videos, sampled to this many frames spread evenly.
       data_dir: where TFDS keeps its datasets, by default ~/tensorflow_datasets.
       template: makes a caption of a class name, in which "_" becomes " ".
@@ -100,15 +100,15 @@ class TfdsSource:
         video = [Image.open(io.BytesIO(found))] if isinstance(found, bytes) else list(_as_video(found))
         if len(video) < self._frames:
             raise UserError(
-                f"an item of {self._name} has {len(video)} frames, {self._frames} are asked for:"
-                " ask for fewer, or name the feature that holds videos with image_feature"
+                f"an item of {self._name} has {len(video)} frames, fewer than the {self._frames} of data.frames:"
+                " lower data.frames, or name the feature that holds videos with image_feature"
             )
         return np.stack([self._fit(video[i]) for i in images.spread(len(video), self._frames)])
 
     def _fit(self, image: Image.Image | np.ndarray) -> np.ndarray:
         found = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
         if found != (self._size, self._size):
-            self._notices.say("size", images.resized(self._name, found, self._size))
+            self._notices.add("size", images.resized(self._name, found, self._size))
         return images.fit(image, self._size)
 
 

@@ -20,7 +20,7 @@ def classification_accuracy(
 ) -> float:
     """Classification accuracy score (Ravuri & Vinyals 1905.10887), here of a linear classifier on features.
 
-    A multinomial logistic regression is fitted to generated images and the labels they were asked for; the score is
+    A multinomial logistic regression is fitted to generated images and the labels of their captions; the score is
     the share of real images that it names right, in [0, 1], higher is better. The paper trains a ResNet-50 on pixels
     instead. Compare a score with the one of real training images, and with the commonest label's share.
 

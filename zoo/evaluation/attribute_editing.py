@@ -43,8 +43,8 @@ NAMED = 20  # attributes that an error lists
 def labels(item: dict[str, Any]) -> set[str]:
     """The attributes of an item of a source: words that are true of it.
 
-    Of scenes the exact ones, whatever the caption says (see `grammar.words`); of others the words of the caption, in
-    lower case.
+    For scenes the exact ones, also those that the caption omits (see `grammar.words`); for others the words of the
+    caption, in lower case.
     """
     if "attributes" in item:
         return set().union(*grammar.words(Scene.from_json(item["attributes"])).values())
@@ -118,7 +118,7 @@ def of_one_thing(source: Source, count: int) -> Images:
     return Images(np.stack([item["inputs"] for item in found]), scenes)
 
 
-# ---- what is asked for
+# ---- the requested change
 
 
 def values_of(kind: str, world: str) -> dict[str, Any]:
@@ -161,9 +161,9 @@ def compare(image: np.ndarray, wanted: Scene, kind: str) -> dict[str, bool]:
     observed = oracle.observe(image, wanted.world)
     if observed.scene is None or len(observed.scene.things) != 1:
         return dict.fromkeys(OUTCOMES, False)
-    seen, asked = words(observed.scene), words(wanted)
-    changed = seen[kind] == asked[kind]
-    kept = not observed.clutter and all(seen[name] == asked[name] for name in asked if name != kind)
+    found, requested = words(observed.scene), words(wanted)
+    changed = found[kind] == requested[kind]
+    kept = not observed.clutter and all(found[name] == requested[name] for name in requested if name != kind)
     return {"changed": changed, "kept": kept, "both": changed and kept}
 
 
@@ -191,7 +191,7 @@ class Arithmetic:
       editor: of the run.
       train: images that directions are taken from.
       test: images that are edited.
-      seed: of the values that are asked for, and of the control.
+      seed: seed of the requested values and of the control.
     """
 
     def __init__(self, editor: Editor, train: Images, test: Images, seed: int = 0):

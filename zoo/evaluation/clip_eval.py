@@ -1,7 +1,7 @@
 """Reliability of scores of images and captions, of a CLIP or of a run: on right captions, and on wrong ones.
 
-A caption that is wrong by a word is made with `scenes.negatives.swap_word`; of scenes the truth is known, so that it is
-wrong for certain.
+A caption that is wrong by a word is made with `scenes.negatives.swap_word`; for scenes the oracle's
+grammar checks that it is wrong.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """Agreement of images and captions by the features of a network that was trained on both (CLIP 2103.00020).
 
-Every measure gives a value an example; the score is their mean, and `bootstrap.interval` says how sure it is.
+Every measure gives a value an example; the score is their mean, and `bootstrap.interval` gives its interval.
 """
 
 from collections.abc import Sequence
@@ -87,12 +87,12 @@ def r_precision(images, texts, captions: Sequence[str], candidates: int = 100) -
 
         mean over j = m .. m + t of C(n - j, 99) / C(n, 99).
 
-    1 is best, 1 / `candidates` is chance. Captions that say the same in other words count as wrong.
+    1 is best, 1 / `candidates` is chance. Captions of the same meaning in other words count as wrong.
 
     Args:
       images: features (N, D).
       texts: features (N, D); row i is the caption of image i.
-      captions: the N texts, to know which are equal; at least `candidates` different ones.
+      captions: the N texts, of which equal ones count once; at least `candidates` different ones.
       candidates: at least 2.
 
     Returns:

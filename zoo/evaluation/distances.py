@@ -179,12 +179,12 @@ def cmmd(a, b, sigma: float = 10.0, scale: float = 1000.0) -> float:
 
         scale * (mean k(x, x') + mean k(y, y') - 2 mean k(x, y)),    k(x, y) = exp(-|x - y|^2 / (2 sigma^2))
 
-    Features are divided by their lengths first. The paper speaks of the unbiased estimate; its authors' code, and this,
-    is the biased one (V-statistic), where the means go over all pairs, those of a sample with itself included: never
-    negative, 0 for equal sets, biased upwards by about 1 / N, so compare figures of the same N. Lower is nearer.
+    Features are divided by their lengths first. The paper defines the unbiased estimate; its authors' code, and this,
+    computes the biased one (V-statistic), whose means include the pairs of a sample with itself: never negative, 0 for
+    equal sets, biased upwards by about 1 / N, so compare figures of the same N. Lower is nearer.
 
     Unit vectors are at most 2 apart. Under the paper's sigma of 10 the kernel is nearly linear there, and the value
-    nearly scale / sigma^2 times the squared distance of the two means; `median_sigma` gives a kernel that sees more.
+    nearly scale / sigma^2 times the squared distance of the two means; under `median_sigma` it depends on more.
 
     Args:
       a: features (N, D), at least 2.
@@ -330,9 +330,7 @@ def memorization(fake, train, held_out, percentile: float = 1.0) -> float:
     held_out = features64("held_out", held_out, least, f"memorization at percentile {percentile}")
     threshold = np.percentile(nearest(held_out, train)[0], percentile)
     if not threshold:
-        raise UserError(
-            "memorization: the data repeats itself, held-out samples are copies of training ones: no fake tells"
-        )
+        raise UserError("memorization: held-out samples duplicate training samples, so memorization cannot be measured")
     return float((nearest(fake, train)[0] < threshold).mean())
 
 

@@ -4,8 +4,8 @@ readable   share of images in which the oracle finds one scene and nothing else
 reached    number of the scenes that occur
 kl         of the scenes' shares from equal ones, sum of p log(p / q), in nats: 0 is best, one scene alone has 7.05
 nearest_reached, nearest_kl
-           the same with every image counted as the scene that is nearest in squared error: it says more about images
-           too noisy for the oracle, and too much about images of nothing
+           the same with every image counted as the scene that is nearest in squared error: it also counts images
+           that are too noisy for the oracle, and images of nothing
 """
 
 from collections import Counter

@@ -17,7 +17,7 @@ from zoo.runs.recipe import Data
 from zoo.runs.run import Run
 from zoo.scenes import oracle
 
-ASKED = 64  # held-out images for evaluations of a run, which are much slower than sampling
+OF_RUN = 64  # held-out images for evaluations of a run, which are much slower than sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,16 +101,16 @@ class EvalContext:
         return self.held_out
 
     @functools.cached_property
-    def asked(self) -> Sample:
+    def of_run(self) -> Sample:
         """The first held-out images with captions, for evaluations of the run that take long."""
         self.require_run()
         real = self.require_held_out()
-        return Sample(real.images[:ASKED], real.require_captions()[:ASKED])
+        return Sample(real.images[:OF_RUN], real.require_captions()[:OF_RUN])
 
     @functools.cached_property
     def reconstructed(self) -> np.ndarray:
-        """`asked`, reconstructed by the run."""
-        return model_eval.reconstruct(self.require_run(), self.asked.images, self.asked.require_captions(), self.seed)
+        """`of_run`, reconstructed by the run."""
+        return model_eval.reconstruct(self.require_run(), self.of_run.images, self.of_run.require_captions(), self.seed)
 
     def network(self, name: str) -> Features:
         """Returns a feature network. Raises UserError where it was not given."""

@@ -8,7 +8,7 @@ from zoo.errors import UserError
 def sharpness(images) -> np.ndarray:
     """Standard deviation of the Laplacian of the grey image, in grey levels (Pech-Pacheco et al. 2000, its variance).
 
-    Edges make it high, and so does noise: only of clean images is more better. Real images say how much there is.
+    Edges raise it, and so does noise: higher is better for clean images alone. Compare with real images.
 
     Args:
       images: uint8 (N, T, H, W, C), H and W at least 3.

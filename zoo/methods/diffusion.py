@@ -26,7 +26,7 @@ from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.transformer import Transformer
 
 EPS_START = 0.99
-X_START = 1e-3  # of the way to noise, where x is predicted and training knows no earliest time
+X_START = 1e-3  # of the way to noise, where x is predicted and training has no earliest time
 LEVEL_TIME = 1 / LEVELS  # on the linear path, when the noise is half a level
 RECONSTRUCTION_STEPS = 25
 

@@ -70,7 +70,7 @@ class Vae:
       architecture: name of the network: "hierarchical" (`Hierarchy`) or "autoencoder" (`Autoencoder`).
       least_log_scale: of the logistics, in images of [-1, 1].
       first_log_scale: the least one of the first step. An error's gradient grows as the logistic narrows: where
-        narrow ones are allowed at once, backgrounds, which are easily known to the level, outweigh things, which are
+        narrow ones are allowed at once, backgrounds, which are easy to predict exactly, outweigh things, which are
         then explained by wide logistics and never learned (the same for Gaussians: Seitzer et al. 2203.09168).
       kl_weight: of the rate in the loss, beta of beta-VAE (Higgins et al. 2017); 1 is the bound of the likelihood.
       first_kl_weight: that of the first step. From 0 the latents carry all at first, and the priors, which alone are

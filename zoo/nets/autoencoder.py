@@ -98,7 +98,7 @@ class Autoencoder(nn.Module):
     """A VAE of one group of latents with the prior N(0, 1). It has no conditions.
 
     Attributes:
-      widths: channels of each level, finest first. The first sees half the image's side and each other one half of
+      widths: channels of each level, finest first. The first has half the image's side and each other one half of
         the one before, so that two make f4 and three f8.
       blocks: of each level.
       latent_dim: channels of the latents.

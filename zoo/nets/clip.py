@@ -96,7 +96,7 @@ class CLIP(nn.Module):
         """
         if x.shape[1:] != (self.image_size, self.image_size, 3):
             raise UserError(
-                f"this CLIP sees images of {self.image_size} x {self.image_size} x 3, not of"
+                f"this CLIP takes images of {self.image_size} x {self.image_size} x 3, not of"
                 f" {' x '.join(map(str, x.shape[1:]))}: resize them, or train one with that image_size"
             )
         x = einops.rearrange(self.image_patches(x), "b h w d -> b (h w) d")  # (B, N, D)

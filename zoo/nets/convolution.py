@@ -60,7 +60,7 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
         """x: (B, h, w, D); condition: (B, D') -> (B, h, w, width)."""
-        size = 3 if min(x.shape[1:3]) > 2 else 1  # 3x3 would see little but padding
+        size = 3 if min(x.shape[1:3]) > 2 else 1  # 3x3 would cover little but padding
         y = nn.Dense(self.hidden, dtype=self.dtype, name="down")(nn.gelu(x))
         if condition is not None:
             y = y + nn.Dense(self.hidden, dtype=self.dtype, name="condition")(condition)[:, None, None]
@@ -97,7 +97,7 @@ def coarsest(what: str, shape: Sequence[int], patch_size: int, widths: Sequence[
     """Rows and columns of the last of these levels, each of half the side of the one before, of (T, H, W, C) pixels.
 
     Raises:
-      UserError: the levels do not divide the size; says so of `what`.
+      UserError: the levels do not divide the size of `what`.
     """
     height, width = shape[1:3]
     factor = patch_size * 2 ** (len(widths) - 1)

@@ -31,7 +31,7 @@ class Critic(nn.Module):
     Each frame of a video is joined with its difference from the one before; the score is the mean over frames.
 
     Attributes:
-      patch_size: pixels along the side of a patch, which is what the first level sees as one.
+      patch_size: pixels along the side of a patch, one place of the first level.
       widths: channels of each level; each has half the side of the one before.
       blocks: of each level.
       bottleneck: how many times fewer channels there are inside a block.

@@ -12,7 +12,7 @@ from zoo.distributions import sum_except_batch
 from zoo.nets.layers import RMSNorm, patchify, unpatchify
 
 # Largest |log_scale| of a step, approached by tanh: a scale may be e^-3 = 1/20 and no float32 runs over. The noise in
-# the images asks for less: what a flat patch needs is log_scale = log(noise_std). A bound of 2 = 2 sigmoid(inf), as
+# the images needs less: what a flat patch needs is log_scale = log(noise_std). A bound of 2 = 2 sigmoid(inf), as
 # in Jet's paper, leaves a short stack busy with making flat patches wide (see configs/flow.py).
 LOG_SCALE_LIMIT = 3.0
 

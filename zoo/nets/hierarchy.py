@@ -77,7 +77,7 @@ class BottomUp(nn.Module):
 
 
 class TopDownBlock(nn.Module):
-    """A transformer layer where asked, a group of latents, and a residual block (VDVAE)."""
+    """An optional transformer layer, a group of latents, and a residual block (VDVAE)."""
 
     hidden: int
     heads: int
@@ -91,7 +91,7 @@ class TopDownBlock(nn.Module):
         """x: (B, h, w, D); eps: (B, h, w, c); read: what was read of the image here, or None to generate.
 
         Returns:
-          x with what the latents say, and the latents, (B, h, w, c); None where there is no posterior.
+          x with the latents added, and the latents, (B, h, w, c); None where there is no posterior.
         """
         width, dim, last = x.shape[-1], eps.shape[-1], depth_scaled_init(self.depth)
         if self.heads:
@@ -159,13 +159,13 @@ class Hierarchy(nn.Module):
     Each frame of a video is an image by itself, given the caption.
 
     Attributes:
-      patch_size: pixels along the side of a patch, which is what the finest level sees as one.
+      patch_size: pixels along the side of a patch, one place of the finest level.
       width, bottleneck: channels, and how many times fewer there are inside a block.
       encoder_blocks, decoder_blocks: of each level, finest first; each level has half the side of the one before.
         Each block of the decoder has a group of latents.
       latent_dim: channels of each group.
       attention_size: levels of at most this side have transformer layers, which attend to the words and to each
-        other; all know the caption's mean.
+        other; the caption's mean modulates all of them.
       heads: of their attention.
       mixtures: components of the likelihood.
     """

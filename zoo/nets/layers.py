@@ -23,7 +23,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None, 
       lengths: number of keys that count, (B,); None for all.
       implementation: "xla", "cudnn", or "auto": cuDNN's fused kernel on GPUs in 16 bits for even numbers of queries and
         keys, of which alone it has the derivative, else XLA. cuDNN has no forward-mode and no second derivative: maths
-        that needs one asks for "xla".
+        that needs one takes "xla".
     """
     if implementation not in ("auto", "xla", "cudnn"):
         raise unknown_name_error("attention implementation", implementation, ("auto", "xla", "cudnn"))

@@ -29,7 +29,7 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 class Block(nn.Module):
-    """Attention, cross-attention where asked, feed-forward; each behind a gate that starts at zero."""
+    """Attention, cross-attention with `text="cross"`, feed-forward; each behind a gate that starts at zero."""
 
     heads: int
     text: str
@@ -58,7 +58,7 @@ class Block(nn.Module):
             x = x + gate_c[0] * y
         y = modulate(RMSNorm(self.dtype, scale=False)(x), shift_m, scale_m)
         x = x + gate_m * SwiGLU(dtype=self.dtype, name="mlp")(y)
-        self.sow("intermediates", "tokens", x)  # for who asks: apply(..., mutable=["intermediates"])
+        self.sow("intermediates", "tokens", x)  # for apply(..., mutable=["intermediates"])
         return x, None
 
 

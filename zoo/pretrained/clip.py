@@ -90,7 +90,7 @@ class Clip:
       mean, std: of a colour channel in [0, 1], which the network's images are normalised by.
 
     Raises:
-      UserError: the tokenizer does not end texts with `model.end_id`, or has ids that the network does not know.
+      UserError: the tokenizer does not end texts with `model.end_id`, or has ids that the network has no embedding for.
     """
 
     model: CLIP
@@ -107,14 +107,14 @@ class Clip:
         highest = max(tokenizer.get_vocab().values())
         if highest >= self.model.vocab_size:
             raise UserError(
-                f"the tokenizer has ids up to {highest}, the CLIP knows {self.model.vocab_size}: they differ"
+                f"the tokenizer has ids up to {highest}, the CLIP has {self.model.vocab_size} embeddings: they differ"
             )
         tokenizer.enable_truncation(length)
         tokenizer.enable_padding(length=length, pad_id=end, pad_token=tokenizer.id_to_token(end))
         object.__setattr__(self, "tokenizer", tokenizer)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """B texts -> int32 (B, L). Those that are too long are cut, which is said on stderr."""
+        """B texts -> int32 (B, L). Those that are too long are cut, with a note on stderr."""
         encoded = self.tokenizer.encode_batch([text.encode("utf-8", "replace").decode() for text in texts])
         cut = [text for text, row in zip(texts, encoded, strict=True) if row.overflowing]
         if cut:

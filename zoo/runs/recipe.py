@@ -37,7 +37,7 @@ class Data:
       batch_size: items over all devices of all processes.
       text_length: tokens of a caption.
       vocab_size: most tokens of the tokenizer.
-      flip: whether to mirror a random half of the images; wrong where captions say "left".
+      flip: whether to mirror a random half of the images; wrong where captions contain "left".
       negatives: whether to give with each caption one that is wrong by a word, see `scenes.negatives`.
       latents: workdir of a trained autoencoder, whose latents are the inputs; "" for images.
     """

@@ -60,7 +60,7 @@ def noisy(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def entropy_bits_per_dim(size: int) -> float:
     """Returns the exact entropy of an `entropy` image of size x size pixels, in bits per dimension.
 
-    An image x tells its noise (x % m) and, as the scenes stay different without their low bits, its scene.
+    An image x determines its noise (x % m) and, as the scenes stay different without their low bits, its scene.
     Its entropy is therefore the sum of both: log2(scenes) + D log2(m) bits over D = 3 size^2 dimensions. No
     model can have a lower mean of -log2 p(x) / D than this, given no caption.
     """
@@ -204,7 +204,7 @@ def open_source(
 ) -> Source:
     """Opens a split of a data set of scenes, after building the data set if the cache does not have it.
 
-    A build that is killed leaves nothing that a later one would use; of two processes that want the same data
+    A build that is killed leaves nothing that a later one would use; of two processes that open the same data
     set at once, one builds it and the other waits.
 
     Args:
@@ -215,14 +215,14 @@ def open_source(
       frames: of a video, which lasts one second whatever their number.
       examples: of split `train`; the test splits have a tenth as many, at most 2,000. None: as in `EXAMPLES`.
       omit: how often a caption is silent about each attribute, in [0, 1); None: as in `grammar`. Not of
-        `modes` and `entropy`, whose captions say everything.
+        `modes` and `entropy`, whose captions name everything.
       cache: folder for data sets; None: `$ZOO_CACHE`, else `~/.cache/zoo`.
 
     Raises:
       UserError: unknown name or split; too few pixels, frames or examples for the world; an `omit` out of
         range or of those two; a cache folder that cannot be written to.
     """
-    split = "test_seen" if split == "test" else split  # the name that all sources know
+    split = "test_seen" if split == "test" else split  # the name that all sources share
     config = _config(name, split, size, frames, examples, omit)
     folder = pathlib.Path(cache).expanduser() if cache else caches.folder()
     with _quiet():
@@ -247,7 +247,7 @@ def _config(name: str, split: str, size: int, frames: int, examples: int | None,
     if examples < 1:
         raise errors.UserError(f"scenes {name!r} need at least 1 example, got {examples}")
     if omit is not None and name in worlds.UNIFORM:
-        raise errors.UserError(f"captions of scenes {name!r} say everything: drop omit")
+        raise errors.UserError(f"captions of scenes {name!r} name everything: drop omit")
     if omit is not None and not 0 <= omit < 1:
         raise errors.UserError(f"omit is a share of at least 0 and below 1, got {omit}")
     label = f"{name}-{size}px-{frames}f-{examples}" + ("" if omit is None else f"-omit{omit}")

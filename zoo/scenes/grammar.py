@@ -48,7 +48,7 @@ OMIT = {
     "speed": 0.25,
     "thing": 0.15,
 }
-RELATE = 0.35  # how often a caption of several things says how two of them lie instead of where
+RELATE = 0.35  # share of captions of several things that relate two of them instead of placing them
 COUNT = 0.25  # how often a caption of several things opens with their number
 
 
@@ -96,12 +96,12 @@ POSITIONS = tuple(
 
 
 def describe(scene: Scene, rng: np.random.Generator, omit: float | None = None) -> str:
-    """Returns a caption that is true of the scene: lower case, one of at least three ways to say it.
+    """Returns a caption that is true of the scene: lower case, one of at least three phrasings.
 
     Args:
       scene: what to describe.
       rng: chooses the words, and what to leave out.
-      omit: how often each attribute is left out; None for the world's own rates. 0 says everything.
+      omit: how often each attribute is left out; None for the world's own rates. 0 names everything.
     """
     rates = OMIT_IN_ONE if scene.world == "one" else OMIT
     if omit is not None:
@@ -131,13 +131,13 @@ def _keep_some(things: list[Thing], rng: np.random.Generator, rate: float, at_le
 
 def _phrase(thing: Thing, scene: Scene, rng: np.random.Generator, rates: dict, placed: bool) -> str:
     world = worlds.world_named(scene.world)
-    said = {name for name in rates if rng.random() >= rates[name]}
-    noun = thing.shape if "shape" in said else ("thing", "object")[int(rng.integers(2))]
-    words = [thing.size if "size" in said else "", thing.colour if "colour" in said else "", noun]
-    if placed and "position" in said:
+    named = {name for name in rates if rng.random() >= rates[name]}
+    noun = thing.shape if "shape" in named else ("thing", "object")[int(rng.integers(2))]
+    words = [thing.size if "size" in named else "", thing.colour if "colour" in named else "", noun]
+    if placed and "position" in named:
         words.append(_place(position_name(thing.cell, world.grid)))
-    if world.moves and "motion" in said:
-        words.append(_moving(thing, rng, "speed" in said))
+    if world.moves and "motion" in named:
+        words.append(_moving(thing, rng, "speed" in named))
     text = " ".join(word for word in words if word)
     return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
 
@@ -215,10 +215,10 @@ _SPEEDS = {adverb: speed for speed, adverb in ADVERBS.items()}
 
 
 def parse(text: str) -> Claims:
-    """Returns what a caption says.
+    """Returns the claims of a caption.
 
     Raises:
-      UserError: the text is not of the grammar (see the module), or speaks of more than three things.
+      UserError: the text is not of the grammar (see the module), or names more than three things.
     """
     words = " ".join(text.lower().split()).removesuffix(".")
     opening, ending = cast(re.Match, _OPENING.match(words)), _ENDING.search(words)  # the opening may be empty
@@ -232,7 +232,7 @@ def parse(text: str) -> Claims:
             phrases.pop(0)
         things.append(_parse_thing(phrases[-1], text))
     if len(things) > len(COUNTS):
-        raise errors.UserError(f"caption {text!r} speaks of {len(things)} things: say at most {len(COUNTS)}")
+        raise errors.UserError(f"caption {text!r} names {len(things)} things: name at most {len(COUNTS)}")
     backgrounds = {match.group(1) for match in (opening, ending) if match and match.group(1)}
     if len(backgrounds) > 1:
         raise errors.UserError(f"caption {text!r} names two backgrounds")
@@ -244,7 +244,7 @@ def _parse_thing(phrase: str, text: str) -> ThingClaim:
     match = _THING.fullmatch(phrase)
     if not match or (match[5] and match[7]):
         raise errors.UserError(
-            f"cannot read {phrase!r} in caption {text!r}: say e.g. 'a small red circle at the top left'"
+            f"cannot read {phrase!r} in caption {text!r}: write e.g. 'a small red circle at the top left'"
         )
     size, colour, noun, position, early, motion, late = match.groups()
     shape = noun if noun in worlds.SHAPES else None
@@ -255,14 +255,14 @@ def _parse_thing(phrase: str, text: str) -> ThingClaim:
 
 
 def holds(claims: Claims, scene: Scene) -> dict[str, bool | None]:
-    """Compares what a caption says with a scene.
+    """Compares the claims of a caption with a scene.
 
     The described things are matched with the scene's so that as many single claims as possible are true; no
     thing is matched twice. If everything can be true, everything is.
 
     Returns:
-      one entry for each of `ATTRIBUTES`: whether all that the caption says of it is true, None where the
-      caption is silent.
+      one entry for each of `ATTRIBUTES`: whether all claims about it are true, None without
+      a claim.
     """
     missing = [None] * max(0, len(claims.things) - len(scene.things))
     matches = itertools.permutations([*scene.things, *missing], len(claims.things))
@@ -282,7 +282,7 @@ def words(scene: Scene) -> dict[str, set[Any]]:
     They are the captions' own: "top left", "moving left", "slowly".
     """
     grid = worlds.world_named(scene.world).grid
-    true = {name: {_seen(thing, name, grid) for thing in scene.things} for name in ("colour", "shape", "size")}
+    true = {name: {_value(thing, name, grid) for thing in scene.things} for name in ("colour", "shape", "size")}
     true |= {"position": {position_name(thing.cell, grid) for thing in scene.things}}
     true |= {"count": {COUNTS[len(scene.things) - 1]}, "background": {scene.background}}
     if worlds.world_named(scene.world).moves:
@@ -296,16 +296,16 @@ def _compare(claims: Claims, scene: Scene, match: tuple[Thing | None, ...]) -> l
     compared = []
     for claim, thing in zip(claims.things, match, strict=True):
         for name in ("colour", "shape", "size", "position", "motion", "speed"):
-            said = getattr(claim, name)
-            if said is not None:
-                compared.append((name, thing is not None and said == _seen(thing, name, grid)))
+            claimed = getattr(claim, name)
+            if claimed is not None:
+                compared.append((name, thing is not None and claimed == _value(thing, name, grid)))
     for name, i, j in claims.relations:
         first, second = match[i], match[j]
         compared.append(("relation", first is not None and second is not None and _lies(name, first, second)))
     return compared
 
 
-def _seen(thing: Thing, attribute: str, grid: int) -> str | None:
+def _value(thing: Thing, attribute: str, grid: int) -> str | None:
     return position_name(thing.cell, grid) if attribute == "position" else getattr(thing, attribute)
 
 

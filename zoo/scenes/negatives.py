@@ -1,4 +1,4 @@
-"""Captions made wrong by one word, so that who tells them apart cannot have read a bag of words (2210.01936)."""
+"""Captions made wrong by one word: a bag of words does not separate them from right ones (2210.01936)."""
 
 import re
 
@@ -37,8 +37,8 @@ def swap_word(text: str, rng: np.random.Generator) -> str | None:
       rng: chooses.
 
     Returns:
-      a caption that says something else, though an image may happen to fit both; None without such a word, or
-      where no swap says a thing that scenes show in training.
+      a caption of another meaning, though an image may happen to fit both; None without such a word, or
+      if no swap gives a caption that scenes show in training.
     """
     found = list(_WORD.finditer(text))
     if not found:
@@ -75,5 +75,5 @@ def _is_shown(text: str) -> bool:
 def _replace(text: str, changes: dict[re.Match, str]) -> str:
     for match in sorted(changes, key=lambda m: m.start(), reverse=True):
         text = text[: match.start()] + changes[match] + text[match.end() :]
-    # "an red" would give the lie away without a look at the image.
+    # "an red" would be wrong whatever the image.
     return _ARTICLE.sub(lambda m: f"{'an' if m[2] in 'aeiou' else 'a'} {m[2]}", text)

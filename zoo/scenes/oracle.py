@@ -274,7 +274,7 @@ def _between(low: float, high: float) -> float:
 
 
 def _motions(track: Track, cell: float) -> list[tuple[str, str | None]]:
-    """Returns the (motion, speed) that a track's centres and areas allow; a turn takes a look at shapes."""
+    """Returns the (motion, speed) that a track's centres and areas allow; a turn needs the shapes."""
     blobs = [blob for blob in track.blobs if blob is not None]
     seen = [blob is not None for blob in track.blobs]
     if not all(seen):
@@ -424,8 +424,8 @@ def score(pixels: np.ndarray, text: str, world: str) -> dict[str, bool | None]:
       world: as for `observe`.
 
     Returns:
-      for each of `zoo.scenes.grammar.ATTRIBUTES` whether all that the caption says of it is true, None where
-      it is silent. And `all`: nothing is false, nothing in the image is unreadable, and in world `one`
+      for each of `zoo.scenes.grammar.ATTRIBUTES` whether all claims about it are true, None without
+      a claim. And `all`: nothing is false, nothing in the image is unreadable, and in world `one`
       there is one thing.
 
     Raises:
@@ -470,9 +470,9 @@ def understands(text: str) -> bool:
 
 
 def table(images: Sequence[np.ndarray] | np.ndarray, texts: Sequence[str], world: str) -> dict[str, np.ndarray]:
-    """Returns, for images (N, T, H, W, 3) and N captions, what `score` says of each attribute, 0 or 1.
+    """Returns, for images (N, T, H, W, 3) and N captions, the `score` of each attribute, 0 or 1.
 
-    An attribute has a value for each caption that speaks of it; one that no caption speaks of is left out.
+    An attribute has a value for each caption that names it; one that no caption names is left out.
 
     Raises:
       UserError: as `score`, or another number of captions than images.

@@ -1,6 +1,6 @@
-"""The scenes themselves: what there is, what it looks like, and which combinations are kept for the tests.
+"""The scenes themselves: their things, how these are drawn, and the combinations that are kept for the tests.
 
-Lengths are in image widths unless a name says otherwise, so that a scene has no resolution; times are in
+Lengths are in image widths unless a name gives another unit, so that a scene has no resolution; times are in
 seconds, so that a video has no frame rate. A video lasts `VIDEO_SECONDS`.
 """
 
@@ -118,7 +118,7 @@ class Scene:
         return cls(things=tuple(things), **fields)
 
     def facts(self) -> "Scene":
-        """Returns the scene without jitter, things ordered by cell: equal for scenes that say the same."""
+        """Returns the scene without jitter, things ordered by cell: equal for scenes with the same caption."""
         things = (dataclasses.replace(thing, offset=(0.0, 0.0)) for thing in self.things)
         return dataclasses.replace(self, things=tuple(sorted(things, key=lambda thing: thing.cell)))
 

@@ -93,8 +93,8 @@ class Checkpoints:
 
         Args:
           target: {field of State: tree with the shapes that are expected}.
-          step: which checkpoint; by default the newest that can be read, and damaged ones are said on stderr.
-          newest: look at no newer checkpoint than this: the one whose metadata was read.
+          step: which checkpoint; by default the newest that can be read, and damaged ones are listed on stderr.
+          newest: newest checkpoint that may be read: the one whose metadata was read.
 
         Returns:
           The step and the fields; None where there is no checkpoint.

@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Window:
-    """Metrics of the steps since the last log, kept on the device until they are asked for."""
+    """Metrics of the steps since the last log, kept on the device until they are read."""
 
     def __init__(self):
         self._calls = []

@@ -131,7 +131,7 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
     """Joins this process with others into one training run.
 
     Args:
-      coordinator: HOST:PORT of process 0, or "auto" on a cluster that jax knows (TPU pods, Slurm, MPI).
+      coordinator: HOST:PORT of process 0, or "auto" on a cluster that jax recognises (TPU pods, Slurm, MPI).
       num_processes: number of processes; needed unless "auto".
       process_id: number of this process; needed unless "auto".
     """
