@@ -31,4 +31,5 @@ types: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/python -m flake8 zoo configs benchmarks train.py sample.py
 	$(BIN)/python -m tests.language

@@ -314,5 +314,5 @@ def test_a_damaged_file_is_one_line(folder, file, content):
 
 def test_a_tokenizer_of_more_ids_than_the_network_embeds():
     clip = loaded("gelu")
-    with pytest.raises(UserError, match="ids up to 534, the CLIP knows 534"):
+    with pytest.raises(UserError, match="ids up to 534, the CLIP has 534 embeddings"):
         pretrained.Clip(clip.model.clone(vocab_size=534), clip.params, clip.tokenizer)

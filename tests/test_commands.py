@@ -1,5 +1,6 @@
 import functools
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -320,6 +321,8 @@ def test_the_best_of_several_is_kept(sample):
     one, _ = sample("--prompt=a star", "--each", "--num=1", name="one.png")
     best, said = sample("--prompt=a star", "--each", "--best_of=3", "--reward=oracle", "--score", CLIP, name="best.png")
     assert "3 images in" in said and "CLIPScore: " in said
+    every, best_one = map(float, re.search(r"mean oracle of all ([\d.]+), of the best ([\d.]+)", said).groups())
+    assert 0 <= every <= best_one <= 2
     note = settings(best.with_suffix("") / "0000.png")
     assert note["best_of"] == 3 and note["reward"] == "oracle" and 0 <= note["number"] < 3
     assert (note["number"] == 0) == np.array_equal(each(one)[0], each(best)[0])

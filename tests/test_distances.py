@@ -281,7 +281,7 @@ def test_shapes_that_do_not_fit_are_errors(measure):
         (lambda x: distances.density_coverage(x[:5], x), "real: 5 samples.*at least 6"),
         (lambda x: distances.nearest(x[:0], x), "fake: 0 samples"),
         (lambda x: distances.memorization(x, x, x), "held_out: 50 samples.*at least 100"),
-        (lambda x: distances.memorization(x, x, x, percentile=10), "repeats"),
+        (lambda x: distances.memorization(x, x, x, percentile=10), "duplicate"),
         (lambda x: distances.memorization(x, x, x, percentile=0), "percentile 0"),
     ],
 )

@@ -231,7 +231,7 @@ def test_videos_of_gif_and_numbered_frames(tmp_path, capsys):
     assert np.abs(np.subtract(found[0][0], [0, 40, 80])).max() <= 2
     assert source[0]["inputs"].shape == (3, 8, 8, 3)
     said = capsys.readouterr().err
-    assert "walks/short.gif: it has 2 frames, 3 are asked for" in said and "walks/few: it has 1" in said
+    assert "walks/short.gif: it has 2 frames, fewer than the 3 of data.frames" in said and "walks/few: it has 1" in said
     with pytest.raises(UserError, match="no video"):
         opened(write(tmp_path / "stills", {"a.png": 1}), frames=2)
 

@@ -148,3 +148,18 @@ def test_mp4_without_imageio(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"pip install zoo\[video\]"):
         media.save(tmp_path / "x.mp4", videos(1, 2, 8, 8)[0])
     assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_there_is_an_image(monkeypatch):
+    media.check_file("a/b.PNG")
+    media.check_file("b.gif", frames=5)
+    for path, frames, message in (
+        ("b.bmp", 1, "unknown kind of file '.bmp'"),
+        ("b", 1, "'b'"),
+        ("b.png", 5, "one frame"),
+    ):
+        with pytest.raises(UserError, match=message):
+            media.check_file(path, frames)
+    monkeypatch.setitem(sys.modules, "imageio", None)
+    with pytest.raises(UserError, match=r"zoo\[video\]"):
+        media.check_file("b.mp4")

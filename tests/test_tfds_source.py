@@ -101,7 +101,7 @@ def test_videos(data_dir):
     assert contents(source)[5][0] == [5, 105]
     assert contents(opened(data_dir, "&image_feature=video"))[5][0] == [5]
     assert contents(opened(data_dir, "&image_feature=frames", frames=2))[5][0] == [5, 55]
-    with pytest.raises(UserError, match="has 1 frames, 2 are asked for"):
+    with pytest.raises(UserError, match="has 1 frames, fewer than the 2 of data.frames"):
         opened(data_dir, frames=2)
 
 

@@ -139,6 +139,9 @@ def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) 
 def recipe_file(name: str) -> str:
     """Returns the path of a recipe: the name of a file, or of one that the zoo brings, such as "diffusion".
 
+    Args:
+      name: path of a file, or the name of a recipe.
+
     Raises:
       UserError: there is no such recipe.
     """

@@ -58,6 +58,10 @@ def families_with(protocol: type) -> list[str]:
 def require(method: Any, protocol: type) -> Any:
     """Returns the method if it has an ability, see `zoo.method`.
 
+    Args:
+      method: built method.
+      protocol: one of `method.ABILITIES`.
+
     Raises:
       UserError: the ability is missing (names the families that have it).
     """

@@ -92,6 +92,10 @@ class Loop:
 def train(config: configs.Config, workdir: str | Path) -> State:
     """Trains a config in a workdir, from its newest checkpoint where there is one.
 
+    Args:
+      config: whole config.
+      workdir: folder of the run; created if it does not exist.
+
     Returns:
       The last state, as numpy. After Ctrl-C or SIGTERM it is the saved one, and a line on stderr explains
       how to resume.

@@ -67,11 +67,16 @@ def save(path: str | os.PathLike, frames: np.ndarray, fps: float = 8, metadata: 
         needed, and imageio is not installed.
     """
     path = Path(path)
-    write = _for_suffix(path, {".png": _write_png, ".gif": _write_gif, ".mp4": _write_mp4})
+    write = _writer(path, len(frames))
     if fps <= 0:
         raise UserError(f"fps {fps} is not positive: give frames per second, as 8")
     with atomic(path) as unfinished:
         write(unfinished, frames, fps, metadata or {})
+
+
+def check_file(path: str | os.PathLike, frames: int = 1) -> None:
+    """Raises UserError where `save` cannot write so many frames to a file of this name."""
+    _writer(Path(path), frames)
 
 
 def note(about: Mapping[str, Any]) -> dict[str, str]:
@@ -81,6 +86,9 @@ def note(about: Mapping[str, Any]) -> dict[str, str]:
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """Returns the texts that `save` put into a file; none if it has none.
+
+    Args:
+      path: .png, .gif or .mp4 file.
 
     Raises:
       UserError: if there is no such file, it cannot be read, or its suffix is unknown.
@@ -123,6 +131,15 @@ def _draw(lines: list[str], height: int, width: int, font) -> np.ndarray:
     return np.asarray(image)
 
 
+def _writer(path: Path, frames: int) -> Callable:
+    write = _for_suffix(path, {".png": _write_png, ".gif": _write_gif, ".mp4": _write_mp4})
+    if write is _write_png and frames != 1:
+        raise UserError(f"a PNG holds one frame, not {frames}: name the file .gif or .mp4")
+    if write is _write_mp4:
+        _video_library()
+    return write
+
+
 def _for_suffix(path: Path, functions: dict[str, Callable]) -> Callable:
     suffix = path.suffix.lower()
     if suffix not in functions:
@@ -131,8 +148,6 @@ def _for_suffix(path: Path, functions: dict[str, Callable]) -> Callable:
 
 
 def _write_png(path: Path, frames: np.ndarray, fps: float, metadata: dict[str, str]) -> None:
-    if len(frames) != 1:
-        raise UserError(f"a PNG holds one frame, not {len(frames)}: name the file .gif or .mp4")
     texts = PngImagePlugin.PngInfo()
     for key, text in metadata.items():
         texts.add_text(key, text)

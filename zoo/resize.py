@@ -39,6 +39,11 @@ def weights(old: int, new: int, method: str = "bicubic") -> np.ndarray:
     A filter grows with the step between new pixels where that is above 1, which is what keeps smaller images from
     aliasing, and is cut at the edges.
 
+    Args:
+      old: pixels before.
+      new: pixels after.
+      method: a key of `FILTERS`.
+
     Raises:
       UserError: a length is not positive, or `method` is not one of `FILTERS`.
     """

@@ -18,6 +18,9 @@ TORCH = (b"PK\x03\x04", b"\x80")  # what files of torch.save begin with: a zip, 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads a safetensors file. bfloat16 becomes float32; other types stay as they are.
 
+    Args:
+      path: the file; its name does not matter.
+
     Raises:
       UserError: there is no such file, it is a file of torch or damaged, or it holds a type that numpy lacks.
     """
@@ -40,6 +43,11 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def check_shapes(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, np.ndarray], path) -> None:
     """Compares what a network needs with what a file has; what it has beside that does not matter.
+
+    Args:
+      wanted: shape of each tensor that the network needs.
+      found: tensors of the file.
+      path: the file, for errors.
 
     Raises:
       UserError: tensors are missing or have another shape; names the first three of each.

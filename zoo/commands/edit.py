@@ -96,6 +96,7 @@ def main(words: list[str]) -> None:
         raise unknown_name_error("action", words[0], ACTIONS)
     if len(words) != 1:
         raise UserError(f"give one action of {', '.join(ACTIONS)}; got {' '.join(words)}")
+    media.check_file(FLAGS.out)
     sampling = sampling_flags.read()
     if sampling.negative and not FLAGS.prompt:
         raise UserError("--negative is for images that --prompt samples: drop it")

@@ -62,6 +62,7 @@ def main(_: list[str]) -> None:
     """Runs the command on parsed flags."""
     sampling = sampling_flags.read()
     run, data = sampling.run, sampling.run.recipe.data
+    media.check_file(FLAGS.out, data.frames)
     prompts = read_prompts(FLAGS.prompt, FLAGS.prompts_file, FLAGS.num, lambda: data.open("test"))
     world, count = oracle.world_of(data.source), FLAGS.best_of
     reward = get_reward(FLAGS.reward, world) if count > 1 else None
@@ -72,7 +73,10 @@ def main(_: list[str]) -> None:
     images = sampler(run.params, cond, sampling.seed)
     seconds = time.perf_counter() - began
     rate = f"{len(images)} images in {seconds:.2f} s, {len(images) / seconds:.1f} images/s"
-    numbers = best_of(images, prompts, count, reward) if reward else np.arange(len(images))
+    numbers = np.arange(len(images))
+    if reward:
+        numbers, rewards = best_of(images, prompts, count, reward)
+        rate += f"; mean {FLAGS.reward} of all {rewards.mean():.4f}, of the best {rewards[numbers].mean():.4f}"
     images = images[numbers]
 
     about = sampling.about() | ({"best_of": count, "reward": FLAGS.reward} if reward else {})

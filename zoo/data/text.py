@@ -27,6 +27,10 @@ class Tokenizer:
       vocab_size: number of ids, hence the rows of an embedding. It is smaller than the requested one if the
         captions do not yield that many merges.
       length: ids in a row, END included.
+
+    Args:
+      bpe: trained byte-level BPE.
+      length: ids in a row, END included.
     """
 
     def __init__(self, bpe: tokenizers.Tokenizer, length: int):
@@ -85,6 +89,9 @@ class Tokenizer:
 
     def rare(self, i: int) -> str:
         """Returns the rare word of slot `i` in 0 .. 63, always one token, to be written into a caption.
+
+        Args:
+          i: slot.
 
         Raises:
           UserError: if there is no such slot.

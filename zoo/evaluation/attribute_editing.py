@@ -54,6 +54,10 @@ def labels(item: dict[str, Any]) -> set[str]:
 def having(attribute: str, known: Sequence[set[str]]) -> np.ndarray:
     """Which of N images have an attribute, bool (N,), by their labels.
 
+    Args:
+      attribute: word.
+      known: labels of each image.
+
     Raises:
       UserError: none has it (names the nearest and the most frequent ones), or all have.
     """
@@ -205,6 +209,10 @@ class Arithmetic:
 
     def scores(self, kind: str, strengths: Sequence[float]) -> dict[str, dict[str, Score]]:
         """Shares of the images, {way: {"colour changed @0.5": share}}; those of captions have no strength.
+
+        Args:
+          kind: attribute, such as "colour".
+          strengths: factors of a direction.
 
         Raises:
           UserError: the training images have one value alone.

@@ -61,7 +61,7 @@ def interval_of(
 
     Args:
       function: takes the features, returns a number; must do with half of their rows.
-      features: one or more (N, D); all are halved, fakes and real ones, each on its own.
+      *features: one or more (N, D); all are halved, fakes and real ones, each on its own.
       level: as in `interval`.
       resamples: halves to draw; each costs one call.
       seed: of the draws.

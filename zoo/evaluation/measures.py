@@ -148,7 +148,7 @@ for _name, _function in {"fid": distances.frechet, "inception_kid": kid}.items()
 def by_likelihood(sample: Sample, context: EvalContext) -> dict[str, Score]:
     """Bits per dimension of held-out images under the run, with the default options of its family."""
     del sample
-    real = context.of_run
+    real = context.few_held_out
     bits = model_eval.bits_per_dim(context.require_run(), real.images, real.require_captions(), context.seed)
     return {"bits_per_dim": mean_score(bits, of_real(real))}
 
@@ -156,7 +156,9 @@ def by_likelihood(sample: Sample, context: EvalContext) -> dict[str, Score]:
 def by_reconstruction(function: Callable, name: str, sample: Sample, context: EvalContext) -> dict[str, Score]:
     """Similarity of held-out images and their reconstructions by the run."""
     del sample
-    return {name: mean_score(function(context.of_run.images, context.reconstructed), of_real(context.of_run))}
+    return {
+        name: mean_score(function(context.few_held_out.images, context.reconstructed), of_real(context.few_held_out))
+    }
 
 
 for _name, _function in {"psnr": psnr, "ssim": ssim}.items():

@@ -92,6 +92,12 @@ def reconstruct(
 def score(run: Run | ClipRun, images: np.ndarray, captions: Sequence[str], per_device: int = 16) -> np.ndarray:
     """Scores how well each image fits its caption, see `method.Scorer`: float32 (N,).
 
+    Args:
+      run: network with the ability `Scorer`.
+      images: uint8 (N, T, H, W, C).
+      captions: N texts.
+      per_device: images that a device scores at once.
+
     Raises:
       UserError: the run lacks the ability, or its images have another shape.
     """

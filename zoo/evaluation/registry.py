@@ -17,7 +17,7 @@ from zoo.runs.recipe import Data
 from zoo.runs.run import Run
 from zoo.scenes import oracle
 
-OF_RUN = 64  # held-out images for evaluations of a run, which are much slower than sampling
+FEW = 64  # held-out images for evaluations of a run, which are much slower than sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,16 +101,18 @@ class EvalContext:
         return self.held_out
 
     @functools.cached_property
-    def of_run(self) -> Sample:
+    def few_held_out(self) -> Sample:
         """The first held-out images with captions, for evaluations of the run that take long."""
         self.require_run()
         real = self.require_held_out()
-        return Sample(real.images[:OF_RUN], real.require_captions()[:OF_RUN])
+        return Sample(real.images[:FEW], real.require_captions()[:FEW])
 
     @functools.cached_property
     def reconstructed(self) -> np.ndarray:
-        """`of_run`, reconstructed by the run."""
-        return model_eval.reconstruct(self.require_run(), self.of_run.images, self.of_run.require_captions(), self.seed)
+        """`few_held_out`, reconstructed by the run."""
+        return model_eval.reconstruct(
+            self.require_run(), self.few_held_out.images, self.few_held_out.require_captions(), self.seed
+        )
 
     def network(self, name: str) -> Features:
         """Returns a feature network. Raises UserError where it was not given."""
@@ -152,7 +154,7 @@ def first_of(data: Data, split: str, num: int) -> Sample:
     source = data.open(split)
     if num > len(source):
         raise UserError(
-            f"{num} images are requested, more than the {len(source)} captions of split {split!r}: score fewer"
+            f"split {split!r} has {len(source)} captions, fewer than {num}: lower --num (in training loop.score_num)"
         )
     real = [source[i] for i in range(num)]
     return Sample(np.stack([item["inputs"] for item in real]), [item["text"] for item in real])

@@ -45,8 +45,10 @@ def clip_reward(name: str) -> HostReward:
     return lambda images, prompts: clip_score(network.images(images), network.texts(prompts))
 
 
-def best_of(images: np.ndarray, prompts: Sequence[str], count: int, reward: HostReward) -> np.ndarray:
-    """Returns the indices of the best image of each prompt, (N,).
+def best_of(
+    images: np.ndarray, prompts: Sequence[str], count: int, reward: HostReward
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the index of the best image of each prompt, (N,), and the rewards of all, (N * count,).
 
     Args:
       images: (N * count, T, H, W, 3), `count` of a prompt in a row.
@@ -55,4 +57,4 @@ def best_of(images: np.ndarray, prompts: Sequence[str], count: int, reward: Host
       reward: see `get_reward`.
     """
     scores = reward(images, [prompt for prompt in prompts for _ in range(count)])
-    return np.arange(len(prompts)) * count + scores.reshape(len(prompts), count).argmax(axis=1)
+    return np.arange(len(prompts)) * count + scores.reshape(len(prompts), count).argmax(axis=1), scores

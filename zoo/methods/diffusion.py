@@ -294,6 +294,12 @@ class Diffusion:
         It is variational dequantisation (1902.00275, eq. 4) with the noise that the network was trained on, in place of
         a density of noiseless images, which has none. log p(z) is `ode.log_prob`.
 
+        Args:
+          params: trees of all players.
+          rng: one key per image, (B,).
+          batch: uint8 images and their conditions.
+          options: number of draws, and the ODE's steps.
+
         Raises:
           UserError: the inputs are not uint8, e.g. latents; or an option out of range.
         """

@@ -178,6 +178,12 @@ class Flow:
     def bits_per_dim(self, params, rng: jax.Array, batch: Batch, options: LikelihoodOptions) -> jax.Array:
         """See `HasLikelihood`: an upper bound by uniform dequantisation (1511.01844), whatever the noise of training.
 
+        Args:
+          params: trees of all players.
+          rng: one key per image, (B,).
+          batch: uint8 images and their conditions.
+          options: number of draws.
+
         Raises:
           UserError: the inputs are not uint8, e.g. latents; or samples are fewer than 1.
         """

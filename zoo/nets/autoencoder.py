@@ -140,6 +140,9 @@ class Autoencoder(nn.Module):
     def noise_shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
         """See `Hierarchy`.
 
+        Args:
+          shape: of an image, (T, H, W, C).
+
         Raises:
           UserError: the levels do not divide the size, or the shortcuts cannot join the widths.
         """

@@ -91,6 +91,9 @@ class CLIP(nn.Module):
     def encode_image(self, x: jax.Array) -> jax.Array:
         """Normalised images (B, image_size, image_size, 3) -> features, float32 (B, P), not scaled to length 1.
 
+        Args:
+          x: float32 images, see `Clip.normalise`.
+
         Raises:
           UserError: images of another size.
         """

@@ -96,6 +96,12 @@ def split_frames(x: jax.Array, frames: int) -> jax.Array:
 def coarsest(what: str, shape: Sequence[int], patch_size: int, widths: Sequence[int]) -> tuple[int, int]:
     """Rows and columns of the last of these levels, each of half the side of the one before, of (T, H, W, C) pixels.
 
+    Args:
+      what: name of the network, for errors.
+      shape: of an image, (T, H, W, C).
+      patch_size: pixels along a patch's side.
+      widths: channels of each level, finest first.
+
     Raises:
       UserError: the levels do not divide the size of `what`.
     """

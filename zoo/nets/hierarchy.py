@@ -88,7 +88,13 @@ class TopDownBlock(nn.Module):
     def __call__(
         self, x: jax.Array, eps: jax.Array, text: Text, read: jax.Array | None
     ) -> tuple[jax.Array, Latent | None]:
-        """x: (B, h, w, D); eps: (B, h, w, c); read: what was read of the image here, or None to generate.
+        """Draws the latents of one group, and adds them to x.
+
+        Args:
+          x: (B, h, w, D).
+          eps: noise of the group, (B, h, w, c).
+          text: encoded conditions.
+          read: the image's features at this level, (B, h, w, D), or None to generate.
 
         Returns:
           x with the latents added, and the latents, (B, h, w, c); None where there is no posterior.
@@ -127,7 +133,12 @@ class TopDown(nn.Module):
     def __call__(
         self, text: Text, noise: Sequence[jax.Array], levels: Sequence[jax.Array] | None
     ) -> tuple[jax.Array, list[Latent | None]]:
-        """noise: (groups, B, h, w, c) of each level, coarsest first; levels: of `BottomUp`, or None to generate.
+        """Makes the features of images, level by level.
+
+        Args:
+          text: encoded conditions.
+          noise: (groups, B, h, w, c) of each level, coarsest first.
+          levels: of `BottomUp`, or None to generate.
 
         Returns:
           (B, h, w, D) of the finest level, and the latents of each, like noise; None where there is no posterior.
@@ -212,6 +223,9 @@ class Hierarchy(nn.Module):
 
     def noise_shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
         """(T, H, W, C) of an image -> (groups, T, h, w, c) of the latents of each level, top down.
+
+        Args:
+          shape: of an image, (T, H, W, C).
 
         Raises:
           UserError: the levels do not divide the size, or their numbers differ.

@@ -152,6 +152,9 @@ class Inception(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Images (B, 299, 299, 3) in [-1, 1] -> features (B, 2048), float32, at least 0.
 
+        Args:
+          x: float32 images, see `pretrained.inception.preprocess`.
+
         Raises:
           UserError: the images are of another size.
         """

@@ -192,8 +192,8 @@ class TarFlow(nn.Module):
         Args:
           z: noise (B, T, H, W, C).
           guidance: see `apply_guidance`.
-          text: as for `__call__`.
           cache: keep keys and values of the patches that are done; without, each costs a pass of the whole sequence.
+          text: as for `__call__`.
         """
         z, grid = to_sequence(z, self.patch_size)  # (B, N, P)
         for i, step in reversed(list(enumerate(self.steps))):

@@ -155,6 +155,9 @@ def load(folder: str | os.PathLike) -> Clip:
     What config.json leaves out are Hugging Face's defaults, as in transformers. preprocessor_config.json may be
     missing; then the images are normalised as OpenAI did.
 
+    Args:
+      folder: path of the folder, or `zoo:clip`.
+
     Returns:
       The CLIP, with float32 parameters whatever the file holds.
 

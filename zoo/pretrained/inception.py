@@ -18,6 +18,9 @@ from zoo.nets.inception import SIZE, Inception
 def load(path: str | os.PathLike) -> Mapping:
     """Reads the weights that pytorch-fid publishes, made a safetensors file as docs/score.md shows.
 
+    Args:
+      path: the safetensors file.
+
     Returns:
       Parameters, float32: `Inception().apply({"params": load(path)}, preprocess(pixels))` are the features.
 

@@ -219,6 +219,9 @@ class Dependencies:
     def codec(self, data: Data) -> Codec | None:
         """Opens the autoencoder of `data.latents`.
 
+        Args:
+          data: section `data` of the config, built.
+
         Raises:
           UserError: it is missing, is no autoencoder, or was trained on images of another size.
         """

@@ -125,6 +125,12 @@ class Recipe:
       shape: shape of one input, (T, H, W, C).
       names: names of the conditions that its data has.
 
+    Args:
+      config: whole config.
+      tokenizer: tokenizer of the captions.
+      dependencies: opener of the frozen networks.
+      names: names of the conditions that its data has.
+
     Raises:
       UserError: the config has a key that nobody reads, or a value that cannot be used.
     """

@@ -217,6 +217,9 @@ _SPEEDS = {adverb: speed for speed, adverb in ADVERBS.items()}
 def parse(text: str) -> Claims:
     """Returns the claims of a caption.
 
+    Args:
+      text: caption, in any case.
+
     Raises:
       UserError: the text is not of the grammar (see the module), or names more than three things.
     """
@@ -259,6 +262,10 @@ def holds(claims: Claims, scene: Scene) -> dict[str, bool | None]:
 
     The described things are matched with the scene's so that as many single claims as possible are true; no
     thing is matched twice. If everything can be true, everything is.
+
+    Args:
+      claims: of a caption, see `parse`.
+      scene: scene to compare with.
 
     Returns:
       one entry for each of `ATTRIBUTES`: whether all claims about it are true, None without

@@ -474,6 +474,11 @@ def table(images: Sequence[np.ndarray] | np.ndarray, texts: Sequence[str], world
 
     An attribute has a value for each caption that names it; one that no caption names is left out.
 
+    Args:
+      images: uint8 (N, T, H, W, 3).
+      texts: N captions of the grammar.
+      world: as for `observe`.
+
     Raises:
       UserError: as `score`, or another number of captions than images.
     """

@@ -53,6 +53,10 @@ class Checkpoints:
     def save(self, state: State, metadata: Mapping[str, Any]) -> None:
         """Begins to save a host copy of a state, and the run's metadata, which JSON can hold.
 
+        Args:
+          state: state on the host.
+          metadata: beside the state, as JSON can write it.
+
         Raises:
           UserError: this or the previous save failed, for instance for want of disk space.
         """
@@ -112,6 +116,9 @@ class Checkpoints:
 
     def metadata(self, step: int | None = None) -> tuple[int, dict[str, Any]] | None:
         """Reads the metadata that was given to `save`, with its step; see `restore`.
+
+        Args:
+          step: step of the checkpoint; by default the newest that can be read.
 
         Raises:
           UserError: as `restore`, or the checkpoint has another format version.

@@ -91,6 +91,10 @@ class Optimizer:
 def build_all(sections: Mapping[str, Mapping[str, Any]], players: Sequence[str]) -> dict[str, Optimizer]:
     """The optimizer of each player from `config.players`; a player without a section gets the defaults.
 
+    Args:
+      sections: keys of each player's optimizer.
+      players: names of all players.
+
     Raises:
       UserError: a section for a player that does not exist, or an unknown key.
     """
