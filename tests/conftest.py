@@ -19,8 +19,8 @@ if "ZOO_TESTS_HOME" not in os.environ:  # else this is a worker of pytest-xdist:
 HOME = os.environ["ZOO_TESTS_HOME"]
 DEVICES = "--xla_force_host_platform_device_count="
 QUICK = "--xla_backend_optimization_level=0"  # nearly all of the time of tiny runs is compiling
-if importlib.metadata.version("jaxlib") < "0.12":  # later ones end at a flag that they do not have
-    QUICK += " --xla_cpu_use_fusion_emitters=false"  # compiles each fusion by itself, in twice the time
+if importlib.metadata.version("jaxlib") < "0.11":  # later ones end at a flag that they do not have
+    QUICK += " --xla_cpu_use_fusion_emitters=false"  # which compile each fusion by itself
 os.environ |= {  # before jax is imported; programs that tests start inherit it
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": f"{DEVICES}4 {QUICK}",

@@ -109,6 +109,7 @@ def test_both_players_move_inside_one_pmapped_call():
 
 
 @pytest.mark.parametrize("player, other", [("critic", "model"), ("model", "critic")])
+@pytest.mark.slow
 def test_a_step_of_one_player_leaves_every_bit_of_the_other(player, other, same):
     plugin, optimizers = method(), dict.fromkeys(("model", "critic"), OPTIMIZER)
     begin = jax.device_get(jax.jit(lambda: state.create(plugin, optimizers, jax.random.key(0), BATCH))())
@@ -232,6 +233,7 @@ def test_the_base_has_the_critics_gradient_from_the_start_step_on():
     assert after["loss"] == pytest.approx(0.5 * after["base_loss"] + 2 * after["generator_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_adaptive_weight_makes_both_gradients_of_the_last_layer_alike():
     params, on = fresh("vae"), "decoder/head/kernel"
     plugin = method(AUTOENCODER, weight=3.0, last_layer=on)
@@ -321,6 +323,7 @@ def test_the_family_keeps_its_abilities():
     assert Easy(method()).evaluations() == 1
 
 
+@pytest.mark.slow
 def test_the_generator_makes_the_same_image_of_the_same_noise_and_can_find_noise():
     gan, params = Easy(method()), fresh()
     keys = jax.random.split(KEY, 2)
@@ -391,6 +394,7 @@ def head(params, features, tokens):
     return network.apply({"params": params["critic"]}, features, cond={"tokens": tokens})
 
 
+@pytest.mark.slow
 def test_a_projected_critic_scores_the_features_of_its_network():
     plugin, params = projected(), projected_params()
     assert set(jax.eval_shape(plugin.init, KEY, BATCH)) == {"critic", "model"}

@@ -1,5 +1,8 @@
+import importlib.util
 import json
 import sys
+
+import pytest
 
 from benchmarks import accelerator
 from zoo import config as configs
@@ -45,3 +48,18 @@ def test_every_family_has_a_row():
     methods = [configs.load(spec).method for spec, *_ in accelerator.RECIPES.values()]
     named = {method.name for method in methods} | {method.base.name for method in methods if "base" in method}
     assert named == set(FAMILIES) - {"rewarded"}, "give the new family a row"  # a reward needs a trained run
+
+
+@pytest.mark.slow
+def test_the_plan_can_be_rehearsed(tmp_path, start):
+    program = start("-m", "benchmarks.accelerator", "--rehearse", f"--out={tmp_path}", "--minutes=30", devices=1)
+    printed, errors = program.communicate(timeout=2400)
+    assert program.returncode == 0, errors
+    rows = json.loads((tmp_path / "report.json").read_text())
+    for name in accelerator.RECIPES:
+        assert rows[name]["exit_code"] == 0 and rows[name]["step_s"] > 0 and f"| {name} |" in printed, rows[name]
+    for what in ("train", "samples", "score, test_seen", "score, test_unseen"):
+        assert rows[what]["exit_code"] == 0, rows[what]
+    assert 0 <= rows["score, test_seen"]["model"]["all"]["value"] <= 1 and (tmp_path / "samples.png").is_file()
+    compared = [rows[f"against PyTorch, {what}"]["exit_code"] for what in ("training", "sampling")]
+    assert compared == [0, 0] or not importlib.util.find_spec("diffusers")

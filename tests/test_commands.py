@@ -328,6 +328,7 @@ def test_the_best_of_several_is_kept(sample):
     assert (note["number"] == 0) == np.array_equal(each(one)[0], each(best)[0])
 
 
+@pytest.mark.slow
 def test_a_run_that_scores_is_a_reward(command, sample, trained, tmp_path):
     run = tmp_path / "scorer"
     assert command("train.py", "--config=configs/clip.py:test", f"--workdir={run}").code == 0
@@ -382,6 +383,7 @@ def test_likelihood_is_written_beside_the_run_and_compared(likelihood, finish, c
     assert f"{said['bits_per_dim']:.4g}" in next(line for line in done.out.splitlines() if "bits_per_dim" in line)
 
 
+@pytest.mark.slow
 def test_no_likelihood_falls_below_the_entropy(likelihood, command, tmp_path):
     run = tmp_path / "run"
     words = ["train.py", "--config=configs/diffusion.py:test", "--config.data.source=scenes/entropy?examples=64"]
@@ -500,8 +502,16 @@ def test_what_cannot_be_scored_is_an_error(command, tmp_path, words, message):
     assert done.code == 2 and message in done.err and len(done.err.strip().splitlines()) == 1
 
 
+def test_bench_reports_the_step_alone(command, trained):
+    del trained  # its data are built, else the report on stdout begins with a note
+    done = command("zoo/commands/bench.py", "--config=configs/diffusion.py:test", "--seconds=0.1", "--part=step")
+    report = json.loads(done.out)
+    assert report["images_per_s"] == pytest.approx(8 / report["step_s"]) and "sampler_images_per_s" not in report
+
+
+@pytest.mark.slow
 def test_bench_reports_what_it_measured(finish, trained, tmp_path):
-    del trained  # its data are built, else the report on stdout begins by saying so
+    del trained
     words = ["--config=configs/diffusion.py:test", "--seconds=0.1", "--out", tmp_path / "bench.json"]
     done = finish("-m", "zoo", "bench", *words, devices=1)
     assert done.code == 0, done.err

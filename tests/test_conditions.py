@@ -87,6 +87,7 @@ class Labelled:
         return {"inputs": np.full((1, 16, 16, 3), i, np.uint8), "text": f"number {i}", "label": i + 1}
 
 
+@pytest.mark.slow
 def test_a_new_condition_of_the_data_is_in_batches_and_in_samples(monkeypatch, tiny, tmp_path):
     monkeypatch.setitem(conditions.CONDITIONS, "label", Condition("label", as_floats, jnp.zeros_like, drops=True))
     monkeypatch.setitem(pipeline.SOURCES, "labelled", lambda name, split, size, frames: Labelled())

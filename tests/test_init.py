@@ -56,6 +56,7 @@ def test_another_architecture_is_an_error_that_names_the_key(trained, tiny):
         prepare(tiny({"init": str(trained), "method.net.width": 48}))
 
 
+@pytest.mark.slow
 def test_resuming_does_not_need_the_other_run(copied, tiny, tmp_path):
     config = tiny({"init": str(copied), "loop.steps": 1})
     loop.train(config, tmp_path / "run")

@@ -230,6 +230,7 @@ def test_a_run_that_is_no_autoencoder_is_refused(tiny, trained, tmp_path):
         loop.train(on_latents(tiny, trained), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_autoencoder(tiny, autoencoder, tmp_path, saved_state):
     moved, workdir = shutil.copytree(autoencoder, tmp_path / "autoencoder"), tmp_path / "run"
     config = on_latents(tiny, moved)

@@ -102,6 +102,7 @@ def test_times_are_in_order_and_equal_in_the_configured_share(equal):
     assert float((r == t).mean()) == pytest.approx(equal, abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_network_learns_one_image_for_one_step():
     model = method(net=NET | dict(patch_size=2), caption_drop=0.0)
     x, adam = np.full((16, *SHAPE), 200, np.uint8), optax.adam(3e-3)

@@ -63,6 +63,7 @@ def test_the_command_counts_a_run(finish, tiny, tmp_path):
     assert said["about"]["num"] == 8 and "reached" in done.out
 
 
+@pytest.mark.slow
 def test_a_run_that_always_had_captions_is_refused(finish, tiny, tmp_path):
     changes = {"data.source": "scenes/modes?examples=64", "method.caption_drop": 0.0}
     loop.train(tiny(changes | {"loop.steps": 1, "loop.grid_every": 0}), tmp_path / "run")

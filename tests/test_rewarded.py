@@ -121,6 +121,7 @@ def test_the_direct_gradient_is_that_of_the_mean_reward_of_images():
         np.testing.assert_allclose(-found, right, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_derivatives_of_the_last_step_alone_take_the_one_before_for_given():
     """DRaFT-1: z at the last step is what it is, and x = z - t v(z, t) alone is derived."""
     rewarded, params = method(sampling=STEPS | {"sampler": "ddim", "last": 1}), fresh()
@@ -205,6 +206,7 @@ def test_advantages_are_of_each_group():
 
 
 @pytest.mark.parametrize("penalty", [0.0, 3.0])
+@pytest.mark.slow
 def test_the_penalty_adds_the_distance_of_the_changes(penalty):
     params = fresh()
     (loss, metrics), _ = loss_of(method(delta_penalty=penalty), params)
@@ -219,6 +221,7 @@ def test_the_penalty_adds_the_distance_of_the_changes(penalty):
     np.testing.assert_allclose(loss, -metrics["reward"] + penalty * share, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_family_without_steps_learns_directly_too():
     params = fresh("generator")
     rewarded = method(GENERATOR, sampling={})
@@ -274,7 +277,10 @@ def critic(tiny, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("words, reward", [("reward", "zoo:clip"), ("policy", "oracle"), ("policy", "zoo:clip")])
+@pytest.mark.parametrize(
+    "words, reward",
+    [("reward", "zoo:clip"), ("policy", "oracle"), pytest.param("policy", "zoo:clip", marks=pytest.mark.slow)],
+)
 def test_training_changes_the_adapters_alone(tiny, trained, tmp_path, same, words, reward):
     changes = {"method.reward": reward, "method.group_size": 2, "loop.grid_every": 2}
     state = loop.train(config_of(tiny, trained, changes, words), tmp_path / "run")
@@ -370,11 +376,13 @@ def merged_of(workdir):
     return jax.tree.map(np.asarray, run.method.base_params(run.params)["model"])
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_rewarded_one_with_its_changes(tiny, rewarded_run, same):
     _, recipe = prepare(tiny({"init": str(rewarded_run)}))
     assert same(jax.tree.map(np.asarray, recipe.initial_state().params["model"]), merged_of(rewarded_run))
 
 
+@pytest.mark.slow
 def test_a_rewarded_run_can_be_the_base_of_another(tiny, rewarded_run, tmp_path, same):
     changes = {"method.reward": "zoo:clip", "loop.steps": 1}
     loop.train(config_of(tiny, rewarded_run, changes), tmp_path / "run")

@@ -8,7 +8,7 @@ import pytest
 from zoo import conditions
 from zoo.diffusion.paths import draw_times
 from zoo.method import Axis, to_float
-from zoo.methods.diffusion import Diffusion
+from zoo.methods.diffusion import Diffusion, SampleOptions
 from zoo.training import state
 from zoo.training.optim import Optimizer
 
@@ -114,3 +114,15 @@ def test_training_steps_agree():
     for name, expected in ours.items():
         gap = torch.nn.utils.parameters_to_vector(theirs[name]).detach() - expected
         assert gap.norm() < 1e-2 * (expected - start).norm(), name
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_sampling_agrees_with_the_loop_of_diffusers(shift):
+    params, options = initial_state().params, SampleOptions(steps=3, sampler="euler", guidance=1.5, shift=shift)
+    shape, tokens = (1, SIZE, SIZE, 3), batch()["cond"]["tokens"]
+    noise = METHOD.draw_noise(jax.random.split(jax.random.key(4), len(tokens)), shape)
+    ours = quick_jit(METHOD.generate, static_argnums=3)(params | {"frozen": {}}, noise, {"tokens": tokens}, options)
+    z = twin.tensor(jax.tree.leaves(noise)[0])
+    theirs = twin.diffusers_loop(new_twin(params).eval(), z, twin.tensor(tokens).long(), options).numpy()
+    assert np.abs(np.asarray(ours) - z.numpy()).mean() > 0.1
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-3 * np.abs(ours).max())

@@ -276,6 +276,7 @@ def test_dropped_captions_are_not_read():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.slow
 def test_all_parameters_learn(architecture):
     """From one step: none is unused. `fake` has a gradient too."""
     model = method(architecture)
