@@ -6,8 +6,8 @@
 
 `projected` makes the features of a finished run on the same data the critic's input (Projected GANs 2111.01007):
 
-    python train.py --config configs/gan.py:projected,demo --config.method.feature_network=runs/demo --workdir
-    runs/projected
+    python train.py --config configs/gan.py:projected,demo --config.method.feature_network=runs/demo \
+        --workdir runs/projected
 
 The base is a generator without a loss; see `zoo.wrappers.adversarial` for the families that a critic can wrap.
 

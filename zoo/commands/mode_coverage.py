@@ -5,8 +5,8 @@
 The run was trained on scenes/modes, 1,152 scenes that are all equally likely, without captions: by
 `--config.method.caption_drop=1.0`, under a critic by `--config.method.base.caption_drop=1.0` and
 `--config.method.mismatch=0.0`. It is sampled under the empty caption, which needs no guidance. See
-`evaluation.mode_coverage` for the scores. As many real images show what is possible: with few images even equal shares
-are uneven.
+`evaluation.mode_coverage` for the scores. As many real images give the ceiling, since a small sample of equal shares is
+uneven too.
 """
 
 from pathlib import Path

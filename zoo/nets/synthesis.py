@@ -1,7 +1,7 @@
 """A generator in one pass: a learned constant, shaped by noise and caption before each block.
 
-R3GAN (2501.05441) shapes the constant alone. Here what is added on the way grows so fast that noise which comes in once
-is lost in it, and all images become one.
+R3GAN (2501.05441) shapes the constant alone. Here the residual branches grow so fast that noise which enters once has
+no effect, and all images become equal.
 """
 
 from collections.abc import Sequence
