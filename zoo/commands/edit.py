@@ -12,9 +12,10 @@ An image is inverted to its noise, the noise is changed, and an image is generat
 
 In place of `--image FILE`, `--item N` is one of the test split, and `--prompt TEXT` is sampled first.
 
-By default all is done under the empty caption. Under a right caption, the noise holds only what the caption
-leaves open: directions are therefore taken in the noise of the empty caption. With `--caption` the noise of an image
-is the one under this caption; `--new_caption` generates the edited images under another one, which keeps what both leave open.
+By default all is done under the empty caption. Under a right caption, the noise holds only what the caption leaves
+open: directions are therefore taken in the noise of the empty caption. With `--caption` the noise of an image is the
+one under this caption; `--new_caption` generates the edited images under another one, which keeps what both leave
+open.
 """
 
 import dataclasses
