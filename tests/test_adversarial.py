@@ -277,6 +277,7 @@ def test_feature_matching_is_nothing_where_the_fake_is_the_image(monkeypatch):
     assert metrics_of(plugin, "model", params)["generator_loss"] == pytest.approx(math.log(2), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_critic_with_noise_gets_noisy_images_and_their_level():
     params = fresh(noise=(0.0, 1.0))
     assert "time" in params["critic"]["network"] and "time" not in fresh()["critic"]["network"]
@@ -447,6 +448,7 @@ def test_features_have_second_derivatives_whatever_the_attention():
     np.testing.assert_array_equal(seen[-1], expected[-1])
 
 
+@pytest.mark.slow
 def test_a_critic_can_be_the_feature_network_of_another():
     seen = method().features(fresh(), to_float(BATCH["inputs"]), BATCH["cond"], None)
     assert [x.shape for x in seen] == [(8, 1, 4, 4, 8), (8, 1, 2, 2, 12)]

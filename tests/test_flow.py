@@ -26,6 +26,7 @@ BATCH = dict(
 EMPTY = np.array([END, 0, 0, 0], np.int32)
 TOKENS = BATCH["cond"]["tokens"]
 each_net = pytest.mark.parametrize("architecture", NETS)
+slow_for_jet = pytest.mark.parametrize("architecture", ["tarflow", pytest.param("jet", marks=pytest.mark.slow)])
 
 
 def method(architecture="tarflow", net=(), **changes):
@@ -356,7 +357,7 @@ def test_a_flow_of_levels_gives_each_pixel_its_level(monkeypatch):
         np.testing.assert_array_equal(to_uint8(made), pixels)
 
 
-@each_net
+@slow_for_jet
 def test_training_makes_images_likelier(architecture):
     """From nothing, 60 steps bring flat grey images at least half the way to their bound."""
     import optax
@@ -382,7 +383,7 @@ def test_training_makes_images_likelier(architecture):
 # The family
 
 
-@each_net
+@slow_for_jet
 def test_videos_of_latents_are_learned_and_made(architecture):
     flow, shape = method(architecture), (2, 4, 8, 4)
     batch = dict(inputs=RNG.normal(size=(2, *shape)).astype(np.float32), cond=dict(tokens=TOKENS[:2]))

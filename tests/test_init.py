@@ -39,6 +39,7 @@ def test_it_reads_captions_as_that_one_does(trained, tiny):
     assert started.to_json() == open_run(trained).recipe.tokenizer.to_json() != alone.to_json()
 
 
+@pytest.mark.slow
 def test_a_player_that_the_other_run_lacks_is_drawn(trained, tiny, same):
     config, plain = tiny({"init": str(trained)}, "configs/gan.py:test"), tiny()
     config.method.base, config.sample = plain.method, plain.sample

@@ -167,6 +167,7 @@ def latent_run(tiny, autoencoder, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_condition_that_latents_do_not_keep_is_an_error(tiny, autoencoder, monkeypatch):
     as_sizes = lambda values, tokenize: np.array([len(value) for value in values], np.float32)
     condition = conditions.Condition("attributes", as_sizes, np.zeros_like, drops=False)

@@ -175,7 +175,7 @@ def test_bits_are_the_bound_that_is_documented(prediction, path, perfect):
     np.testing.assert_allclose(found, bound, atol=2e-2 if prediction == "eps" else 3e-4)
 
 
-@pytest.mark.parametrize("weights", [of_gaussian, of_sixteen])
+@pytest.mark.parametrize("weights", [pytest.param(of_gaussian, marks=pytest.mark.slow), of_sixteen])
 def test_no_mean_falls_below_the_entropy_and_the_perfect_network_is_near_it(weights, perfect):
     weights = weights()
     perfect(weights)
@@ -192,6 +192,7 @@ def test_a_wrong_network_takes_more_bits(perfect):
     assert bits(draw(of_sixteen(), 8)) > bits(draw(of_gaussian(), 8)) + 1
 
 
+@pytest.mark.slow
 def test_every_start_is_a_bound_and_more_noise_a_looser_one(perfect):
     weights = of_sixteen()
     perfect(weights)

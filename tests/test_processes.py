@@ -33,6 +33,7 @@ def test_two_processes_train_what_one_does(together, trained, saved_state):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), two[name], one[name])
 
 
+@pytest.mark.slow
 def test_each_number_is_written_once(together, trained):
     two, one = (
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -188,8 +188,8 @@ def test_policy_needs_no_derivative_of_the_reward():
         return -(advantages(jnp.array(reward), 4) * log_prob).mean() / np.prod(SHAPE)
 
     expected = jax.jit(jax.grad(surrogate))(params["adapters"])
-    for found, right in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(found, right, rtol=1e-2, atol=1e-6)
+    found, right = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)]) for tree in (grads, expected))
+    assert jnp.linalg.norm(found - right) < 1e-2 * jnp.linalg.norm(right)
 
 
 def test_policy_takes_the_options_with_a_known_density_by_itself():
@@ -328,6 +328,7 @@ def test_a_reward_gets_the_images_that_latents_decode_to(tiny, trained):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_critic_of_latents_encodes_what_it_scores(critic):
     run, captions = open_run(critic), ["a red circle", "a blue star"]
     images = RNG.integers(256, size=(2, 1, 16, 16, 3), dtype=np.uint8)

@@ -359,6 +359,7 @@ def test_a_sample_does_not_depend_on_those_beside_it():
     assert not np.allclose(whole[0], whole[1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_bits_per_dim_agree_with_the_loss_and_fall_with_more_samples():
     one, many = (
         np.mean(
