@@ -145,7 +145,7 @@ def stop_at(monkeypatch, number, step):
     monkeypatch.setattr(loop.Training, "log", and_signal)
 
 
-@pytest.mark.parametrize("number", GracefulShutdown.SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_prints_how_to_resume(
     number, trained, short, tmp_path, same, saved_state, monkeypatch, capsys
 ):

@@ -279,7 +279,11 @@ def critic(tiny, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "words, reward",
-    [("reward", "zoo:clip"), ("policy", "oracle"), pytest.param("policy", "zoo:clip", marks=pytest.mark.slow)],
+    [
+        ("policy", "oracle"),
+        pytest.param("reward", "zoo:clip", marks=pytest.mark.slow),
+        pytest.param("policy", "zoo:clip", marks=pytest.mark.slow),
+    ],
 )
 def test_training_changes_the_adapters_alone(tiny, trained, tmp_path, same, words, reward):
     changes = {"method.reward": reward, "method.group_size": 2, "loop.grid_every": 2}
