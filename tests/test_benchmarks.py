@@ -60,6 +60,6 @@ def test_the_plan_can_be_rehearsed(tmp_path, start):
         assert rows[name]["exit_code"] == 0 and rows[name]["step_s"] > 0 and f"| {name} |" in printed, rows[name]
     for what in ("train", "samples", "score, test_seen", "score, test_unseen"):
         assert rows[what]["exit_code"] == 0, rows[what]
-    assert 0 <= rows["score, test_seen"]["model"]["all"]["value"] <= 1 and (tmp_path / "samples.png").is_file()
+    assert 0 <= rows["score, test_seen"]["model"]["all"] <= 1 and (tmp_path / "samples.png").is_file()
     compared = [rows[f"against PyTorch, {what}"]["exit_code"] for what in ("training", "sampling")]
     assert compared == [0, 0] or not importlib.util.find_spec("diffusers")
