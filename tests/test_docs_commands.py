@@ -62,6 +62,7 @@ def home(tmp_path_factory):
     mask[:8] = 255
     Image.fromarray(mask).save(home / "mask.png")
     shutil.copytree(ROOT / "zoo" / "pretrained" / "clip_scenes", home / "my_clip")
+    (home / "configs").symlink_to(ROOT / "configs")
     return home
 
 
@@ -95,7 +96,8 @@ def shorten(line, home):
 
 @pytest.mark.parametrize("line", commands(), ids=lambda line: line[:90])
 @pytest.mark.slow
-def test_a_command_of_the_docs_runs(line, home, command):
+def test_a_command_of_the_docs_runs(line, home, command, monkeypatch):
+    monkeypatch.chdir(home)  # where some write files of their default names
     for name, missing in NEEDED.items():
         if name in line:
             pytest.skip(f"needs {missing}")

@@ -184,8 +184,13 @@ def test_the_count_of_evaluations(sampler, steps):
 
     integrate(sampler, predict, path, jnp.ones(2), time_grid(steps))
     jax.effects_barrier()
-    assert len(seen) == (2 * steps - 1 if sampler == "heun" else steps)
+    assert len(seen) == SAMPLERS[sampler].evaluations(steps)
     assert min(seen) > 0  # where x or eps is predicted, there is no velocity at the data
+
+
+def test_heun_evaluates_twice_a_step_but_the_last():
+    assert [SAMPLERS["heun"].evaluations(steps) for steps in (1, 5)] == [1, 9]
+    assert {SAMPLERS[name].evaluations(5) for name in ("euler", "ddim", "dpmpp_2m")} == {5}
 
 
 @BOTH

@@ -85,7 +85,7 @@ def main(_: list[str]) -> None:
     scores, missing = score(subject, context, FLAGS.measures)
     print(report.to_table(scores))
     for measure, reason in missing.items():
-        print(f"without {measure}: {reason}")
+        print(f"without {measure}: {reason.removeprefix(f'{measure}: ')}")
     out = Path(FLAGS.out or out)
     write_json(out, report.to_json(scores, subject.about))
     report.to_chart(scores, out.with_suffix(".png"), str(name))
