@@ -426,7 +426,7 @@ def test_steps_are_doubled_until_no_image_changes():
         (["--workdir=RUN", "--option=steps=many"], "likelihood option of Diffusion steps must be like 32"),
         (["--workdir=RUN", "--guide_checkpoint=2"], "drop --negative and the --guide_ flags"),
         (["--workdir=RUN", "--negative=a ring"], "drop --negative and the --guide_ flags"),
-        (["--workdir=RUN", "--num=7"], "split 'test' has 6 captions, fewer than"),
+        (["--workdir=RUN", "--num=7"], "split 'test' has 6 items, fewer than"),
         (["--workdir=RUN", "more"], "no such argument"),
     ],
 )
@@ -465,7 +465,7 @@ def test_scores_are_logged_on_the_way(command, tmp_path):
 
 def test_more_captions_than_there_are_is_an_error(command, trained):
     done = command("zoo/commands/score.py", f"--workdir={trained}", "--num=7")
-    assert done.code == 2 and "split 'test' has 6 captions, fewer than" in done.err
+    assert done.code == 2 and "split 'test' has 6 items, fewer than" in done.err
 
 
 @pytest.mark.parametrize(

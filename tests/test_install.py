@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import zoo
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -61,3 +63,38 @@ def test_a_recipe_that_does_not_exist_is_answered_with_the_nearest(command, flag
 def test_a_name_stands_for_the_file(command, flag):
     done = command("train.py", *flag, "--config.method.net.widht=3")
     assert done.code == 2 and "did you mean 'method.net.width'?" in done.err
+
+
+RECIPES = {
+    "none": "def get_config(words=None):\n    return None\n",
+    "bare": "def get_config():\n    return None\n",
+}
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "--config is missing: a recipe, e.g. --config diffusion:demo"),
+        (["--config=diffusion:test", "--config", "flow:test"], "--config is given 2 times: "),
+        (["--config=none.py"], "must return a ConfigDict, got NoneType"),
+        (["--config=bare.py"], "must take words"),
+        (["--config=bare"], "do you mean bare.py?"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_an_error_of_one_line(command, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    for name, text in RECIPES.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    done = command("train.py", *flags)
+    assert done.code == 2 and done.err.startswith("error: ") and message in done.err
+
+
+def test_a_file_of_the_current_folder_does_not_hide_a_recipe(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "diffusion").write_text("raise SystemExit('the wrong file')")
+    done = command("train.py", "--config=diffusion:test", "--config.method.net.widht=3")
+    assert done.code == 2 and "did you mean 'method.net.width'?" in done.err
+
+
+def test_the_version_is_printed(finish):
+    assert finish("-m", "zoo", "--version", devices=1).out.strip() == zoo.__version__

@@ -150,7 +150,7 @@ def test_mp4_without_imageio(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_file_that_cannot_be_written_is_refused_before_there_is_an_image(monkeypatch):
+def test_a_file_that_cannot_be_written_is_refused_before_there_is_an_image(tmp_path, monkeypatch):
     media.check_file("a/b.PNG")
     media.check_file("b.gif", frames=5)
     for path, frames, message in (
@@ -160,6 +160,11 @@ def test_a_file_that_cannot_be_written_is_refused_before_there_is_an_image(monke
     ):
         with pytest.raises(UserError, match=message):
             media.check_file(path, frames)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("")
+    for name, kind in (("folder.png", "folder"), ("file/a.png", "file"), ("file/a/b.png", "file")):
+        with pytest.raises(UserError, match=f"cannot be written: .* is a {kind}"):
+            media.check_file(tmp_path / name)
     monkeypatch.setitem(sys.modules, "imageio", None)
     with pytest.raises(UserError, match=r"zoo\[video\]"):
         media.check_file("b.mp4")

@@ -5,7 +5,7 @@ import pkgutil
 import sys
 from types import ModuleType
 
-from zoo import commands
+from zoo import __version__, commands
 from zoo.errors import exit_on_user_error, unknown_name_error
 
 MODULES = [importlib.import_module(f"zoo.commands.{found.name}") for found in pkgutil.iter_modules(commands.__path__)]
@@ -23,6 +23,9 @@ def main() -> None:
         if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
             lines = "\n".join(f"  {name:18} {first_line(module)}" for name, module in COMMANDS.items())
             print(f"zoo COMMAND --help prints its flags. Commands:\n\n{lines}")
+            return
+        if sys.argv[1] == "--version":
+            print(__version__)
             return
         if sys.argv[1] not in COMMANDS:
             raise unknown_name_error("command", sys.argv[1], COMMANDS)

@@ -27,6 +27,7 @@ flags.disclaim_key_flags()  # they belong to the command, whose --help lists the
 
 HERE = Path(__file__).parent
 RECIPES = next(folder for folder in (HERE / "configs", HERE.parent / "configs") if folder.is_dir())  # installed, or not
+HELP = {"--help", "-help", "-?", "--helpshort", "--helpfull"}  # flags that print help
 FORMAT_VERSION = 2  # of configs and checkpoints; another one is refused
 
 
@@ -145,11 +146,13 @@ def recipe_file(name: str) -> str:
     Raises:
       UserError: there is no such recipe.
     """
-    if os.path.isfile(name):
-        return name
     shipped = {file.stem: str(file) for file in RECIPES.glob("*.py")}
     if name in shipped:
         return shipped[name]
+    if os.path.isfile(name):
+        return name
+    if os.path.isfile(f"{name}.py"):
+        raise UserError(f"--config: no such file: {name!r}; do you mean {name}.py?")
     if "/" in name or name.endswith(".py"):
         names = ", ".join(sorted(shipped))
         raise UserError(f"--config: no such file: {name!r}; recipes with a name, e.g. diffusion:demo, are {names}")
@@ -163,7 +166,14 @@ def load(spec: str) -> Config:
     get_config = runpy.run_path(path).get("get_config")
     if get_config is None:
         raise UserError(f"--config: {path!r} has no get_config function; is it a recipe?")
-    return get_config(words)
+    try:
+        inspect.signature(get_config).bind(words)
+    except TypeError:
+        raise UserError(f"--config: get_config of {path!r} must take words: get_config(words=None)") from None
+    config = get_config(words)
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"--config: get_config of {path!r} must return a ConfigDict, got {type(config).__name__}")
+    return config
 
 
 def define_config_flag() -> None:
@@ -212,8 +222,12 @@ def _check_config_flags(argv: Sequence[str]) -> None:
     specs = [word.removeprefix("-config=") for word in words if word.startswith("-config=")]
     specs += [after for word, after in zip(words, words[1:], strict=False) if word == "-config"]
     if not specs:
+        if "config" in flags.FLAGS and not HELP & set(argv):
+            raise UserError("--config is missing: a recipe, e.g. --config diffusion:demo")
         return
-    known = flatten(load(specs[-1]).to_dict())
+    if len(specs) > 1:
+        raise UserError(f"--config is given {len(specs)} times: {', '.join(specs)}; name one recipe")
+    known = flatten(load(specs[0]).to_dict())
     for word in words:
         key = word.split("=")[0].removeprefix("-config.")
         if word.startswith("-config.") and key not in known:

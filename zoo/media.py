@@ -133,6 +133,10 @@ def _draw(lines: list[str], height: int, width: int, font) -> np.ndarray:
 
 def _writer(path: Path, frames: int) -> Callable:
     write = _for_suffix(path, {".png": _write_png, ".gif": _write_gif, ".mp4": _write_mp4})
+    blocking = path if path.is_dir() else next((parent for parent in path.parents if parent.is_file()), None)
+    if blocking:
+        kind = "folder" if blocking.is_dir() else "file"
+        raise UserError(f"{path} cannot be written: {blocking} is a {kind}; name another file")
     if write is _write_png and frames != 1:
         raise UserError(f"a PNG holds one frame, not {frames}: name the file .gif or .mp4")
     if write is _write_mp4:

@@ -11,7 +11,6 @@ from zoo.errors import UserError, exit_on_user_error
 from zoo.training import parallel
 
 FLAGS = flags.FLAGS
-HELP = {"--help", "-help", "-?", "--helpshort", "--helpfull"}  # after which absl exits with 1
 
 
 def no_flags() -> None:
@@ -44,7 +43,7 @@ class Command:
             try:
                 app.run(self, argv=argv, flags_parser=config.parse_flags)
             except SystemExit as stop:
-                raise SystemExit(0 if HELP & set(argv or sys.argv) else stop.code) from None
+                raise SystemExit(0 if config.HELP & set(argv or sys.argv) else stop.code) from None
 
     def __call__(self, argv: list[str]) -> None:
         """Runs the command on parsed flags."""

@@ -154,7 +154,7 @@ def first_of(data: Data, split: str, num: int) -> Sample:
     source = data.open(split)
     if num > len(source):
         raise UserError(
-            f"split {split!r} has {len(source)} captions, fewer than {num}: lower --num (in training loop.score_num)"
+            f"split {split!r} has {len(source)} items, fewer than {num}: lower --num (in training loop.score_num)"
         )
     real = [source[i] for i in range(num)]
     return Sample(np.stack([item["inputs"] for item in real]), [item["text"] for item in real])
