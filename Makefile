@@ -31,5 +31,4 @@ types: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/python -m flake8 zoo configs benchmarks train.py sample.py
 	$(BIN)/python -m tests.language

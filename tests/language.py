@@ -127,6 +127,8 @@ def faults(name: str, text: str) -> Iterator[tuple[int, str, str]]:
     if name.endswith(".py") and not name.startswith("tests/"):
         for line, opening in openings(ast.parse(text)):
             yield line, opening, "a verb, or the name of the thing"
+        for line, function in without_arguments(ast.parse(text)):
+            yield line, f"the docstring of {function}", "a section Args with every argument, as it has other sections"
     if name.endswith(".py") and name.startswith("zoo/"):
         banned = NAMES | NAMES_OF.get(name, {})
         for line, word in defined(ast.parse(text)):
@@ -141,6 +143,19 @@ def openings(tree: ast.Module) -> Iterator[tuple[int, str]]:
             found = re.match(OPENINGS, ast.get_docstring(node) or "")
             if found:
                 yield node.body[0].lineno, found.group()
+
+
+def without_arguments(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yields line and name of each function whose docstring has sections but none of its arguments.
+
+    Ruff's D417 and DOC102 compare the section with the arguments.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            names = [argument.arg for argument in [*node.args.args, *node.args.kwonlyargs]]
+            sections = re.findall(r"^(Args|Returns|Raises|Yields):", ast.get_docstring(node) or "", re.MULTILINE)
+            if sections and "Args" not in sections and set(names) - {"self", "cls"}:
+                yield node.lineno, node.name
 
 
 def defined(tree: ast.Module) -> Iterator[tuple[int, str]]:

@@ -100,6 +100,7 @@ def two_steps(devices):
     return begin, *jax.device_get(jax.jit(step)(begin, {}, stacked))
 
 
+@pytest.mark.slow
 def test_both_players_move_inside_one_pmapped_call():
     begin, after, metrics = two_steps(devices=True)
     for player in ("model", "critic"):

@@ -454,6 +454,7 @@ def test_references_are_read(command, copied, tmp_path):
     assert one_error(command(*words), "no such file")
 
 
+@pytest.mark.slow
 def test_scores_are_logged_on_the_way(command, tmp_path):
     words = ["train.py", "--config=configs/diffusion.py:test", f"--workdir={tmp_path / 'run'}"]
     scored = ["--config.loop.score_every=1", "--config.loop.score_num=4", "--config.loop.score_measures=('oracle',)"]

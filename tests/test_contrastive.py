@@ -113,6 +113,7 @@ def test_the_features_of_a_video_are_the_mean_of_its_frames():
     np.testing.assert_allclose(model.image_features(params, pixels), wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["info_nce", pytest.param("siglip", marks=pytest.mark.slow)])
 def test_one_device_and_four_agree_since_all_see_the_whole_batch(objective):
     model = method(objective=objective)

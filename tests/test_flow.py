@@ -357,6 +357,7 @@ def test_a_flow_of_levels_gives_each_pixel_its_level(monkeypatch):
         np.testing.assert_array_equal(to_uint8(made), pixels)
 
 
+@pytest.mark.slow
 @slow_for_jet
 def test_training_makes_images_likelier(architecture):
     """From nothing, 60 steps bring flat grey images at least half the way to their bound."""

@@ -22,6 +22,7 @@ def first_step_of(tiny, tmp_path):
     return first_step_of
 
 
+@pytest.mark.slow
 def test_a_run_starts_as_another_one_ended(trained, first_step_of, same):
     run = open_run(trained)
     state, workdir = first_step_of({"init": str(trained), "seed": 5})

@@ -42,6 +42,7 @@ def test_the_wheel_holds_the_package_alone(site):
     assert [folder.name for folder in site.iterdir() if not folder.name.endswith(".dist-info")] == ["zoo"]
 
 
+@pytest.mark.slow
 def test_a_recipe_is_found_by_its_name_from_any_folder(site, tmp_path):
     done = installed(
         site, tmp_path, "-c", "import zoo.config as c; print(c.__file__, c.load('mean_flow:demo').method.name)"

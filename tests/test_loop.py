@@ -93,6 +93,7 @@ def test_a_run_that_is_trained_stays_as_it_is_with_a_note(copied, trained, short
     assert final.step == 4 and (copied / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_run_can_be_made_longer(copied, tiny, short, capsys):
     longer = short.copy_and_resolve_references()
     longer.loop.update(steps=6, grid_every=0)
