@@ -29,7 +29,9 @@ def get_config(text=None):
             data_proportion=0.75,
             norm_p=1.0,
             caption_drop=0.1,
+            guidance=0.0,
+            guidance_mix=0.0,
         )
     )
-    config.sample = ml_collections.ConfigDict(dict(steps=1, guidance=0.0, shift=1.0))
+    config.sample = ml_collections.ConfigDict(dict(steps=1, shift=1.0))
     return config

@@ -4,6 +4,9 @@ On the line z_t = (1 - t) x + t eps, u(z_t, r, t) is the mean of the velocity al
 
     z_r = z_t - (t - r) u(z_t, r, t)                        sampling, in as many steps as wanted
     u = v - (t - r) du/dt,  du/dt = v dz u + dt u           the target of training (eq. 6 and 8)
+
+Guidance is part of training (section 4.2): the average of a guided velocity is not the guided average. With guidance w
+the network learns the averages of v + w (v - v_empty), and one evaluation per step makes guided samples.
 """
 
 import dataclasses
@@ -16,10 +19,10 @@ import jax.numpy as jnp
 
 from zoo import conditions
 from zoo.conditions import Cond
-from zoo.diffusion import guidance as guides
 from zoo.diffusion.paths import LINEAR, draw_times, expand
 from zoo.diffusion.samplers import time_grid
 from zoo.distributions import sum_except_batch
+from zoo.errors import UserError
 from zoo.method import Axis, Batch, Output, normal_each, to_float
 from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.transformer import Transformer
@@ -33,11 +36,9 @@ class SampleOptions:
 
     Attributes:
       steps, shift: see `diffusion.samplers.time_grid`.
-      guidance: scale of the guidance of each average velocity, see `conditions.guide`; 0 is none.
     """
 
     steps: int = 1
-    guidance: float = 0.0
     shift: float = 1.0
 
 
@@ -54,6 +55,12 @@ class MeanFlow:
       data_proportion: share of examples with r = t, whose target is the velocity itself, as in flow matching.
       norm_p: the loss is |error|^2 / (|error|^2 + c)^norm_p (eq. 22): 0 is the squared error.
       caption_drop: share of captions replaced by the empty one, which guidance needs.
+      guidance: scale w of the guidance of the velocity, see `conditions.guide`; 0 is none.
+      guidance_mix: share of the network's own guided velocity in the target, in place of the sample's (kappa in the
+        paper), in [0, 1): the same field with less variance, for another evaluation.
+
+    Raises:
+      UserError: a guidance below 0 or without dropped captions, or a mix outside its range or without guidance.
     """
 
     net: Mapping[str, Any]
@@ -65,9 +72,17 @@ class MeanFlow:
     data_proportion: float = 0.75
     norm_p: float = 1.0
     caption_drop: float = 0.1
+    guidance: float = 0.0
+    guidance_mix: float = 0.0
 
     players: ClassVar[tuple[str, ...]] = ("model",)
     SampleOptions = SampleOptions
+
+    def __post_init__(self):
+        if self.guidance < 0 or (self.guidance and not self.caption_drop):
+            raise UserError(f"guidance {self.guidance} must be at least 0, and above 0 needs caption_drop above 0")
+        if not 0 <= self.guidance_mix < 1 or (self.guidance_mix and not self.guidance):
+            raise UserError(f"guidance_mix {self.guidance_mix} must be in [0, 1), and above 0 needs guidance above 0")
 
     @functools.cached_property
     def network(self) -> Conditioned:
@@ -98,6 +113,7 @@ class MeanFlow:
         eps = jax.random.normal(rng_noise, x.shape)
         z, v = LINEAR.interpolate(x, eps, t), LINEAR.velocity(x, eps, t)
         cond = conditions.drop(rng_drop, batch["cond"], self.caption_drop)
+        v = self._guided(params, z, t, v, cond)
 
         u, slope = jax.jvp(
             lambda z, t: self.apply(params, z, r, t, cond), (z, t), (v, jnp.ones_like(t))
@@ -107,22 +123,30 @@ class MeanFlow:
         loss = (weight * error).mean()
         return loss, Output({"loss": loss, "error": error.mean() / x[0].size})
 
+    def _guided(self, params, z: jax.Array, t: jax.Array, v: jax.Array, cond: Cond) -> jax.Array:
+        """The velocity whose averages are learned, without derivative; its mean is the guided field (section 4.2).
+
+        Under the empty caption the mean is the unguided field, which guidance leads away from.
+        """
+        if not self.guidance:
+            return v
+        velocity = lambda cond: jax.lax.stop_gradient(self.apply(params, z, t, t, cond))
+        target = conditions.guide(v, velocity(conditions.empty(cond)), self.guidance)
+        return (1 - self.guidance_mix) * target + self.guidance_mix * velocity(cond) if self.guidance_mix else target
+
     def sample(self, params, rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: SampleOptions) -> jax.Array:
         """See `Generates.sample`."""
         z, times = normal_each(rng, shape), time_grid(options.steps, shift=options.shift)
 
         def step(z, times):
-            t, r = times
-            network = lambda z, t, cond: self.apply(params, z, jnp.full_like(t, r), t, cond)
-            if options.guidance:
-                network = guides.classifier_free(network, options.guidance)
-            return z - (t - r) * network(z, jnp.full(len(z), t), cond), None
+            t, r = jnp.broadcast_to(times[:, None], (2, len(z)))
+            return z - expand(t - r, z) * self.apply(params, z, r, t, cond), None
 
-        return jax.lax.scan(step, z, (times[:-1], times[1:]))[0]
+        return jax.lax.scan(step, z, jnp.stack([times[:-1], times[1:]], axis=1))[0]
 
     def evaluations(self, options: SampleOptions) -> int:
         """See `Generates.evaluations`."""
-        return options.steps * (2 if options.guidance else 1)
+        return options.steps
 
     def _draw_two_times(self, rng: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
         """Returns r <= t, each (count,); equal for a share of `data_proportion`."""
