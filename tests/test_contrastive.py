@@ -96,6 +96,31 @@ def test_losses_at_known_points():
     assert float(sigmoid_loss(50.0 * (2 * jnp.eye(4) - 1), own)) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("objective", ["info_nce", "siglip"])
+def test_a_scale_above_the_limit_keeps_its_derivative(objective):
+    """Else no step could bring it back."""
+    model, batch = method(objective=objective), make_batch()
+    params = model.init(jax.random.key(0), batch)
+
+    def slope(log_scale):
+        def loss(log_scale):
+            clip = params["model"]["clip"] | {"logit_scale": log_scale}
+            return loss_of(model, {"model": params["model"] | {"clip": clip}}, batch)[0]
+
+        return float(jax.grad(loss)(jnp.float32(log_scale)))
+
+    assert slope(6.0) != 0
+    if objective == "info_nce":
+        assert slope(6.0) == pytest.approx(slope(math.log(100.0)), rel=1e-4)
+
+
+def test_the_scale_of_siglips_logits_has_no_limit():
+    model, batch = method(objective="siglip"), make_batch()
+    params = model.init(jax.random.key(0), batch)
+    params["model"]["clip"]["logit_scale"] = jnp.float32(6.0)
+    assert float(loss_of(model, params, batch)[1].metrics["scale"]) == pytest.approx(math.exp(6.0), rel=1e-5)
+
+
 def test_the_scale_of_the_logits_is_limited():
     model, batch = method(), make_batch()
     params = model.init(jax.random.key(0), batch)

@@ -20,7 +20,7 @@ from zoo.errors import unknown_name_error
 from zoo.method import Axis, Batch, Output, to_float
 from zoo.nets.clip import CLIP
 
-LARGEST_SCALE = 100.0  # of the logits, as in CLIP's section 2.5
+LARGEST_SCALE = 100.0  # of InfoNCE's logits, as in CLIP's section 2.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Contrastive:
         texts = self.text_features(params, {"tokens": tokens})
         texts = jnp.split(texts, len(kinds))  # right, then wrong captions, each (B, P)
         captions = jnp.concatenate([axis.all_gather(part) for part in texts])  # (kinds * devices * B, P)
-        scale = jnp.exp(jnp.minimum(model["clip"]["logit_scale"], math.log(LARGEST_SCALE)))
+        log_scale = model["clip"]["logit_scale"]
+        scale = jnp.exp(bounded(log_scale, math.log(LARGEST_SCALE)) if self.objective == "info_nce" else log_scale)
         own = axis.index * len(images) + jnp.arange(len(images))
 
         to_captions = scale * images @ captions.T
@@ -103,6 +104,11 @@ class Contrastive:
 
     def _clip(self, params, x: jax.Array, method: str) -> Any:
         return self.network.apply({"params": params["model"]["clip"]}, x, method=method)
+
+
+def bounded(x: jax.Array, most: float) -> jax.Array:
+    """min(x, most) with derivative 1 everywhere, so that a parameter above the bound can come back."""
+    return x - jax.lax.stop_gradient(jnp.maximum(x - most, 0.0))
 
 
 def unit(x: jax.Array) -> jax.Array:
