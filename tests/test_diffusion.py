@@ -10,10 +10,11 @@ from tests.helpers import Easy
 from zoo import conditions
 from zoo.conditions import END
 from zoo.config import build
+from zoo.diffusion import ode
 from zoo.diffusion.paths import PATHS
 from zoo.errors import UserError
 from zoo.method import Axis, to_float
-from zoo.methods.diffusion import Diffusion
+from zoo.methods.diffusion import Diffusion, SampleOptions
 from zoo.nets.conditioning import TextTransformer
 from zoo.nets.transformer import Transformer
 
@@ -205,6 +206,23 @@ def test_guide_is_the_worse_model(simple):
     good, bad = make(0.5), make(0.9)
     guided = make(0.5, guidance=2.0, guide=method(net=NET | dict(width=8)).as_guide(0.9))
     np.testing.assert_allclose(guided, good + 2 * (good - bad), atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 20, 100])
+@pytest.mark.parametrize("prediction, first", [("x", 0.05), ("v", 0.0)])
+def test_no_sampler_evaluates_the_network_below_its_first_time(steps, prediction, first):
+    times = np.asarray(method(prediction=prediction, time_min=0.05)._times(SampleOptions(steps=steps, shift=0.5)))
+    assert len(times) == steps + 1 and times[0] == 1 and times[-1] == 0 and (np.diff(times) < 0).all()
+    assert times[-2] >= first - 1e-7
+
+
+def test_no_likelihood_evaluates_the_network_below_its_first_time(simple, monkeypatch):
+    starts, times_from = [], ode.times_from
+    monkeypatch.setattr(ode, "times_from", lambda start, *rest: starts.append(start) or times_from(start, *rest))
+    for prediction, first in (("x", 0.05), ("v", 1 / 256)):
+        model = method(prediction=prediction, time_min=0.05)
+        model.bits_per_dim({"model": 1.0}, keys(0, 1, 2, 3), BATCH, steps=1)
+        assert starts.pop() == first
 
 
 @pytest.mark.parametrize("changes", [dict(path="cosine"), dict(prediction="x")])

@@ -7,7 +7,7 @@ determines the other two.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +105,7 @@ def get_path(name: str) -> Path:
     return PATHS[name]
 
 
-def shift_time(t: jax.Array, shift: float) -> jax.Array:
+def shift_time(t: Any, shift: float) -> Any:
     """Moves times towards noise for shift > 1: t' = s t / (1 + (s - 1) t) (Esser et al. 2403.03206, eq. 23)."""
     if shift <= 0:
         raise UserError(f"a shift of times must be positive, got {shift}; 1 shifts nothing")

@@ -17,7 +17,7 @@ from zoo import conditions
 from zoo.conditions import Cond
 from zoo.diffusion import guidance as guides
 from zoo.diffusion import ode
-from zoo.diffusion.paths import Path, Prediction, draw_times, expand, get_path, squared_error
+from zoo.diffusion.paths import Path, Prediction, draw_times, expand, get_path, shift_time, squared_error
 from zoo.diffusion.samplers import ddim_transition, get_sampler, integrate, time_grid
 from zoo.distributions import LEVELS, normal_log_prob, sum_except_batch, to_bits_per_dim
 from zoo.errors import UserError
@@ -64,7 +64,8 @@ class LikelihoodOptions:
       trace: "hutchinson", random and unbiased, or "exact", a derivative for each dimension.
       probes: number of Hutchinson's probes.
       start: time at which the ODE begins; any gives a bound. The default is noise of about half a level. Images without
-        noise of their own have tighter ones at less, for which however a network must have been trained.
+        noise of their own have tighter ones at less, for which however a network must have been trained: where x is
+        predicted, it is at least `time_min`.
     """
 
     steps: int = 32
@@ -255,8 +256,18 @@ class Diffusion:
         return draw_times(rng, count, self.time_distribution, mean=mean, std=std, steps=self.time_steps, shift=shift)
 
     def _times(self, options: SampleOptions) -> jax.Array:
-        """Times of the sampler, (steps + 1,)."""
-        return time_grid(options.steps, shift=options.shift, start=self._last_time)
+        """Times of the sampler, (steps + 1,); the last step goes from no earlier than the first time to 0."""
+        even = functools.partial(time_grid, shift=options.shift, start=self._last_time)
+        times = even(options.steps)
+        before_last = self._last_time * shift_time(1 / options.steps, options.shift)
+        if options.steps == 1 or before_last >= self._first_time:
+            return times
+        return jnp.append(even(options.steps - 1, end=self._first_time), 0.0)
+
+    @property
+    def _first_time(self) -> float:
+        """Earliest time at which the network is evaluated: where x is predicted, v = (z - x) / t needs noise."""
+        return max(self.time_min, X_START) if self.prediction == "x" else 0.0
 
     @property
     def _last_time(self) -> float:
@@ -270,7 +281,7 @@ class Diffusion:
         guidance is only found with the same guidance. Where x is predicted, v = (z - x) / t has no value at t = 0:
         there the image first gets noise of `time_min`, drawn with rng. Nothing is drawn otherwise.
         """
-        start = max(self.time_min, X_START) if self.prediction == "x" else 0.0
+        start = self._first_time
         z = get_path(self.path).interpolate(inputs, normal_each(rng, inputs.shape[1:]), jnp.full(len(inputs), start))
         predict = self._predictor(params, cond, options)
         times = ode.times_from(start, self._last_time, options.steps)
@@ -309,11 +320,12 @@ class Diffusion:
             raise UserError(f"start must lie between 0 and {self._last_time:g}, got {options.start}")
         path, x = get_path(self.path), to_float(batch["inputs"])
         rng_noise, rng_trace = _split_each(rng)
-        t = jnp.full(len(x), options.start)
+        start = max(options.start, self._first_time)
+        t = jnp.full(len(x), start)
         z = path.interpolate(x, normal_each(rng_noise, x.shape[1:]), t)
         predict = self._smooth._predictor(params, batch["cond"], SampleOptions())
         divergence = ode.get_divergence(options.trace, rng_trace, options.probes, x.shape[1:])
-        times = ode.times_from(options.start, self._last_time, options.steps)
+        times = ode.times_from(start, self._last_time, options.steps)
         log_prob = ode.log_prob(lambda z, t: predict(z, t).v, divergence, z, times)
         return to_bits_per_dim(log_prob - sum_except_batch(log_density_of_levels(path, z, t)), x[0].size)
 
