@@ -1,29 +1,61 @@
 """Low-rank changes of trained kernels (LoRA 2106.09685): W + scale / rank * A B, where only A and B learn.
 
-A kernel of any number of axes is a matrix of its last axis and all others: the heads of a query, a key or a value,
-which are an axis of their own, share B. Kernels of scanned layers, stacked along a first axis, are a matrix each.
+A kernel is a matrix of its input axes and its output axes, as its module declares them: the heads of a query are an
+output, those of the projection after attention an input. Kernels of scanned layers, stacked along a first axis, are a
+matrix each.
 """
 
 import math
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from zoo.errors import UserError
 from zoo.trees import path_name
 
-STACKED = re.compile(r"(^|/)(layers|level_\d+)/")  # where a path has such a part, the first axis counts layers
+
+def kernels(init: Callable[..., Any], *args: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of the kernels that `init(*args)` draws, as matrices: path -> (*stack, inputs, outputs).
+
+    Args:
+      init: function that initialises flax modules and returns {player: parameters}.
+      *args: its arguments, or their shapes.
+    """
+    axes: dict[str, tuple[int, int]] = {}  # of the kernel within its module: all, and those of the output
+
+    def record(call, args, kwargs, context):
+        made, module = call(*args, **kwargs), context.module
+        kernel = module.variables.get("params", {}).get("kernel") if module.scope else None
+        if hasattr(kernel, "ndim"):  # a parameter, not a module of this name
+            features = getattr(module, "features", 1)
+            axes["/".join((*module.path, "kernel"))] = kernel.ndim, 1 if isinstance(features, int) else len(features)
+        return made
+
+    with nn.intercept_methods(record):
+        shapes = jax.eval_shape(init, *args)
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        name = path_name(path)
+        if (inside := name.partition("/")[2]) in axes:  # without the player
+            every, outputs = axes[inside]
+            stack, rest = leaf.shape[: leaf.ndim - every], leaf.shape[leaf.ndim - every :]
+            found[name] = (*stack, math.prod(rest[: every - outputs]), math.prod(rest[every - outputs :]))
+    return found
 
 
-def init(rng: jax.Array, params: Any, pattern: str, rank: int) -> dict[str, dict[str, jax.Array]]:
+def init(
+    rng: jax.Array, kernels: Mapping[str, tuple[int, ...]], pattern: str, rank: int
+) -> dict[str, dict[str, jax.Array]]:
     """Changes of nothing: {path: {"a": (..., in, rank), "b": (..., rank, out)}} with A random and B zero.
 
     Args:
       rng: single key.
-      params: the tree to change.
-      pattern: regular expression of the paths of the kernels to change, of at least two axes.
+      kernels: shapes of all kernels, see `kernels`.
+      pattern: regular expression of the paths of the kernels to change.
       rank: of the changes.
 
     Raises:
@@ -31,13 +63,9 @@ def init(rng: jax.Array, params: Any, pattern: str, rank: int) -> dict[str, dict
     """
     if rank < 1:
         raise UserError(f"a low-rank change has a rank of at least 1, got {rank}")
-    shapes = {
-        path_name(path): _matrix(path_name(path), leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    chosen = {name: shape for name, shape in shapes.items() if shape and re.search(pattern, name)}
+    chosen = {name: shape for name, shape in kernels.items() if re.search(pattern, name)}
     if not chosen:
-        raise UserError(f"pattern {pattern!r} matches no kernel; there are e.g. {', '.join(list(shapes)[:3])}")
+        raise UserError(f"pattern {pattern!r} matches no kernel; there are e.g. {', '.join(list(kernels)[:3])}")
     adapters = {}
     for key, (name, (*stack, rows, columns)) in zip(jax.random.split(rng, len(chosen)), chosen.items(), strict=True):
         a = jax.random.normal(key, (*stack, rows, rank)) / math.sqrt(rows)
@@ -66,10 +94,3 @@ def distance(params: Any, adapters: dict[str, dict[str, jax.Array]], scale: floa
 
 def _change(pair: dict[str, jax.Array], scale: float) -> jax.Array:
     return scale / pair["a"].shape[-1] * (pair["a"] @ pair["b"])
-
-
-def _matrix(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A leaf's shape as a matrix or a stack of them; () for what is none."""
-    stack = shape[:1] if STACKED.search(name) else ()
-    rest = shape[len(stack) :]
-    return (*stack, math.prod(rest[:-1]), rest[-1]) if len(rest) > 1 else ()

@@ -94,8 +94,8 @@ class Rewarded:
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
         """See `Method.init`: changes that are zero."""
         rng_base, rng_adapters = jax.random.split(rng)
-        shapes = jax.eval_shape(self.base.init, rng_base, batch)
-        return {"adapters": lora.init(rng_adapters, shapes, self.target_modules, self.rank)}
+        kernels = lora.kernels(self.base.init, rng_base, batch)
+        return {"adapters": lora.init(rng_adapters, kernels, self.target_modules, self.rank)}
 
     def loss(
         self, player: str, params, batch: Batch, rng: jax.Array, axis: Axis, step: jax.Array
