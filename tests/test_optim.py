@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,21 +131,34 @@ def test_a_pattern_may_match_anywhere_in_the_path():
     assert matches(PARAMS, "st/ker") == {"first": {"kernel": True, "bias": False}, "last": {"kernel": True}}
 
 
-@pytest.mark.parametrize("half_life", [1.0, 7.0, 500.0])
+@pytest.mark.parametrize("half_life", [1.0, 7.0, 500.0, 1e6])
 def test_after_a_half_life_half_of_the_old_weight_is_left(half_life):
-    keep = Optimizer().ema_decay(half_life, jnp.int32(10_000_000))
-    assert float(keep) ** half_life == pytest.approx(0.5, rel=1e-3)
+    """Of float32 parameters that shifted by 1%, half of the shift is in the average."""
+    optimizer, start = Optimizer(), 20_000_000  # beyond the ramp
+
+    def step(average, i):
+        return optimizer.average(half_life, start + i, average, jnp.float32(1.01)), None
+
+    average, _ = jax.lax.scan(step, jnp.float32(1.0), jnp.arange(int(half_life)))
+    assert float(average) - 1 == pytest.approx(0.005, rel=0.02)
 
 
 def test_no_half_life_exceeds_its_share_of_the_steps_so_far():
     optimizer = Optimizer(ema_rampup=0.1)
     for step in (10, 100, 1000):
-        assert float(optimizer.ema_decay(1e9, jnp.int32(step))) == pytest.approx(0.5 ** (1 / (0.1 * step)), rel=1e-5)
-    assert float(optimizer.ema_decay(50.0, jnp.int32(10_000))) == pytest.approx(0.5 ** (1 / 50), rel=1e-5)
+        assert float(optimizer.ema_rate(1e9, jnp.int32(step))) == pytest.approx(1 - 0.5 ** (1 / (0.1 * step)), rel=1e-5)
+    assert float(optimizer.ema_rate(50.0, jnp.int32(10_000))) == pytest.approx(1 - 0.5 ** (1 / 50), rel=1e-5)
+    assert float(optimizer.ema_rate(900.0, jnp.int32(20_000_000))) == pytest.approx(math.log(2) / 900, rel=1e-3)
 
 
 def test_the_first_average_is_the_parameters_themselves():
-    assert float(Optimizer().ema_decay(500.0, jnp.int32(0))) == 0.0
+    assert float(Optimizer().ema_rate(500.0, jnp.int32(0))) == 1.0
+
+
+def test_each_half_life_has_a_name_of_its_own():
+    assert Optimizer(ema_half_lives=(1_000_000, 1_000_001, 0.5)).ema_names.keys() == {"1000000", "1000001", "0.5"}
+    with pytest.raises(UserError, match="the same one twice"):
+        _ = Optimizer(ema_half_lives=(50, 50.0)).ema_names
 
 
 def test_a_player_without_a_section_gets_the_defaults():

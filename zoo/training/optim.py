@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from zoo.config import build
-from zoo.errors import unknown_name_error
+from zoo.errors import UserError, unknown_name_error
 from zoo.trees import matches
+
+STEPS_OF_AVERAGE = 1000  # moves of an average within a half-life, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +86,28 @@ class Optimizer:
         labels = jax.tree.map(lambda frozen: "frozen" if frozen else "learns", matches(params, self.freeze))
         return optax.partition({"learns": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
 
-    def ema_decay(self, half_life: float, step: jax.Array) -> jax.Array:
-        """Share of the old average that is kept at `step`."""
-        return 0.5 ** (1.0 / jnp.clip(self.ema_rampup * step, 1e-3, half_life))
+    def average(self, half_life: float, step: jax.Array, old: Any, new: Any) -> Any:
+        """Moves an average of parameters towards the new ones by `ema_rate`."""
+        rate = self.ema_rate(half_life, step)
+        return jax.tree.map(lambda o, n: o + rate * (n - o), old, new)
+
+    def ema_rate(self, half_life: float, step: jax.Array) -> jax.Array:
+        """Share of the new parameters in an average at `step`.
+
+        An average over thousands of steps moves once in k of them, by the share of k: float32 rounds away smaller
+        moves.
+        """
+        half_life = jnp.clip(self.ema_rampup * step, 1e-3, half_life)
+        k = jnp.maximum(1.0, jnp.floor(half_life / STEPS_OF_AVERAGE))
+        return jnp.where(step % k.astype(jnp.int32) == 0, -jnp.expm1(-math.log(2) * k / half_life), 0.0)
+
+    @property
+    def ema_names(self) -> dict[str, float]:
+        """Half-lives by their names in a checkpoint. Raises UserError for two that are alike."""
+        names = {f"{half_life:.12g}": float(half_life) for half_life in self.ema_half_lives}
+        if len(names) < len(self.ema_half_lives):
+            raise UserError(f"ema_half_lives {tuple(self.ema_half_lives)} has the same one twice: drop one")
+        return names
 
 
 def build_all(sections: Mapping[str, Mapping[str, Any]], players: Sequence[str]) -> dict[str, Optimizer]:

@@ -46,9 +46,7 @@ def create(method: Method, optimizers: Mapping[str, Optimizer], rng: jax.Array, 
     """Returns the state before the first step."""
     params = method.init(rng, batch)
     opt = {p: optimizers[p].init(params[p]) for p in method.players}
-    ema = {
-        p: {f"{h:g}": jax.tree.map(jnp.copy, params[p]) for h in optimizers[p].ema_half_lives} for p in method.players
-    }
+    ema = {p: {name: jax.tree.map(jnp.copy, params[p]) for name in optimizers[p].ema_names} for p in method.players}
     zero = jnp.zeros((), jnp.int32)
     return State(zero, params, opt, ema, jnp.copy(zero), jnp.copy(zero))
 
@@ -111,12 +109,10 @@ class Step:
         rate = optimizer.schedule(self.total_steps)(state.step)
         updates, opt = optimizer.update(grads, state.optimizer[player], params, rate)
         params = optax.apply_updates(params, updates)
-
-        def average(half_life, old):
-            keep = optimizer.ema_decay(half_life, state.step)
-            return jax.tree.map(lambda o, n: o + (1 - keep) * (n - o), old, params)
-
-        ema = {name: average(float(name), old) for name, old in state.ema[player].items()}
+        ema = {
+            name: optimizer.average(half_life, state.step, state.ema[player][name], params)
+            for name, half_life in optimizer.ema_names.items()
+        }
         norm = optax.global_norm(grads)
         metrics = metrics | {"grad_norm": norm, "update_norm": optax.global_norm(updates), "learning_rate": rate}
         new = dataclasses.replace(
