@@ -254,7 +254,7 @@ class Trainer:
         self.taken, steps = 0, jnp.arange(total_steps)
         self.rates = np.asarray(optimizer.schedule(total_steps)(steps)).tolist()
         self.averages = [
-            ([p.detach().clone() for p in self.params], np.asarray(1 - optimizer.ema_decay(half_life, steps)).tolist())
+            ([p.detach().clone() for p in self.params], np.asarray(optimizer.ema_rate(half_life, steps)).tolist())
             for half_life in optimizer.ema_half_lives
         ]
 

@@ -30,7 +30,7 @@ def kernels(init: Callable[..., Any], *args: Any) -> dict[str, tuple[int, ...]]:
     def record(call, args, kwargs, context):
         made, module = call(*args, **kwargs), context.module
         kernel = module.variables.get("params", {}).get("kernel") if module.scope else None
-        if hasattr(kernel, "ndim"):  # a parameter, not a module of this name
+        if kernel is not None and hasattr(kernel, "ndim"):  # a parameter, not a module of this name
             features = getattr(module, "features", 1)
             axes["/".join((*module.path, "kernel"))] = kernel.ndim, 1 if isinstance(features, int) else len(features)
         return made

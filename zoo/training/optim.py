@@ -97,9 +97,9 @@ class Optimizer:
         An average over thousands of steps moves once in k of them, by the share of k: float32 rounds away smaller
         moves.
         """
-        half_life = jnp.clip(self.ema_rampup * step, 1e-3, half_life)
-        k = jnp.maximum(1.0, jnp.floor(half_life / STEPS_OF_AVERAGE))
-        return jnp.where(step % k.astype(jnp.int32) == 0, -jnp.expm1(-math.log(2) * k / half_life), 0.0)
+        length = jnp.clip(self.ema_rampup * step, 1e-3, half_life)
+        k = jnp.maximum(1.0, jnp.floor(length / STEPS_OF_AVERAGE))
+        return jnp.where(step % k.astype(jnp.int32) == 0, -jnp.expm1(-math.log(2) * k / length), 0.0)
 
     @property
     def ema_names(self) -> dict[str, float]:
