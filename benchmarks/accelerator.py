@@ -47,7 +47,6 @@ COLUMNS = {
     "share of matmul peak": ("share_of_matmul_peak", "{:.1%}", 1),
     "memory, MiB": ("peak_memory_mib", "{:,.0f}", 1),
 }
-ROW_SECONDS = 75  # after which a row is given up
 SCORING_SECONDS = 75  # kept for sampling and scoring what was trained
 STARTING_SECONDS = 45  # of a training run, before its first step
 LINEAR = "--config.method.time_shift=1."  # the twin has no other
@@ -56,28 +55,30 @@ LINEAR = "--config.method.time_shift=1."  # the twin has no other
 class Report:
     """Rows as they come, kept in a folder."""
 
-    def __init__(self, folder: Path, rehearse: bool, minutes: float):
-        self.folder, self.rehearse, self.end = folder, rehearse, time.monotonic() + 60 * minutes
+    def __init__(self, chosen: argparse.Namespace):
+        self.folder, self.rehearse = chosen.out, chosen.rehearse
+        self.recipes, self.row_seconds = chosen.recipe or RECIPES, chosen.row_seconds
+        self.end = time.monotonic() + 60 * chosen.minutes
         self.rows = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "log.txt").write_text("")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "log.txt").write_text("")
 
     @property
     def left(self) -> float:
         """Seconds left."""
         return self.end - time.monotonic()
 
-    def run(self, name: str, words: list[str], seconds: float = ROW_SECONDS, result: Path | None = None) -> None:
+    def run(self, name: str, words: list[str], seconds: float | None = None, result: Path | None = None) -> None:
         """Runs a program, `python WORDS`, as a row.
 
         Args:
           name: name of the row.
           words: arguments of python.
-          seconds: after which the program is stopped.
+          seconds: after which the program is stopped; by default those of every row.
           result: JSON file that it writes, of which the last line counts; by default what it prints last.
         """
         began = time.monotonic()
-        output, code = run_program([sys.executable, *words], min(seconds, self.left))
+        output, code = run_program([sys.executable, *words], min(seconds or self.row_seconds, self.left))
         row = last_json(result.read_text() if result and result.exists() else output)
         row |= {"command": " ".join(["python", *words]), "exit_code": code, "wall_s": time.monotonic() - began}
         self.rows[name] = row
@@ -130,9 +131,10 @@ def markdown(rows: dict[str, dict]) -> str:
 
 
 def measure_training(report: Report) -> None:
-    """Bench of every recipe."""
+    """Bench of every recipe, or of those that are named."""
     examples = "64" if report.rehearse else "2000"
-    for name, (spec, *changes) in RECIPES.items():
+    for name in report.recipes:
+        spec, *changes = RECIPES[name]
         words = ["-m", "zoo", "bench", "--config", tiny(spec) if report.rehearse else spec, *changes]
         words += [f"--config.data.source=scenes/full?examples={examples}", "--config.data.size=32", "--part=step"]
         report.run(name, [*words, f"--seconds={0.1 if report.rehearse else 3}"])
@@ -143,7 +145,11 @@ def compare(report: Report) -> None:
     spec = tiny(DIFFUSION) if report.rehearse else DIFFUSION
     for what in ("training", "sampling"):
         words = ["-m", "benchmarks.torch_twin", "--config", spec, "--config.dtype=bfloat16", LINEAR]
-        report.run(f"against PyTorch, {what}", [*words, f"--compare={what}", "--steps=20", "--rounds=3"], 120)
+        report.run(
+            f"against PyTorch, {what}",
+            [*words, f"--compare={what}", "--steps=20", "--rounds=3"],
+            1.6 * report.row_seconds,
+        )
 
 
 def train(report: Report) -> None:
@@ -180,9 +186,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="minutes in all")
     parser.add_argument("--rehearse", action="store_true", help="tiny recipes, on any device")
     parser.add_argument("--part", choices=PARTS, action="append", help="what to do; may be given several times")
+    parser.add_argument(
+        "--recipe", choices=RECIPES, action="append", help="which to measure; may be given several times"
+    )
+    parser.add_argument("--row_seconds", type=float, default=75.0, help="seconds after which a row is given up")
     chosen = parser.parse_args()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # memory is then what was used
-    report = Report(chosen.out, chosen.rehearse, chosen.minutes)
+    report = Report(chosen)
     for part, do in PARTS.items():
         if part in (chosen.part or PARTS):
             do(report)

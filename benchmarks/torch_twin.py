@@ -32,7 +32,7 @@ from zoo import config as configs
 from zoo.conditions import END
 from zoo.errors import UserError, exit_on_user_error
 from zoo.families import get_dtype
-from zoo.loop import Loop, step_flops, step_function
+from zoo.loop import Loop
 from zoo.methods.diffusion import Diffusion, SampleOptions
 from zoo.nets.conditioning import Conditioned, TextTransformer
 from zoo.nets.layers import rotary_table, sincos_table
@@ -186,17 +186,18 @@ class Transformer(nn.Module):
         self.embedding.weight.copy_(tensor(text["embedding"]["embedding"]))
         self.text_positions.copy_(tensor(text["positions"]))
         for i, layer in enumerate(self.text_layers):
-            layer.attention_norm.weight.copy_(tensor(text[f"attention_norm_{i}"]["scale"]))
-            layer.mlp_norm.weight.copy_(tensor(text[f"mlp_norm_{i}"]["scale"]))
-            load_attention(layer.attention, text[f"attention_{i}"])
-            load_mlp(layer.mlp, text[f"mlp_{i}"])
+            own = unstack(text["layers"], i)
+            layer.attention_norm.weight.copy_(tensor(own["attention_norm"]["scale"]))
+            layer.mlp_norm.weight.copy_(tensor(own["mlp_norm"]["scale"]))
+            load_attention(layer.attention, own["attention"])
+            load_mlp(layer.mlp, own["mlp"])
         self.text_norm.weight.copy_(tensor(text["norm"]["scale"]))
         load_dense(self.time[0], params["time"]["Dense_0"])
         load_dense(self.time[2], params["time"]["Dense_1"])
         for name in ("caption", "embed", "modulation", "out"):
             load_dense(getattr(self, name), params[name])
         for i, block in enumerate(self.layers):
-            own = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
+            own = unstack(params["layers"], i)
             load_dense(block.modulation, own["modulation"])
             load_attention(block.attention, own["attention"])
             load_mlp(block.mlp, own["mlp"])
@@ -206,6 +207,11 @@ class Transformer(nn.Module):
 def tensor(array) -> Tensor:
     """Returns an array of JAX or numpy as a tensor."""
     return torch.from_numpy(np.array(array))
+
+
+def unstack(params, i: int):
+    """Returns the parameters of layer i."""
+    return jax.tree.map(lambda leaf: leaf[i], params)
 
 
 def load_dense(layer: nn.Linear, *params) -> None:
@@ -310,7 +316,7 @@ def jax_side(recipe: Recipe, loop: Loop, batch) -> Callable[[], None]:
     state = parallel.replicate(recipe.create_state())
     split = jax.tree.map(lambda x: x.reshape(len(x), devices, -1, *x.shape[2:]).swapaxes(0, 1), batch)
     batch = next(parallel.prefetch(iter([split])))
-    step = parallel.pmap(step_function(recipe, loop, parallel.Devices()))
+    step = parallel.pmap(recipe.step(loop.steps, loop.accumulate, parallel.Devices()))
 
     def call():
         nonlocal state
@@ -432,7 +438,7 @@ def compare_training(recipe: Recipe, loop: Loop, rounds: int, steps: int) -> dic
     }
     taken = in_turns(sides, rounds, calls=max(1, steps // loop.steps_per_call))
     seconds = {name: both / loop.steps_per_call for name, both in taken.items()}
-    flops = step_flops(recipe, loop)
+    flops = recipe.step_flops(loop.accumulate)
     report = {"steps": steps, "batch_size": recipe.data.batch_size, "flops_per_step": flops}
     report["matmul_peak_flops_per_s"] = peaks
     for name, both in seconds.items():

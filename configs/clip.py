@@ -45,6 +45,7 @@ def get_config(text=None):
             activation="gelu",
             text_activation="gelu",
             eps=1e-5,
+            remat="cheap",
         ),
     )
     if "demo" in words:

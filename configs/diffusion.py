@@ -43,7 +43,7 @@ def get_config(text=None):
                 text="joint",
                 positions="rotary",
                 time_frequency=1000.0,
-                remat=False,
+                remat="cheap",
                 attention="auto",
             ),
             path="linear",

@@ -29,7 +29,14 @@ def get_config(text=None):
         method=dict(
             name="flow",
             architecture="tarflow",
-            net=dict(width=384, heads=6, patch_size=4, conditioner=dict(width=384, depth=2, heads=6)),
+            net=dict(
+                width=384,
+                heads=6,
+                patch_size=4,
+                remat="cheap",
+                attention="auto",
+                conditioner=dict(width=384, depth=2, heads=6),
+            ),
             noise="gaussian",
             noise_std=0.1,
             caption_drop=0.1,

@@ -33,6 +33,7 @@ def get_config(text=None):
                 bottleneck=2,
                 attention_size=8,
                 heads=4,
+                remat="cheap",
                 conditioner=dict(width=256, depth=4, heads=4),
             ),
             latent_dim=64,

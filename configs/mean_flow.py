@@ -18,7 +18,6 @@ def get_config(text=None):
     words = arguments(text, ("cpu", "demo", "test"))
     config = load(f"diffusion:{','.join(sorted(words))}")
     net = config.method.net.to_dict() | dict(time_frequency=8.0)  # its derivative by time is taken
-    del net["attention"]
     config.method = ml_collections.ConfigDict(
         dict(
             name="mean_flow",

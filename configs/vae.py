@@ -33,6 +33,7 @@ def get_config(text=None):
                 latent_dim=16,
                 attention_size=8,
                 heads=4,
+                remat="cheap",
                 conditioner=dict(width=256, depth=4, heads=4),
                 mixtures=10,
             ),
@@ -78,7 +79,7 @@ def _for_latents(config):
     """
     config.method.update(dict(architecture="autoencoder", kl_weight=1e-3, first_kl_weight=1e-3, warmup=(0, 20_000)))
     config.method.least_log_scale = -3.0
-    config.method.net = dict(widths=(128, 256), blocks=3, latent_dim=4, mixtures=5)
+    config.method.net = dict(widths=(128, 256), blocks=3, latent_dim=4, mixtures=5, remat="cheap")
 
 
 def _for_two_cores(config, autoencoder):

@@ -60,8 +60,8 @@ class Easy:
     def trajectory_log_prob(self, params, states, cond, **options):
         return self.method.trajectory_log_prob(params, states, as_cond(cond), self._options(options))
 
-    def evaluations(self, **options):
-        return self.method.evaluations(self._options(options))
+    def evaluations(self, shape=(1, 4, 4, 3), **options):
+        return self.method.evaluations(self._options(options), shape)
 
     def bits_per_dim(self, params, rng, batch, **options):
         return self.method.bits_per_dim(params, rng, batch, self.method.LikelihoodOptions(**options))

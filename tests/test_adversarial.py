@@ -440,15 +440,6 @@ def test_features_have_noise_on_the_linear_path_alone():
         base.features({}, to_float(BATCH["inputs"]), BATCH["cond"], jnp.zeros(8))
 
 
-def test_features_have_second_derivatives_whatever_the_attention():
-    """cuDNN's has none, and is refused where there is no such device."""
-    base = build_method(DIFFUSION | dict(net=DIFFUSION["net"] | dict(attention="cudnn")), 20, "float32")
-    plain, frozen = feature_network()
-    x = to_float(BATCH["inputs"])
-    seen, expected = (m.features(frozen, x, BATCH["cond"], None) for m in (base, plain))
-    np.testing.assert_array_equal(seen[-1], expected[-1])
-
-
 @pytest.mark.slow
 def test_a_critic_can_be_the_feature_network_of_another():
     seen = method().features(fresh(), to_float(BATCH["inputs"]), BATCH["cond"], None)

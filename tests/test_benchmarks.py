@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +11,8 @@ from zoo.families import FAMILIES
 
 
 def test_a_row_that_fails_or_hangs_costs_itself_alone(tmp_path):
-    report = accelerator.Report(tmp_path / "out", rehearse=True, minutes=1)
+    chosen = SimpleNamespace(out=tmp_path / "out", rehearse=True, minutes=1, recipe=None, row_seconds=75.0)
+    report = accelerator.Report(chosen)
     report.run("good", ["-c", "print('words'); print('{\"seconds\": 2}')"])
     report.run("broken", ["-c", "raise SystemExit('no such thing')"])
     report.run("endless", ["-c", "import time; print('begun', flush=True); time.sleep(60)"], seconds=0.5)
@@ -42,6 +44,14 @@ def test_every_part_of_the_plan_runs_its_own_rows(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["accelerator", "--out", str(tmp_path), "--rehearse", "--part", part])
         accelerator.main()
         assert program in asked[0]
+    words = ["accelerator", "--out", str(tmp_path), "--rehearse", "--part=training", "--recipe=VAE", "--recipe=Jet"]
+    asked.clear()
+    monkeypatch.setattr(sys, "argv", words)
+    accelerator.main()
+    assert [" ".join(command[:4]) for command in asked] == [
+        "-m zoo bench --config",
+        "-m zoo bench --config",
+    ] and [command[4] for command in asked] == ["configs/vae.py:test", "configs/flow.py:jet,test"]
 
 
 def test_every_family_has_a_row():

@@ -134,7 +134,7 @@ def test_every_parameter_matters():
 def test_initialisation_is_that_of_the_published_code():
     _, params = tiny()
     assert float(params["logit_scale"]) == pytest.approx(math.log(1 / 0.07))
-    block = params["image_blocks_1"]
+    block = jax.tree.map(lambda leaf: leaf[1], params["image_blocks"])
     for name, std in {"query": 1 / 8, "out": 1 / 16, "up": 128**-0.5, "down": 1 / 16}.items():
         assert float(jnp.std(block[name]["kernel"])) == pytest.approx(std, rel=0.05), name
         assert not block[name]["bias"].any()

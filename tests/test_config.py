@@ -12,7 +12,6 @@ from zoo import families
 from zoo.errors import MOST_NAMES, UserError, unknown_name_error
 from zoo.loop import Loop
 from zoo.method import Generates, Invertible, Reward
-from zoo.methods.mean_flow import MeanFlow
 from zoo.nets.conditioning import Conditioned
 from zoo.runs.recipe import Data, Recipe, check_sections
 from zoo.training.optim import Optimizer
@@ -113,7 +112,7 @@ def test_network_keys_are_the_fields_of_the_network(recipe):
         keys = section.get("net", section.get("critic"))
         if keys is None:  # a reward has no network of its own
             continue
-        network, fixed = method.network, {"attention"} if isinstance(method, MeanFlow) else set()
+        network = method.network
         if isinstance(network, Conditioned):
             network, conditioner = network.network, network.conditioner
             assert ("conditioner" in keys) == (conditioner is not None)
@@ -121,7 +120,7 @@ def test_network_keys_are_the_fields_of_the_network(recipe):
                 known = parameters(type(conditioner), "vocab_size", "dtype", "attention", "parent", "name")
                 assert set(keys.conditioner) == known
         known = parameters(type(network), "vocab_size", "end_id", "dtype", "parent", "name")
-        assert set(keys) - {"conditioner"} == known - fixed
+        assert set(keys) - {"conditioner"} == known
 
 
 def test_sample_keys_are_the_options_of_sampling(recipe):

@@ -12,6 +12,7 @@ from zoo.conditions import END
 from zoo.config import build
 from zoo.diffusion import ode
 from zoo.diffusion.paths import PATHS
+from zoo.diffusion.samplers import SAMPLERS
 from zoo.errors import UserError
 from zoo.method import Axis, to_float
 from zoo.methods.diffusion import Diffusion, SampleOptions
@@ -370,7 +371,7 @@ NET_CHANGES = dict(
     text="cross",
     positions="learned",
     time_frequency=8.0,
-    remat=True,
+    remat="all",
     attention="cudnn",
 )
 
@@ -406,6 +407,37 @@ def test_every_key_of_the_network_changes_its_program(key, monkeypatch):
     changed = program(**changes), set(seen)
     seen.clear()
     assert changed != (program(), set(seen))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict(guidance=1.0),
+        dict(guidance=1.0, interval=(0.3, 0.8)),
+        dict(guidance=1.0, shift=3.0, interval=(0.5, 0.75)),
+    ],
+    [
+        {},
+        dict(guidance=1.0),
+        dict(guidance=1.0, interval=(0.3, 0.8)),
+        dict(guidance=1.0, shift=3.0, interval=(0.5, 0.75)),
+    ],
+)
+def test_the_evaluations_are_those_that_are_made(monkeypatch, sampler, options):
+    """Counted in rows of batches."""
+    rows = []
+
+    def apply(self, params, z, t, cond):
+        jax.debug.callback(lambda: rows.append(len(z)))
+        return 0.1 * z
+
+    monkeypatch.setattr(Diffusion, "apply", apply)
+    model, options = method(), dict(sampler=sampler, steps=4) | options
+    jax.block_until_ready(model.sample({}, keys(0, 1), BATCH["cond"]["tokens"][:2], SHAPE, **options))
+    jax.effects_barrier()
+    assert sum(rows) == 2 * model.evaluations(**options)
 
 
 def test_every_key_is_among_those_tested():

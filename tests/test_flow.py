@@ -12,8 +12,9 @@ from zoo.errors import UserError
 from zoo.families import build_method
 from zoo.method import Axis, to_float, to_uint8
 from zoo.methods.flow import Flow
-from zoo.nets.flow_layers import Affine, apply_guidance, duplicate_for_guidance
+from zoo.nets.flow_layers import Affine, Head, apply_guidance, duplicate_for_guidance
 from zoo.nets.jet import coupling_mask
+from zoo.nets.tarflow import Block
 
 SMALL = dict(width=16, depth=1, heads=2, patch_size=2, conditioner=dict(width=16, depth=1, heads=2))
 NETS = {"tarflow": SMALL | dict(blocks=2), "jet": SMALL | dict(couplings=4)}
@@ -144,11 +145,12 @@ def jacobian_of_patches(block, guidance=0.0):
     x = jnp.asarray(RNG.normal(size=(1, 6, 12)), jnp.float32)
 
     def affine(x):
-        def predict(net):
-            return net.network.steps[block].predict(x, net.conditioner(as_cond(ids)), guidance)
-
         ids = jnp.concatenate([TOKENS[:1], EMPTY[None]]) if guidance else TOKENS[:1]
-        return jnp.stack(flow.network.apply({"params": params["model"]}, method=predict))[:, 0]
+        text = flow.network.conditioner.apply({"params": params["model"]["conditioner"]}, as_cond(ids))
+        own = jax.tree.map(lambda leaf: leaf[block], params["model"]["network"]["steps"])
+        net = flow.network.network
+        step = Block(net.width, net.depth, net.heads, net.remat, net.attention, net.dtype)
+        return jnp.stack(step.apply({"params": own}, x, text, guidance, method="predict"))[:, 0]
 
     jacobian = run(jax.jacfwd(affine), x)[..., 0, :, :]  # (2, N, P, N, P)
     return np.abs(jacobian).max(axis=(0, 2, 4))
@@ -165,9 +167,8 @@ def test_the_second_block_goes_from_the_last_patch_to_the_first():
     """With the first block's head at zero the flow is the second block alone: the last patch moves by itself."""
     flow, params = trained("tarflow")
     alone = jax.tree.map(jnp.asarray, params)
-    alone["model"]["network"]["steps_0"]["head"] = jax.tree.map(
-        jnp.zeros_like, alone["model"]["network"]["steps_0"]["head"]
-    )
+    steps = alone["model"]["network"]["steps"]
+    steps["head"] = jax.tree.map(lambda leaf: leaf.at[0].set(0), steps["head"])
     x = jnp.asarray(to_float(BATCH["inputs"]))[:1]
     z = run(apply(flow), alone, x, TOKENS[:1])[0]
     changed = run(apply(flow), alone, x.at[:, :, :2, :2].add(0.5), TOKENS[:1])[0] != z
@@ -429,10 +430,36 @@ def test_captions_are_dropped_for_the_loss(monkeypatch):
         np.testing.assert_array_equal(seen["tokens"], expected)
 
 
-def test_each_branch_and_the_denoising_are_counted():
-    flow, likely = method(), method(noise="uniform")
-    assert (flow.evaluations(), flow.evaluations(guidance=1.0, temperature=0.9, cache=True)) == (2, 3)
-    assert (flow.evaluations(denoise=False), likely.evaluations(), likely.evaluations(guidance=1.0)) == (1, 1, 2)
+@pytest.mark.parametrize(
+    "architecture, noise, options, expected",
+    [
+        ("tarflow", "gaussian", dict(denoise=False), 1),
+        ("tarflow", "gaussian", dict(denoise=False, guidance=1.0), 2),
+        ("tarflow", "gaussian", dict(denoise=False, cache=False), 6),
+        ("tarflow", "gaussian", dict(guidance=1.0, cache=False), 12 + 2),  # denoising takes a derivative
+        ("tarflow", "gaussian", dict(), 1 + 2),
+        ("tarflow", "uniform", dict(), 1),
+        ("jet", "gaussian", dict(cache=False), 1 + 2),
+        ("jet", "uniform", dict(guidance=0.5), 2),
+    ],
+)
+def test_the_evaluations_are_those_that_are_made(monkeypatch, architecture, noise, options, expected):
+    """Counted at the last layer of each block, in patches of images."""
+    flow, (_, params), patches = method(architecture, noise=noise), trained(architecture), []
+
+    def counted(self, x, channels):
+        jax.debug.callback(lambda: patches.append(x.shape[0] * x.shape[1]))
+        return plain(self, x, channels)
+
+    plain = Head.__call__
+    monkeypatch.setattr(Head, "__call__", counted)
+    made = jax.jit(lambda p: flow.sample(p, keys(0, 1), TOKENS[:2], shape=SHAPE, **options))(params)
+    jax.block_until_ready(made)
+    jax.effects_barrier()
+    network = flow.network.network
+    blocks = network.blocks if architecture == "tarflow" else network.couplings
+    derivatives = 1 if noise == "gaussian" and options.get("denoise", True) else 0
+    assert sum(patches) / (2 * 6 * blocks) + derivatives == expected == flow.evaluations(shape=SHAPE, **options)
 
 
 def test_bfloat16_networks_keep_densities_in_float32():

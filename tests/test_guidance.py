@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.diffusion.guidance import autoguidance, classifier_free, scale_at
+from zoo.diffusion.guidance import autoguidance, classifier_free, is_within
 from zoo.diffusion.paths import PATHS, Prediction
+from zoo.errors import UserError
 
 EMPTY = jnp.array([1, 0, 0])
 
@@ -15,7 +16,7 @@ def network(z, t, cond):
     """Depends on all three, each example on itself alone."""
     tokens = cond["tokens"]
     place = (-1, 1, 1)
-    return jnp.tanh(z) * (1 + t.reshape(place)) + jnp.sin(tokens @ jnp.array([1.0, 0.5, 0.3])).reshape(place)
+    return jnp.tanh(z) * (1 + t) + jnp.sin(tokens @ jnp.array([1.0, 0.5, 0.3])).reshape(place)
 
 
 def worse(z, t, cond):
@@ -32,7 +33,7 @@ FORMS = pytest.mark.parametrize(
 @pytest.fixture(scope="module")
 def inputs():
     z = jax.random.normal(jax.random.key(0), (4, 2, 3))
-    return z, jnp.array([0.1, 0.4, 0.6, 0.9]), {"tokens": jnp.array([[5, 1, 0], [7, 8, 1], [1, 0, 0], [9, 1, 0]])}
+    return z, jnp.array(0.4), {"tokens": jnp.array([[5, 1, 0], [7, 8, 1], [1, 0, 0], [9, 1, 0]])}
 
 
 def test_classifier_free_is_two_separate_calls(inputs):
@@ -47,11 +48,11 @@ def test_classifier_free_runs_the_network_once(inputs):
     calls = []
 
     def counted(z, t, cond):
-        calls.append((len(z), len(t), len(cond["tokens"])))
+        calls.append((len(z), t.shape, len(cond["tokens"])))
         return network(z, t, cond)
 
     classifier_free(counted, 1.5)(*inputs)
-    assert calls == [(8, 8, 8)]
+    assert calls == [(8, (), 8)]
 
 
 def test_the_empty_caption_is_not_guided(inputs):
@@ -79,17 +80,35 @@ def test_scale_zero_is_the_plain_network(guide, inputs):
 
 
 @FORMS
-def test_interval_guides_those_times_alone(guide, inputs):
-    plain, whole, part = network(*inputs), guide(2.0)(*inputs), guide(2.0, (0.3, 0.7))(*inputs)
-    np.testing.assert_allclose(part[jnp.array([0, 3])], plain[jnp.array([0, 3])], atol=1e-6)
-    np.testing.assert_array_equal(part[1:3], whole[1:3])
-    assert np.abs(whole - plain)[3].max() > 0.1
+@pytest.mark.parametrize("t, within", [(0.1, False), (0.3, True), (0.4, True), (0.9, False)])
+def test_interval_guides_those_times_alone_and_the_other_evaluation_is_not_made(guide, t, within, inputs):
+    (z, _, cond), t = inputs, jnp.array(t)
+    rows = []
+
+    def counted(z, t, cond):
+        jax.debug.callback(lambda: rows.append(len(z)))
+        return network(z, t, cond)
+
+    plain, whole = network(z, t, cond), guide(2.0)(z, t, cond)
+    counting = functools.partial(guide.func, *[counted] * len(guide.args))
+    part = guide(2.0, (0.3, 0.7))(z, t, cond)
+    np.testing.assert_allclose(part, whole if within else plain, atol=1e-6)
+    assert np.abs(whole - plain).max() > 0.1
+    jax.block_until_ready(counting(2.0, (0.3, 0.7))(z, t, cond))
+    jax.effects_barrier()
+    assert sum(rows) == (8 if within else 4)
+
+
+@FORMS
+def test_an_interval_from_late_to_early_is_an_error(guide, inputs):
+    with pytest.raises(UserError, match="from the earlier time to the later"):
+        guide(2.0, (0.7, 0.3))(*inputs)
 
 
 def test_interval_includes_its_ends():
     t = jnp.array([0.0, 0.25, 0.5, 0.75, 1.0])
-    np.testing.assert_array_equal(scale_at(t, 3.0, (0.25, 0.75)), [0, 3, 3, 3, 0])
-    np.testing.assert_array_equal(scale_at(t, 3.0, (0.0, 1.0)), 3)
+    np.testing.assert_array_equal(is_within(t, (0.25, 0.75)), [False, True, True, True, False])
+    assert is_within(t, (0.0, 1.0)).all()
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())

@@ -272,16 +272,3 @@ def test_options_that_cannot_be_are_errors(options, message):
 def test_latents_have_no_levels():
     with pytest.raises(UserError, match="latents"):
         method().bits_per_dim(params(), keys(4), BATCH | dict(inputs=np.zeros((4, *SHAPE), np.float32)))
-
-
-def test_the_fused_kernel_is_not_differentiated(monkeypatch):
-    plain, seen = jax.nn.dot_product_attention, []
-
-    def attention(*args, implementation, **kwargs):
-        seen.append(implementation)
-        return plain(*args, implementation="xla", **kwargs)
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
-    model = method(net=NET | dict(attention="cudnn"))
-    jax.eval_shape(lambda: model.bits_per_dim(params(), keys(4), BATCH, steps=1))
-    assert seen and set(seen) == {"xla"}

@@ -1,16 +1,22 @@
+import functools
 import json
 import math
 import shutil
 import signal
 import time
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from zoo import loop
 from zoo.errors import UserError
+from zoo.nets.layers import SwiGLU
 from zoo.runs.dependencies import open_run
+from zoo.runs.recipe import Data
 from zoo.training.checkpoint import Checkpoints
 from zoo.training.shutdown import GracefulShutdown
 
@@ -22,6 +28,8 @@ LONG = {
     "loop.checkpoint_every": 40,
     "loop.grid_every": 0,
 }
+
+SLOW = pytest.mark.slow
 
 
 def lines_of(workdir):
@@ -61,6 +69,30 @@ def test_a_grid_is_drawn_with_a_cell_for_each_prompt(trained, short):
     assert grid.name == "step_0000004.png"
     width, height = Image.open(grid).size
     assert width >= 2 * short.data.size and height >= short.data.size
+
+
+def test_a_step_is_saved_before_it_is_drawn(tiny, tmp_path, monkeypatch):
+    def fail(self, step, state):
+        raise OSError("no image")
+
+    monkeypatch.setattr(loop.Training, "draw_grid", fail)
+    with pytest.raises(OSError, match="no image"):
+        loop.train(tiny({"loop.checkpoint_every": 1, "loop.grid_every": 1}), tmp_path / "run")
+    assert Checkpoints(tmp_path / "run", read_only=True).steps() == [1]
+
+
+def test_captions_for_the_grid_that_are_missing_are_an_error_before_training(tiny, tmp_path, monkeypatch):
+    plain = Data.open
+
+    def no_test(self, split):
+        if split == "test":
+            raise UserError("there is no split test")
+        return plain(self, split)
+
+    monkeypatch.setattr(Data, "open", no_test)
+    with pytest.raises(UserError, match="no split test"):
+        loop.train(tiny({"loop.grid_prompts": ()}), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_the_run_keeps_its_config(trained, short):
@@ -267,8 +299,9 @@ def test_a_run_that_diverges_stops_and_names_the_first_bad_metric(trained, tiny,
             "players.model.learning_rate": 1e30,
         }
     )
-    with pytest.raises(UserError, match="not finite, first of all model/update_norm.*another --workdir"):
+    with pytest.raises(UserError, match="not finite, first of all model/grad_norm.*another --workdir"):
         loop.train(config, tmp_path / "run")
+    assert not Checkpoints(tmp_path / "run", read_only=True).steps()  # the first is due after a bad step
     steps = [line["step"] for line in lines_of(tmp_path / "run")] if (tmp_path / "run/metrics.jsonl").exists() else []
     assert max(steps, default=0) <= 3
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
@@ -291,3 +324,58 @@ def test_metrics_of_a_window_leave_out_what_is_not_finite():
     window.add({"a": OnDevice(math.nan), "b": OnDevice(5.0)})
     means, bad = window.take()
     assert math.isnan(means["a"]) and means["b"] == 5.0 and bad == "a"
+
+
+# ---- what helps to find a fault
+
+
+def test_a_trace_of_some_steps_is_written(tiny, tmp_path, capsys):
+    loop.train(tiny({"loop.steps": 4, "loop.grid_every": 0}), tmp_path / "run", profile=2)
+    assert f"a trace of some steps is in {tmp_path / 'run' / 'profile'}" in capsys.readouterr().err
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_run_that_ends_before_the_trace_writes_what_there_is(tiny, tmp_path):
+    loop.train(tiny({"loop.steps": 2, "loop.grid_every": 0}), tmp_path / "run", profile=100)
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("spec", ["configs/diffusion.py:test", pytest.param("configs/gan.py:test", marks=SLOW)])
+def test_debugging_changes_rounding_alone_where_all_is_finite(tiny, tmp_path, spec):
+    config = tiny({"loop.steps": 2, "loop.grid_every": 0}, spec)
+    plain = loop.train(config, tmp_path / "plain").params
+    debugged = loop.train(config, tmp_path / "debugged", debug_nans=True).params
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), debugged, plain)
+
+
+def test_debugging_names_the_first_layer_that_is_not_finite(tiny, tmp_path, monkeypatch):
+    plain = SwiGLU.__call__
+
+    def broken(self, x):
+        return plain(self, x) / (0.0 if self.path[:2] == ("network", "layers") else 1.0)
+
+    broken.__name__ = "__call__"
+    monkeypatch.setattr(SwiGLU, "__call__", nn.module.wrap_method_once(broken))
+    with pytest.raises(UserError, match=r"first layer is network/layers/mlp \(SwiGLU\)"):
+        loop.train(tiny({"loop.steps": 2, "loop.grid_every": 0}), tmp_path / "run", debug_nans=True)
+
+
+def test_debugging_names_where_a_gradient_alone_is_not_finite(tiny, tmp_path, monkeypatch):
+    plain = SwiGLU.__call__
+    root = lambda x: jnp.sqrt(jnp.abs(x)) * 0.0  # finite, and of infinite slope where x is 0
+    monkeypatch.setattr(SwiGLU, "__call__", lambda self, x: plain(self, x) + root(x - x))
+    with pytest.raises(UserError, match="model/grad_norm was not finite up to step 1; all layers gave finite values"):
+        loop.train(tiny({"loop.steps": 2, "loop.grid_every": 0}), tmp_path / "run", debug_nans=True)
+
+
+def test_a_device_out_of_memory_is_one_line(tiny, tmp_path, monkeypatch):
+    def fail(self, *_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes.")
+
+    monkeypatch.setattr(loop.Training, "go", fail)
+    names = r"loop.accumulate \(now 1\).*remat.*data.batch_size \(now 8\)"
+    with pytest.raises(UserError, match=f"a device is out of memory: raise {names}"):
+        loop.train(tiny({"data.batch_size": 8}), tmp_path / "run")
+    monkeypatch.setattr(loop.Training, "go", lambda *_: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL")))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        loop.train(tiny({"data.batch_size": 8}), tmp_path / "other")

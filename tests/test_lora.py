@@ -90,7 +90,7 @@ def test_attention_of_384_channels_takes_as_many_numbers_as_lora():
     section["net"]["conditioner"] = dict(width=32, depth=1, heads=2)
     batch = dict(inputs=jnp.zeros((1, 1, 8, 8, 3), jnp.uint8), cond=dict(tokens=jnp.zeros((1, 4), jnp.int32)))
     kernels = lora.kernels(build_method(section, 20, "float32").init, RNG, batch)
-    chosen = lora.init(RNG, kernels, "layers/.*(query|key|value|out)/kernel$", 8)
+    chosen = lora.init(RNG, kernels, "network/layers/.*(query|key|value|out)/kernel$", 8)
     assert chosen
     for name, pair in chosen.items():
         if "context" not in name:
@@ -122,4 +122,4 @@ def test_every_kernel_of_a_family_is_found(spec):
     found = lora.kernels(method.init, RNG, batch)
     assert found.keys() == {name for name in leaves if name.endswith("/kernel")} and found
     for name, shape in found.items():
-        assert math.prod(shape) == leaves[name].size and 2 <= len(shape) <= 3
+        assert math.prod(shape) == leaves[name].size and 2 <= len(shape) <= 4

@@ -222,8 +222,3 @@ def test_a_low_time_frequency_keeps_the_derivative_by_time_low():
         slope = jax.jvp(lambda t, params=params, time=time: time.apply(params, t), (t,), (jnp.ones_like(t),))[1]
         steepest[highest] = float(jnp.abs(slope).max())
     assert 0 < 20 * steepest[8.0] < steepest[1000.0]
-
-
-def test_attention_cannot_be_chosen():
-    with pytest.raises(UserError, match="attention"):
-        method(net=NET | {"attention": "cudnn"}).network  # noqa: B018

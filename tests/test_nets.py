@@ -1,4 +1,5 @@
 import functools
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -8,8 +9,21 @@ import pytest
 
 from zoo.conditions import END
 from zoo.errors import UserError
+from zoo.families import build_method
+from zoo.method import Axis
 from zoo.nets.conditioning import Conditioned, Text, TextTransformer, build_network
-from zoo.nets.layers import RMSNorm, SwiGLU, attend, patchify, rotary_table, rotate, sincos_table, unpatchify
+from zoo.nets.layers import (
+    REMAT,
+    RMSNorm,
+    SwiGLU,
+    attend,
+    patchify,
+    rotary_table,
+    rotate,
+    sincos_table,
+    smooth_attention,
+    unpatchify,
+)
 from zoo.nets.transformer import Block, Transformer
 
 TINY = dict(width=16, depth=2, heads=2, patch_size=4, conditioner=dict(width=16, depth=1, heads=2))
@@ -190,23 +204,41 @@ def test_no_parameter_is_idle(net):
 # Variants of one network
 
 
-def test_remat_changes_neither_output_nor_gradient():
-    plain = transformer(conditioner=dict(width=16, depth=0, heads=2))
-    params = rough(plain)["params"]
+CONDITIONER = dict(width=16, depth=1, heads=2)
+NETWORKS = {
+    "diffusion": dict(name="diffusion", net=TINY | dict(conditioner=CONDITIONER)),
+    "tarflow": dict(name="flow", net=dict(blocks=2, depth=2, width=16, heads=2, conditioner=CONDITIONER)),
+    "jet": dict(
+        name="flow", architecture="jet", net=dict(couplings=3, depth=2, width=16, heads=2, conditioner=CONDITIONER)
+    ),
+    "hierarchy": dict(
+        name="vae",
+        net=dict(width=16, encoder_blocks=(2, 1), decoder_blocks=(2, 1), latent_dim=2, conditioner=CONDITIONER),
+    ),
+    "autoencoder": dict(name="vae", architecture="autoencoder", net=dict(widths=(8, 8), latent_dim=2)),
+}
 
-    def value_and_grad(net):
-        def loss(layers):
-            network = params["network"] | {"layers": layers}
-            return jnp.square(net.apply({"params": params | {"network": network}}, Z, T, cond={"tokens": IDS})).mean()
 
-        return jit(jax.value_and_grad(loss))(params["network"]["layers"])
+def total_loss(method, batch, params):
+    return method.loss("model", params, batch, jax.random.key(1), Axis(), jnp.int32(0))[0]
 
-    (loss, gradient), (again, gradient_again) = (
-        value_and_grad(plain),
-        value_and_grad(transformer(conditioner=dict(width=16, depth=0, heads=2), remat=True)),
-    )
-    np.testing.assert_allclose(again, loss, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-3), gradient_again, gradient)
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_remat_changes_neither_loss_nor_gradient_but_what_is_kept(name):
+    batch = {"inputs": np.uint8(100 + 20 * Z), "cond": {"tokens": IDS}}
+    found, kept = {}, {}
+    for remat in REMAT:
+        section = NETWORKS[name] | {"net": NETWORKS[name]["net"] | {"remat": remat}}
+        method = build_method(section, 32, "float32")
+        loss = functools.partial(total_loss, method, batch)
+        params = jax.tree.map(lambda leaf: leaf + 0.02, jit(method.init)(jax.random.key(0), batch))
+        found[remat] = jit(jax.value_and_grad(loss))(params)
+        _, pull = jax.vjp(loss, params)
+        kept[remat] = sum(leaf.size for leaf in jax.tree.leaves(pull))
+    for remat in ("cheap", "all"):
+        close = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=2e-3)
+        jax.tree.map(close, found[remat], found["none"])
+    assert kept["all"] < kept["cheap"] < kept["none"]
 
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
@@ -230,7 +262,7 @@ def test_attention_is_a_softmax_over_the_keys_that_count():
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, n, 2, 4)).astype(np.float32) for n in (3, 5, 5))
     lengths = np.array([5, 2])
-    found = attend(q, k, v, lengths, "xla")
+    found = attend(q, k, v, "xla", lengths)
     for b in range(2):
         for head in range(2):
             scores = np.exp(q[b, :, head] @ k[b, : lengths[b], head].T / np.sqrt(4))
@@ -238,15 +270,37 @@ def test_attention_is_a_softmax_over_the_keys_that_count():
             np.testing.assert_allclose(found[b, :, head], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("queries, keys, fused", [(64, 104, True), (1, 41, False), (64, 41, False), (3, 8, False)])
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_attention_is_fused_where_it_has_a_derivative(monkeypatch, queries, keys, fused, dtype):
+@pytest.mark.parametrize(
+    "queries, keys, channels, dtype, platform, capability, fused",
+    [
+        (64, 104, 64, jnp.bfloat16, "cuda 13000", "9.0", True),
+        (64, 104, 128, jnp.float16, "cuda 13000", "8.0", True),
+        (64, 104, 64, jnp.float32, "cuda 13000", "9.0", False),
+        (1, 41, 64, jnp.bfloat16, "cuda 13000", "9.0", False),
+        (64, 41, 64, jnp.bfloat16, "cuda 13000", "9.0", False),
+        (3, 8, 64, jnp.bfloat16, "cuda 13000", "9.0", False),
+        (64, 104, 136, jnp.bfloat16, "cuda 13000", "9.0", False),
+        (64, 104, 60, jnp.bfloat16, "cuda 13000", "9.0", False),
+        (64, 104, 64, jnp.bfloat16, "cuda 12000", "7.5", False),
+        (64, 104, 64, jnp.bfloat16, "rocm 60000", "gfx942", False),
+        (64, 104, 64, jnp.bfloat16, "", "", False),
+    ],
+)
+def test_attention_is_fused_where_it_and_its_derivative_exist(
+    monkeypatch, queries, keys, channels, dtype, platform, capability, fused
+):
+    device = SimpleNamespace(client=SimpleNamespace(platform_version=platform), compute_capability=capability)
     asked = []
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu" if platform else "cpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *_, implementation, **__: asked.append(implementation))
-    q, k = jnp.zeros((1, queries, 1, 8), dtype), jnp.zeros((1, keys, 1, 8), dtype)
-    attend(q, k, k, None, "auto")
-    assert asked == ["cudnn" if fused and dtype == jnp.bfloat16 else "xla"]
+    q, k = (np.zeros((1, count, 1, channels), dtype) for count in (queries, keys))
+    attend(q, k, k, "auto")
+    with smooth_attention():
+        attend(q, k, k, "auto")
+        attend(q, k, k, "cudnn")
+    attend(q, k, k, "cudnn")
+    assert asked == ["cudnn" if fused else "xla", "xla", "xla", "cudnn"]
 
 
 def test_rotary_product_depends_on_the_offset_alone():
@@ -304,6 +358,7 @@ def test_gated_feed_forward_has_the_parameters_of_a_plain_one():
         (dict(text="joined"), "did you mean 'joint'"),
         (dict(positions="rotarry"), "did you mean 'rotary'"),
         (dict(attention="cuddn"), "did you mean 'cudnn'"),
+        (dict(remat="cheep"), "did you mean 'cheap'"),
         (dict(heads=3), "not divisible by"),
         (dict(heads=8), "divisible by 4, got 2"),
     ],

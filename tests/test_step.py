@@ -282,16 +282,42 @@ def test_bad_steps_in_a_row_are_counted_until_a_good_one():
     assert (three.skipped, three.consecutive_nonfinite) == (3, 2)
 
 
-def test_one_player_that_is_not_finite_holds_back_the_other_too(same):
+def test_a_player_that_is_not_finite_is_skipped_alone(same):
     class Half(Duel):
         def loss(self, player, params, batch, rng, axis, step):
             loss, output = super().loss(player, params, batch, rng, axis, step)
             return (loss, output) if player == "first" else (loss * jnp.nan, output)
 
     METHODS[Half] = Half()
-    before = begin(METHODS[Half])
-    after, _ = train(Half, batches(1))
-    assert same(after.params, jax.tree.map(np.asarray, before.params)) and after.skipped == 1
+    before = jax.tree.map(np.asarray, begin(METHODS[Half]))
+    after, metrics = train(Half, batches(1))
+    (whole, _) = train(Duel, batches(1))
+    for field in ("params", "optimizer", "ema"):
+        assert same(getattr(after, field)["second"], getattr(before, field)["second"]), field
+        assert same(getattr(after, field)["first"], getattr(whole, field)["first"]), field
+    assert (after.skipped, after.consecutive_nonfinite) == (1, 1)
+    assert np.isnan(metrics["second/grad_norm"]).all() and not metrics["second/update_norm"].any()
+
+
+def test_the_guard_keeps_no_second_state():
+    """Parameters of 4 MB: what a step needs beside its donated arguments is a gradient, not another state."""
+
+    class Large(Regression):
+        def init(self, rng, batch):
+            return {"model": {"w": jnp.zeros((1024, 1024))}}
+
+        def loss(self, player, params, batch, rng, axis, step):
+            loss = jnp.square(params["model"]["w"].sum() - batch["x"].mean())
+            return loss, Output({"loss": loss})
+
+    method, size = Large(), 1024 * 1024 * 4
+    batch = jax.tree.map(lambda x: x[None], batches(1)[0])
+    optimizers = {"model": dataclasses.replace(OPTIMIZER, ema_half_lives=(2.0, 8.0, 16.0))}
+    start = jax.eval_shape(lambda: create(method, optimizers, jax.random.key(0), batches(1)[0]))
+    step = jax.jit(Step(method, optimizers, 10, 0), donate_argnums=0)
+    memory = step.lower(start, {}, batch).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= 6 * size  # parameters, two moments, three averages
+    assert memory.temp_size_in_bytes < 6 * size
 
 
 def test_an_update_of_too_large_a_gradient_is_left_out_and_counted_but_is_not_bad(same):

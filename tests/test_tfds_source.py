@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets
 from PIL import Image
 
-from zoo.data import images
+from zoo.data import images, tfds
 from zoo.data.pipeline import open_source
 from zoo.errors import UserError
 
@@ -102,7 +102,7 @@ def test_videos(data_dir):
     assert contents(opened(data_dir, "&image_feature=video"))[5][0] == [5]
     assert contents(opened(data_dir, "&image_feature=frames", frames=2))[5][0] == [5, 55]
     with pytest.raises(UserError, match="has 1 frames, fewer than the 2 of data.frames"):
-        opened(data_dir, frames=2)
+        opened(data_dir, frames=2)[0]
 
 
 def test_other_sizes_are_noted_once(data_dir, capsys):
@@ -127,6 +127,83 @@ def test_other_sizes_are_noted_once(data_dir, capsys):
 def test_what_cannot_be_opened(data_dir, arguments, message):
     with pytest.raises(UserError, match=message):
         opened(data_dir, **arguments)[0]
+
+
+class TinyNet(tensorflow_datasets.core.GeneratorBasedBuilder):
+    """Like ImageNet: classes are WordNet ids, and what `test` holds has no label."""
+
+    VERSION = tensorflow_datasets.core.Version("1.0.0")
+
+    def _info(self):
+        label = features.ClassLabel(names=["n01440764", "n02012849", "n99999999"])
+        content = features.FeaturesDict({"image": features.Image(shape=(None, None, 3)), "label": label})
+        return tensorflow_datasets.core.DatasetInfo(builder=self, features=content)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate([0, 1, 2]), "validation": self._generate([1]), "test": self._generate([-1, -1])}
+
+    def _generate(self, labels):
+        yield from ((i, {"image": png(i), "label": label}) for i, label in enumerate(labels))
+
+    _generate_examples = _generate
+
+
+class TinyFood(TinyNet):
+    """Without a split of the name `test`."""
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate([0, 1, 2]), "validation": self._generate([1])}
+
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory):
+    path = tmp_path_factory.mktemp("nets")
+    for builder in (TinyNet, TinyFood):
+        builder(data_dir=path, file_format="array_record").download_and_prepare()
+    return path
+
+
+def test_wordnet_ids_get_their_names(nets, tmp_path):
+    texts = lambda options: sorted(text for _, text in contents(opened(nets, options, "tiny_net")))
+    assert texts("&template={}") == ["crane bird", "n99999999", "tench"]
+    (tmp_path / "names.txt").write_text("fish\nbig_bird\n\nghost\n")
+    assert texts(f"&template={{}}&names={tmp_path}/names.txt") == ["big bird", "fish", "ghost"]
+    (tmp_path / "names.txt").write_text("fish\n")
+    with pytest.raises(UserError, match="has 1 names, and the dataset 3 classes"):
+        opened(nets, f"&names={tmp_path}/names.txt", "tiny_net")
+    with pytest.raises(UserError, match="cannot be read"):
+        opened(nets, f"&names={tmp_path}/none.txt", "tiny_net")
+
+
+def test_imagenet_has_a_thousand_names_of_its_own():
+    names = tfds._imagenet_names()
+    assert len(names) == len(set(names.values())) == 1000
+    assert names["n02123045"] == "tabby" and not any("_" in name or name != name.strip() for name in names.values())
+
+
+def test_an_item_without_a_label_is_refused(nets):
+    unlabelled = opened(nets, "", "tiny_net", "test")
+    for read in (unlabelled.text, unlabelled.__getitem__):
+        with pytest.raises(UserError, match=r"tiny_net has no label \(-1\): .*\?test=validation"):
+            read(0)
+
+
+def test_a_split_can_be_named_that_stands_for_test(nets):
+    with pytest.raises(UserError, match=r"no split 'test', but train, validation: .*\?test=validation"):
+        opened(nets, "", "tiny_food", "test")
+    assert len(opened(nets, "&test=validation", "tiny_food", "test")) == 1
+    assert len(opened(nets, "&test=train[34%:]", "tiny_food", "test")) == 2
+    assert opened(nets, "&test=validation", "tiny_net", "test").text(0) == "a photo of a crane bird"
+
+
+def test_captions_are_read_without_the_images(data_dir, monkeypatch):
+    read = []
+    plain = tfds.TfdsSource._pixels
+    monkeypatch.setattr(tfds.TfdsSource, "_pixels", lambda self, record: read.append(1) or plain(self, record))
+    source = opened(data_dir)
+    assert {source.text(i) for i in range(6)} == {"a photo of a big cat", "a photo of a dog"} and not read
+    source[0]
+    assert len(read) == 6  # then all are kept
 
 
 def test_tensorflow_stays_out(data_dir):

@@ -19,16 +19,15 @@ from zoo.errors import UserError
 from zoo.evaluation.evaluator import Evaluator
 from zoo.families import get_dtype
 from zoo.files import atomic
-from zoo.method import Axis
 from zoo.runs.dependencies import prepare
-from zoo.runs.recipe import Recipe
 from zoo.runs.run import pick_params
 from zoo.runs.sampler import Sampler
 from zoo.training import cost, parallel
 from zoo.training.checkpoint import Checkpoints
+from zoo.training.diagnosis import Profile, out_of_memory, stopping_at_nans
 from zoo.training.metrics import Meter, Window, Writer
 from zoo.training.shutdown import GracefulShutdown
-from zoo.training.state import State, Step
+from zoo.training.state import State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,25 +88,27 @@ class Loop:
             )
 
 
-def train(config: configs.Config, workdir: str | Path) -> State:
+def train(config: configs.Config, workdir: str | Path, profile: int = 0, debug_nans: bool = False) -> State:
     """Trains a config in a workdir, from its newest checkpoint where there is one.
 
     Args:
       config: whole config.
       workdir: folder of the run; created if it does not exist.
+      profile: number of steps to trace to WORKDIR/profile.
+      debug_nans: whether to stop at the first value that is not finite, and name its layer.
 
     Returns:
       The last state, as numpy. After Ctrl-C or SIGTERM it is the saved one, and a line on stderr explains
       how to resume.
 
     Raises:
-      UserError: the config or the data cannot be used, the workdir holds another run, saving failed, or
-        `loop.max_bad_steps` steps in a row were not finite.
+      UserError: the config or the data cannot be used, the workdir holds another run, saving failed, a device is
+        out of memory, or `loop.max_bad_steps` steps in a row were not finite.
     """
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {str(workdir)!r} is a file; give a folder")
-    return Training(config, workdir).run()
+    return Training(config, workdir, profile, debug_nans).run()
 
 
 def check_workdir(workdir: Path, config: configs.Config, saved: str | None) -> None:
@@ -131,8 +132,10 @@ def note(line: str) -> None:
 class Training:
     """A run of the loop."""
 
-    def __init__(self, config: configs.Config, workdir: Path):
+    def __init__(self, config: configs.Config, workdir: Path, profile: int = 0, debug_nans: bool = False):
         self.workdir, self.loop = workdir, configs.build(Loop, config.loop, "loop")
+        self.profile = Profile(workdir / "profile", profile)
+        self.debug_nans = debug_nans
         self.checkpoints = Checkpoints(workdir, max_to_keep=self.loop.max_to_keep)
         self.newest, saved = self.checkpoints.metadata() or (None, None)
         check_workdir(workdir, config, json.dumps(saved["config"]) if saved else None)
@@ -149,6 +152,7 @@ class Training:
             if self.loop.score_every:
                 self.evaluator  # noqa: B018, so that a measure that cannot be computed is an error before training
             if self.loop.grid_every:
+                self.grid_prompts  # noqa: B018, so that a split that is missing is an error before training
                 params = self.recipe.state_shapes().params | {"frozen": self.frozen}
                 self.sampler.check(params, self.recipe.conditions([""]))
             if self.first:
@@ -165,9 +169,13 @@ class Training:
 
     def train(self, state: State, start: int) -> State:
         """Trains from a replicated state on; returns the last one, saved."""
-        with GracefulShutdown() as shutdown, Writer(self.workdir, self.first) as self.writer:
+        with (
+            GracefulShutdown() as shutdown,
+            Writer(self.workdir, self.first) as self.writer,
+            out_of_memory(self.loop.accumulate, self.recipe.data.batch_size),
+            self.profile,
+        ):
             final = parallel.unreplicate(self.go(state, start, shutdown))
-            self.save(final)
             self.checkpoints.wait()
         if final.step < self.loop.steps:
             note(f"stopped and saved at step {final.step} of {self.loop.steps}; the same command resumes")
@@ -195,13 +203,16 @@ class Training:
     def go(self, state: State, step: int, shutdown: GracefulShutdown) -> State:
         """Steps until the end or a signal; logs, saves and draws on the way."""
         loop, window, meter = self.loop, Window(), self.meter()
-        steps = parallel.pmap(step_function(self.recipe, loop, parallel.Devices()))
+        steps = parallel.pmap(self.recipe.step(loop.steps, loop.accumulate, parallel.Devices()))
+        if self.debug_nans:
+            steps = stopping_at_nans(steps)
         frozen = parallel.replicate(self.frozen)
         with tqdm.tqdm(total=loop.steps, initial=step, unit="step", disable=not self.first, mininterval=1) as bar:
             for batch in self.batches(step):
                 state, metrics = steps(state, frozen, batch)
                 window.add(metrics)
                 meter.count(metrics)
+                self.profile.count(loop.steps_per_call, metrics)
                 step += loop.steps_per_call
                 bar.update(loop.steps_per_call)
                 last = step >= loop.steps
@@ -212,14 +223,17 @@ class Training:
                 log_now = loop.due(loop.log_every, step) or save_now or grid_now or score_now or last
                 if log_now:
                     self.log(step, state, window, meter, bar)
+                stop = shutdown.agreed(log_now)
+                if save_now or last or stop:  # before drawing, which may fail
+                    self.save(parallel.unreplicate(state), always=last or stop)
+                if stop and not last:
+                    return state
                 if grid_now and self.first:
                     self.draw_grid(step, state)
                 if score_now and self.first:
                     self.writer.scalars(step, self.evaluator(self.averaged(state)))
-                if last or shutdown.agreed(log_now):
+                if last:
                     return state
-                if save_now:
-                    self.save(parallel.unreplicate(state))
                 if log_now:
                     meter.restart()
         return state
@@ -227,7 +241,7 @@ class Training:
     def meter(self) -> Meter:
         """A meter of this run's steps."""
         peak = cost.matmul_peak(get_dtype(self.recipe.config.dtype)) * jax.device_count()
-        flops = step_flops(self.recipe, self.loop)
+        flops = self.recipe.step_flops(self.loop.accumulate)
         return Meter(self.recipe.data.batch_size, self.loop.steps_per_call, flops, peak)
 
     def log(self, step: int, state: State, window: Window, meter: Meter, bar: tqdm.tqdm) -> None:
@@ -243,9 +257,14 @@ class Training:
         bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()}, refresh=False)
         self.writer.scalars(step, means | meter.rates() | {"skipped_steps": float(counts["skipped"])})
 
-    def save(self, state: State) -> None:
-        """Saves the state unless its step is already saved."""
-        if int(state.step) not in self.checkpoints.steps():
+    def save(self, state: State, always: bool) -> None:
+        """Saves the state unless its step is already saved.
+
+        Args:
+          state: state on the host.
+          always: whether to save it after a step that was not finite too, which may have come of its parameters.
+        """
+        if int(state.step) not in self.checkpoints.steps() and (always or not state.consecutive_nonfinite):
             self.checkpoints.save(state, self.recipe.metadata())
 
     @functools.cached_property
@@ -275,16 +294,3 @@ class Training:
         suffix = "png" if len(grid) == 1 else "gif"
         media.save(self.workdir / "samples" / f"step_{step:07d}.{suffix}", grid)
         self.writer.image(step, "samples", grid[0])
-
-
-def step_function(recipe: Recipe, loop: Loop, axis: Axis) -> Step:
-    """Returns steps(state, frozen, batches) -> (state, metrics)."""
-    return Step(recipe.method, recipe.optimizers, loop.steps, recipe.config.seed, axis, loop.accumulate)
-
-
-def step_flops(recipe: Recipe, loop: Loop) -> int:
-    """Matmul FLOPs of one step on all devices."""
-    count = parallel.per_device(recipe.data.batch_size, loop.accumulate)
-    batch = jax.eval_shape(lambda: jax.tree.map(lambda x: x[None], recipe.blank_batch(count)))
-    arguments = recipe.state_shapes(), recipe.dependencies.frozen, batch
-    return cost.matmul_flops(step_function(recipe, loop, Axis()), *arguments) * jax.device_count()

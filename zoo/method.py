@@ -110,8 +110,13 @@ class Generates(Protocol):
         """
         ...
 
-    def evaluations(self, options: Options) -> int:
-        """Returns the number of network evaluations per sample under these options."""
+    def evaluations(self, options: Options, shape: tuple[int, ...]) -> int:
+        """Returns how often the network is evaluated for a sample of this shape; a derivative counts as one more.
+
+        Args:
+          options: a `SampleOptions`.
+          shape: shape of one sample, (T, H, W, C).
+        """
         ...
 
 

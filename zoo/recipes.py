@@ -158,7 +158,7 @@ def _critic(words: set[str]) -> dict:
     if "test" in words:
         own, text = dict(patch_size=4, widths=(8, 16)), dict(width=16, depth=1, heads=2)
         heads, blocks = dict(width=8), 1
-    return (heads if "projected" in words else own) | dict(blocks=blocks, bottleneck=2, conditioner=text)
+    return (heads if "projected" in words else own) | dict(blocks=blocks, bottleneck=2, remat="cheap", conditioner=text)
 
 
 def plug_in_reward(config: Config, **changes) -> None:

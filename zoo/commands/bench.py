@@ -24,7 +24,7 @@ from zoo import config as configs
 from zoo.commands.scaffold import Command
 from zoo.families import get_dtype
 from zoo.files import write_json
-from zoo.loop import Loop, step_flops, step_function
+from zoo.loop import Loop
 from zoo.method import Generates
 from zoo.runs.dependencies import prepare
 from zoo.runs.recipe import Recipe
@@ -62,7 +62,7 @@ class Bench:
         frozen = parallel.replicate(self.recipe.dependencies.frozen)
         batches = list(itertools.islice(self.recipe.stream(self.source), self.loop.steps_per_call))
         batch = next(parallel.prefetch(iter([parallel.stack_and_shard(batches)])))
-        step = parallel.pmap(step_function(self.recipe, self.loop, parallel.Devices()))
+        step = parallel.pmap(self.recipe.step(self.loop.steps, self.loop.accumulate, parallel.Devices()))
         began = time.perf_counter()
         compiled = step.lower(state, frozen, batch).compile()
         compile_seconds = time.perf_counter() - began
@@ -126,7 +126,7 @@ def training_rates(bench: Bench, seconds: float) -> dict[str, float]:
     call, report = bench.first_step()
     peak = cost.matmul_peak(get_dtype(bench.recipe.config.dtype)) * jax.device_count()
     step_seconds = time_calls(seconds, call) / bench.loop.steps_per_call
-    flops = step_flops(bench.recipe, bench.loop)
+    flops = bench.recipe.step_flops(bench.loop.accumulate)
     return report | {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(bench.recipe.state_shapes().params)),
         "step_s": step_seconds,

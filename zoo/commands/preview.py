@@ -3,7 +3,7 @@
 import jax
 
 from zoo import config as configs
-from zoo.loop import Loop, step_flops, step_function
+from zoo.loop import Loop
 from zoo.runs.dependencies import prepare
 from zoo.runs.recipe import Recipe
 from zoo.training import cost, parallel
@@ -17,7 +17,7 @@ def preview(config: configs.Config) -> str:
     loop = configs.build(Loop, config.loop, "loop")
     source, recipe = prepare(config)
     shapes = recipe.state_shapes()
-    flops = step_flops(recipe, loop)
+    flops = recipe.step_flops(loop.accumulate)
     memory, there = step_memory(recipe, loop), cost.device_memory()
     captions = [source[i]["text"] for i in range(min(5, len(source)))]
     return "\n".join(
@@ -54,5 +54,5 @@ def step_memory(recipe: Recipe, loop: Loop) -> int:
         trees = recipe.create_state(), recipe.dependencies.frozen
         return *jax.tree.map(lambda x: jax.numpy.broadcast_to(x, (local, *x.shape)), trees), batches
 
-    step = parallel.pmap(step_function(recipe, loop, parallel.Devices()))
+    step = parallel.pmap(recipe.step(loop.steps, loop.accumulate, parallel.Devices()))
     return cost.compiled_memory(step.lower(*jax.eval_shape(arguments)).compile())

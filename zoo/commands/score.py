@@ -25,9 +25,7 @@ from zoo.evaluation import registry, report
 from zoo.evaluation.features import Features, clip_features, inception_features
 from zoo.evaluation.measures import known_entropy
 from zoo.evaluation.registry import MEASURES, EvalContext, Sample, Score, evaluate, first_of, make_context
-from zoo.families import require
 from zoo.files import write_json
-from zoo.method import Generates
 from zoo.runs.recipe import Data
 from zoo.runs.run import Run
 
@@ -124,7 +122,7 @@ def of_run(sampling: Sampling, split: str, num: int, references: str | None, ref
         "split": split,
         "num": len(texts),
         "samples_per_second": len(made) / (time.perf_counter() - began),
-        "evaluations": require(run.method, Generates).evaluations(sampler.options),
+        "evaluations": sampler.evaluations,
     }
     data = recipe.data if reference is None else Data(reference, recipe.data.size, recipe.data.frames)
     return Subject(Sample(made, texts, read_references(references, len(texts))), data, about, run)

@@ -19,6 +19,13 @@ def define_flags() -> None:
     config.define_config_flag()
     flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes it.")
     flags.DEFINE_bool("dry_run", False, "Print parameters, cost and captions of the recipe, and stop.")
+    flags.DEFINE_integer(
+        "profile",
+        0,
+        "Write a trace of so many steps, after the first call, to WORKDIR/profile, for TensorBoard, XProf or Perfetto.",
+        lower_bound=0,
+    )
+    flags.DEFINE_bool("debug_nans", False, "Stop at the first value that is not finite, and name its layer. Slow.")
     flags.DEFINE_string(
         "coordinator",
         None,
@@ -38,7 +45,7 @@ def main(_: list[str]) -> None:
     elif not FLAGS.workdir:
         raise UserError("--workdir is missing: the folder of the run, e.g. --workdir runs/demo")
     else:
-        loop.train(FLAGS.config, FLAGS.workdir)
+        loop.train(FLAGS.config, FLAGS.workdir, FLAGS.profile, FLAGS.debug_nans)
 
 
 COMMAND = Command(main, define_flags)

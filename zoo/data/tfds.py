@@ -1,8 +1,11 @@
 """Any TFDS dataset that is prepared on this machine. Nothing is downloaded and TensorFlow is not needed."""
 
 import difflib
+import functools
 import io
 import re
+import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from zoo.data import images
 from zoo.errors import UserError, unknown_name_error
 
 _features = tensorflow_datasets.features
+_keeping = threading.Lock()  # of all sources, since a lock cannot be pickled
 
 
 def open_source(
@@ -25,6 +29,8 @@ def open_source(
     template: str = "a photo of a {}",
     text_feature: str | None = None,
     image_feature: str = "image",
+    names: str | None = None,
+    test: str = "test",
 ) -> "TfdsSource":
     """Opens a dataset that was prepared as array_record.
 
@@ -38,19 +44,24 @@ def open_source(
       text_feature: the feature that holds the caption, instead of a class.
       image_feature: the feature that holds the images: an `Image`, or for videos a uint8 `Tensor`
         (T, H, W, C) or a `Sequence` of `Image`.
+      names: text file with the name of each class, a line each in the order of the labels. ImageNet's classes, which
+        TFDS calls by their WordNet ids, have names of their own.
+      test: the split, or part of one, that is meant by `test`, where the dataset has no labelled one of that name.
 
     Returns:
       A source whose items are `{"inputs": uint8 (frames, size, size, 3), "text": str}`.
 
     Raises:
-      UserError: if there is no such dataset, split or feature, or it is not prepared as array_record.
+      UserError: if there is no such dataset, split or feature, it is not prepared as array_record, or there is not
+        one name for each class.
     """
+    split = test if split == "test" else split
     builder = _builder(name, data_dir)
     features: Any = builder.info.features  # a FeaturesDict
     _check_feature(features, image_feature)
     if text_feature is not None:
         _check_feature(features, text_feature)
-    captions = _Captions(features, name, template, text_feature)
+    captions = _Captions(features, name, template, text_feature, names)
     # Images are decoded here, so that every mode of them is treated alike in all sources.
     images = [key for key, feature in features.items() if isinstance(feature, _features.Image)]
     decoders = {key: tensorflow_datasets.decode.SkipDecoding() for key in images}
@@ -73,22 +84,29 @@ class TfdsSource:
         self._frames = frames
         self._notices = images.Notices()
         self._kept: np.ndarray | None = None
+        self._fits = len(records) * frames * size * size * 3 <= images.MEMORY
         self._texts: list[str] = [""] * len(records)
-        if len(records) * frames * size * size * 3 <= images.MEMORY:
-            self._kept, _ = images.read_all(self._keep, len(records), (frames, size, size, 3))
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, i: int) -> dict:
+        if self._fits and self._kept is None:
+            self._keep_all()
         if self._kept is not None:
             return {"inputs": self._kept[i], "text": self._texts[i]}
         record = self._records[i]
         return {"inputs": self._pixels(record), "text": self._captions(record)}
 
     def text(self, i: int) -> str:
-        """Returns the caption of an item, without decoding its image."""
+        """Returns the caption of an item, without decoding its image, and before that of any other is read."""
         return self._texts[i] if self._kept is not None else self._captions(self._records[i])
+
+    def _keep_all(self) -> None:
+        """Reads the whole split, once, at the first access to an image."""
+        with _keeping:
+            if self._kept is None:
+                self._kept, _ = images.read_all(self._keep, len(self), (self._frames, self._size, self._size, 3))
 
     def _keep(self, i: int) -> np.ndarray:
         record = self._records[i]
@@ -115,8 +133,8 @@ class TfdsSource:
 class _Captions:
     """A record's caption: its text feature, or the name of its class put into the template."""
 
-    def __init__(self, features, name: str, template: str, text_feature: str | None):
-        self._feature = text_feature
+    def __init__(self, features, name: str, template: str, text_feature: str | None, names: str | None):
+        self._name, self._feature = name, text_feature
         self._classes: list[str] = []
         if text_feature is not None:
             return
@@ -125,16 +143,44 @@ class _Captions:
             raise UserError(f"{name} has no classes: give text_feature, one of {', '.join(features)}")
         self._feature = "label" if "label" in labels else labels[0]
         label = features[self._feature]
-        names = [label.int2str(i).replace("_", " ") for i in range(label.num_classes)]
-        self._classes = [template.replace("{}", name) for name in names]
+        classes: list[str] = [label.int2str(i) for i in range(label.num_classes)]
+        if names is not None:
+            classes = _read_names(names, len(classes))
+        elif all(re.fullmatch(r"n\d{8}", name) for name in classes):
+            known = _imagenet_names()
+            classes = [known.get(name, name) for name in classes]
+        self._classes = [template.replace("{}", name.replace("_", " ")) for name in classes]
 
     def __call__(self, record: dict) -> str:
         value = record[self._feature]
         if self._classes:
+            if value < 0:  # so TFDS marks what has no label
+                raise UserError(
+                    f"an item of {self._name} has no label ({value}): use a split that has labels, for test by "
+                    "?test=SPLIT, as in ?test=validation"
+                )
             return self._classes[value]
         if not isinstance(value, bytes):
             raise UserError(f"feature {self._feature!r} does not hold one text: give another text_feature")
         return value.decode("utf-8", "replace")
+
+
+def _read_names(file: str, count: int) -> list[str]:
+    """Reads the names of so many classes, a line each."""
+    try:
+        names = [line.strip() for line in Path(file).expanduser().read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"names={file} cannot be read ({error}): give a text file with a name a line") from None
+    if len(names) != count:
+        raise UserError(f"names={file} has {len(names)} names, and the dataset {count} classes: give one for each")
+    return names
+
+
+@functools.cache
+def _imagenet_names() -> dict[str, str]:
+    """WordNet id -> the first of its words, of the thousand classes of ImageNet (1409.0575)."""
+    lines = Path(__file__).with_name("imagenet_names.txt").read_text("utf-8").splitlines()
+    return {key: name for key, _, name in (line.partition(" ") for line in lines)}
 
 
 def _as_video(found: np.ndarray) -> np.ndarray:
@@ -166,6 +212,11 @@ def _not_prepared(name: str, data_dir: str | None) -> UserError:
 def _records(builder, name: str, split: str, decoders):
     base = re.split(r"[\[+]", split)[0]
     if base not in builder.info.splits:
+        if base == "test":
+            raise UserError(
+                f"{name} has no split 'test', but {', '.join(builder.info.splits)}: name the one, or the part of "
+                "one, to hold out, as in ?test=validation or ?test=train[90%:]"
+            )
         raise unknown_name_error("split", split, builder.info.splits)
     try:
         return builder.as_data_source(split=split, decoders=decoders)

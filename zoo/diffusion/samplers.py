@@ -10,6 +10,7 @@ from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zoo.diffusion.paths import Path, Prediction, shift_time
 from zoo.errors import UserError, unknown_name_error
@@ -30,36 +31,36 @@ class Rule(NamedTuple):
 
     Attributes:
       step: see the module.
-      evaluations: number of steps -> evaluations of the network.
+      evaluated: grid of times (steps + 1,) -> the times at which the network is evaluated, one for each evaluation.
       stochastic: whether it can put noise back (eta > 0).
     """
 
     step: Callable[..., Carry]
-    evaluations: Callable[[int], int]
+    evaluated: Callable[[np.ndarray], np.ndarray]
     stochastic: bool
 
 
 SAMPLERS: dict[str, Rule] = {}
 
 
-def sampler(evaluations: Callable[[int], int], stochastic: bool = False) -> Callable:
+def sampler(evaluated: Callable[[np.ndarray], np.ndarray], stochastic: bool = False) -> Callable:
     """Registers a step function as the sampler of its name, see `Rule`."""
 
     def register(step):
-        SAMPLERS[step.__name__] = Rule(step, evaluations, stochastic)
+        SAMPLERS[step.__name__] = Rule(step, evaluated, stochastic)
         return step
 
     return register
 
 
-@sampler(evaluations=lambda steps: steps)
+@sampler(evaluated=lambda times: times[:-1])
 def euler(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry:
     """z_s = z_t + (s - t) v(z_t, t). First order; one evaluation a step."""
     del path, noise, eta
     return carry._replace(z=carry.z + (s - t) * predict(carry.z, t).v)
 
 
-@sampler(evaluations=lambda steps: 2 * steps - 1)
+@sampler(evaluated=lambda times: np.concatenate([times[:-1], times[1:-1]]))
 def heun(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry:
     """The trapezoid rule (EDM 2206.00364, algorithm 1, no churn). Second order; two evaluations a step, the last one.
 
@@ -72,7 +73,7 @@ def heun(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry:
     return carry._replace(z=jax.lax.cond(s > 0, corrected, lambda: ahead))
 
 
-@sampler(evaluations=lambda steps: steps)
+@sampler(evaluated=lambda times: times[:-1])
 def dpmpp_2m(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry:
     """DPM-Solver++(2M) (Lu et al. 2211.01095, algorithm 2). Second order; one evaluation a step.
 
@@ -90,7 +91,7 @@ def dpmpp_2m(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Ca
     return Carry(ratio * carry.z + (alpha_s - alpha_t * ratio) * d, x, h)
 
 
-@sampler(evaluations=lambda steps: steps, stochastic=True)
+@sampler(evaluated=lambda times: times[:-1], stochastic=True)
 def ddim(predict: Predict, path: Path, noise, carry: Carry, t, s, eta) -> Carry:
     """DDIM (Song et al. 2010.02502, eq. 12) for any path; eta = 0 is deterministic, eta = 1 ancestral sampling.
 

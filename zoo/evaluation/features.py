@@ -44,7 +44,7 @@ class Features:
     ):
         self.name, self._params, self._encode = name, jax.device_put(params), encode
         self._image_function = images
-        self._texts = texts and pmap_in_batches(texts, PER_DEVICE)
+        self._texts = texts and pmap_in_batches(texts, PER_DEVICE, exact=True)
 
     @functools.cached_property
     def identity(self) -> str:
@@ -53,7 +53,7 @@ class Features:
 
     @functools.cache  # noqa: B019, a program for few images does not compute on 64
     def _images(self, per_device: int) -> pmap_in_batches:
-        return pmap_in_batches(self._image_function, per_device)
+        return pmap_in_batches(self._image_function, per_device, exact=True)
 
     def images(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels uint8 (N, T, H, W, 3) -> float32 (N, D); a video's features are the mean of its frames'."""

@@ -1,4 +1,4 @@
-"""Evaluates a run on images that it did not make. The random numbers of image i depend on (seed, i) alone."""
+"""Evaluates a run, in float32, on images that it did not make. Draws for image i depend on (seed, i) alone."""
 
 from collections.abc import Callable, Sequence
 
@@ -35,6 +35,7 @@ def bits_per_dim(
     Raises:
       UserError: the run's family lacks the ability or the option, or the run was trained on latents.
     """
+    run = run.exact
     method = require(run.method, HasLikelihood)
     what = f"likelihood option of {type(method).__name__}"
     built = build_options(method.LikelihoodOptions, options, what)
@@ -78,6 +79,7 @@ def reconstruct(
 
     Those of a run on latents are encoded to latents and decoded from them as well.
     """
+    run = run.exact
     method, codec = require(run.method, Reconstructs), run.recipe.codec
 
     def again(params, rows):
@@ -101,6 +103,7 @@ def score(run: Run | ClipRun, images: np.ndarray, captions: Sequence[str], per_d
     Raises:
       UserError: the run lacks the ability, or its images have another shape.
     """
+    run = run.exact
     scorer = run.scorer()
     if run.shape not in (None, images.shape[1:]):
         raise UserError(
@@ -113,7 +116,7 @@ def score(run: Run | ClipRun, images: np.ndarray, captions: Sequence[str], per_d
 def _each(
     run: Run | ClipRun, function: Callable, images: np.ndarray, captions: Sequence[str], seed: int, per_device: int
 ) -> np.ndarray:
-    """Calls function(params, rows) on all local devices."""
+    """Calls function(params, rows) on all local devices, exactly."""
     rng = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(len(images)))
     rows = {"inputs": images, "cond": run.conditions(captions), "rng": rng}
-    return parallel.pmap_in_batches(function, per_device)(run.params, rows)
+    return parallel.pmap_in_batches(function, per_device, exact=True)(run.params, rows)

@@ -6,8 +6,6 @@ from typing import Any
 import zoo.evaluation.measures  # noqa: F401, which registers them
 from zoo.evaluation.features import Features
 from zoo.evaluation.registry import Sample, evaluate, first_of, make_context
-from zoo.families import require
-from zoo.method import Generates
 from zoo.runs.run import Run
 
 
@@ -36,7 +34,7 @@ def nfe_sweep(
     Returns:
       [{"steps", "evaluations", "scores": {name: value}}, ...].
     """
-    recipe, method = run.recipe, require(run.method, Generates)
+    recipe = run.recipe
     real = first_of(recipe.data, split, num)
     captions = real.require_captions()
     context = make_context(networks, recipe.data, real, num_reference, seed)
@@ -45,5 +43,5 @@ def nfe_sweep(
         sampler = run.sampler(steps=count)
         scores, _ = evaluate(Sample(sampler(run.params, cond, seed), captions), context, measures)
         values = {name: score.value for name, score in scores.items()}
-        rows.append({"steps": count, "evaluations": method.evaluations(sampler.options), "scores": values})
+        rows.append({"steps": count, "evaluations": sampler.evaluations, "scores": values})
     return rows

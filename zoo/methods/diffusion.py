@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import einops
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zoo import conditions
 from zoo.conditions import Cond
@@ -23,6 +24,7 @@ from zoo.distributions import LEVELS, normal_log_prob, sum_except_batch, to_bits
 from zoo.errors import UserError
 from zoo.method import Axis, Batch, Denoises, Output, normal_each, to_float
 from zoo.nets.conditioning import Conditioned, build_network
+from zoo.nets.layers import smooth_attention
 from zoo.nets.transformer import Transformer
 
 EPS_START = 0.99
@@ -128,17 +130,10 @@ class Diffusion:
                 f"a critic adds noise on the linear path, and this run was trained on {self.path}: set noise=()"
             )
         t = jnp.zeros(len(inputs)) if t is None else t
-        _, kept = self._smooth.network.apply(
-            {"params": params["model"]}, inputs, t, cond=cond, mutable=["intermediates"]
-        )
+        _, kept = self.network.apply({"params": params["model"]}, inputs, t, cond=cond, mutable=["intermediates"])
         (layers,) = kept["intermediates"]["network"]["layers"]["tokens"]  # (layers, B T, h w, D)
         sides = dict(t=inputs.shape[1], h=inputs.shape[2] // self.network.network.patch_size)
         return list(einops.rearrange(layers, "l (b t) (h w) d -> l b t h w d", **sides))
-
-    @property
-    def _smooth(self) -> "Diffusion":
-        """The same with XLA's attention: the others have neither forward nor second derivatives."""
-        return dataclasses.replace(self, net=dict(self.net) | {"attention": "xla"})
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
         """See `Method.init`."""
@@ -233,23 +228,18 @@ class Diffusion:
     def _predictor(self, params, cond: Cond, options: SampleOptions) -> Callable[[jax.Array, jax.Array], Prediction]:
         """The guided network as a function of z and a scalar time."""
         path, scale, guide = get_path(self.path), options.guidance, options.guide
-        network = functools.partial(self.apply, params)
+        at = lambda method, params: lambda z, t, cond: method.apply(params, z, jnp.full(len(z), t), cond)
+        network = at(self, params)
         if scale and guide is not None:
             if (guide.path, guide.prediction) != (self.path, self.prediction):
                 raise UserError(
                     f"a guide must predict {self.prediction} on the {self.path} path, as this run does; it predicts "
                     f"{guide.prediction} on the {guide.path} path"
                 )
-            worse = functools.partial(guide.apply, params["frozen"]["guide"])
-            network = guides.autoguidance(network, worse, scale, options.interval)
+            network = guides.autoguidance(network, at(guide, params["frozen"]["guide"]), scale, options.interval)
         elif scale:
             network = guides.classifier_free(network, scale, options.interval)
-
-        def predict(z, t):
-            times = jnp.full(len(z), t)
-            return path.convert(self.prediction, network(z, times, cond), z, times)
-
-        return predict
+        return lambda z, t: path.convert(self.prediction, network(z, t, cond), z, jnp.full(len(z), t))
 
     def _draw_times(self, rng: jax.Array, count: int) -> jax.Array:
         mean, std, shift = self.time_mean, self.time_std, self.time_shift
@@ -323,15 +313,18 @@ class Diffusion:
         start = max(options.start, self._first_time)
         t = jnp.full(len(x), start)
         z = path.interpolate(x, normal_each(rng_noise, x.shape[1:]), t)
-        predict = self._smooth._predictor(params, batch["cond"], SampleOptions())
+        predict = self._predictor(params, batch["cond"], SampleOptions())
         divergence = ode.get_divergence(options.trace, rng_trace, options.probes, x.shape[1:])
         times = ode.times_from(start, self._last_time, options.steps)
-        log_prob = ode.log_prob(lambda z, t: predict(z, t).v, divergence, z, times)
+        with smooth_attention():
+            log_prob = ode.log_prob(lambda z, t: predict(z, t).v, divergence, z, times)
         return to_bits_per_dim(log_prob - sum_except_batch(log_density_of_levels(path, z, t)), x[0].size)
 
-    def evaluations(self, options: SampleOptions) -> int:
-        """See `Generates.evaluations`."""
-        return get_sampler(options.sampler).evaluations(options.steps) * (2 if options.guidance else 1)
+    def evaluations(self, options: SampleOptions, shape: tuple[int, ...]) -> int:
+        """See `Generates.evaluations`. Where guidance acts there are two at each time."""
+        del shape
+        times = get_sampler(options.sampler).evaluated(np.asarray(self._times(options)))
+        return len(times) + int(options.guidance != 0) * int(guides.is_within(times, options.interval).sum())
 
 
 def _check_trajectory(options: SampleOptions) -> None:

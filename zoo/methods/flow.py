@@ -29,6 +29,7 @@ from zoo.errors import UserError, unknown_name_error
 from zoo.method import Axis, Batch, Output, normal_each, to_float
 from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.jet import Jet
+from zoo.nets.layers import smooth_attention
 from zoo.nets.tarflow import TarFlow
 
 NETS = {"tarflow": TarFlow, "jet": Jet}
@@ -204,16 +205,20 @@ class Flow:
 
         It is the mean where p is the density of y; the score is conditional, without guidance.
         """
-        score = jax.grad(lambda y: self.log_prob(params, y, cond).sum())(y)
+        with smooth_attention():  # a loss of what is sampled takes the derivative of this one
+            score = jax.grad(lambda y: self.log_prob(params, y, cond).sum())(y)
         return y + self.noise_std**2 * score
 
-    def evaluations(self, options: SampleOptions) -> int:
+    def evaluations(self, options: SampleOptions, shape: tuple[int, ...]) -> int:
         """See `Generates.evaluations`.
 
-        The inverse is one pass where `cache` is left on; denoising is one more, with its gradient.
+        The inverse is one evaluation, for TarFlow without `cache` one for each patch; denoising takes a derivative.
         """
+        net, (frames, height, width, _) = self.network.network, shape
+        patches = frames * height * width // net.patch_size**2
+        passes = 1 if options.cache or self.architecture == "jet" else patches
         denoises = options.denoise and self.noise == "gaussian"
-        return (2 if options.guidance else 1) + (1 if denoises else 0)
+        return (2 if options.guidance else 1) * passes + (2 if denoises else 0)
 
     @property
     def _level_centre(self) -> float:

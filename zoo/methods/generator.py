@@ -115,9 +115,9 @@ class Generator:
         noise = self.invert(params, rng, to_float(batch["inputs"]), batch["cond"], SampleOptions())
         return self.generate(params, noise, batch["cond"], SampleOptions())
 
-    def evaluations(self, options: SampleOptions) -> int:
+    def evaluations(self, options: SampleOptions, shape: tuple[int, ...]) -> int:
         """See `Generates.evaluations`."""
-        del options
+        del options, shape
         return 1
 
     def _make(self, params, noise: jax.Array, cond: Cond) -> jax.Array:

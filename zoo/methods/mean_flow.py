@@ -25,6 +25,7 @@ from zoo.distributions import sum_except_batch
 from zoo.errors import UserError
 from zoo.method import Axis, Batch, Output, normal_each, to_float
 from zoo.nets.conditioning import Conditioned, build_network
+from zoo.nets.layers import smooth_attention
 from zoo.nets.transformer import Transformer
 
 LEAST_ERROR = 1e-3  # c of the loss, see `norm_p`
@@ -47,8 +48,7 @@ class MeanFlow:
     """The family of average velocities.
 
     Attributes:
-      net: fields of `Transformer` except `attention`, which is XLA's: the others have no forward derivatives; and
-        `conditioner`.
+      net: fields of `Transformer`, and `conditioner`.
       vocab_size: number of token ids.
       dtype: type that networks compute in.
       time_mean, time_std, time_shift: of the two times, see `draw_times` "logit_normal"; the later one is t.
@@ -87,7 +87,7 @@ class MeanFlow:
     @functools.cached_property
     def network(self) -> Conditioned:
         """Network with its conditioner, without parameters."""
-        return build_network(Transformer, self.net, "method.net", self.vocab_size, self.dtype, attention="xla")
+        return build_network(Transformer, self.net, "method.net", self.vocab_size, self.dtype)
 
     def apply(self, params, z: jax.Array, r: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
         """u(z, r, t). z: (B, T, H, W, C); r, t: (B,) -> like z."""
@@ -115,9 +115,9 @@ class MeanFlow:
         cond = conditions.drop(rng_drop, batch["cond"], self.caption_drop)
         v = self._guided(params, z, t, v, cond)
 
-        u, slope = jax.jvp(
-            lambda z, t: self.apply(params, z, r, t, cond), (z, t), (v, jnp.ones_like(t))
-        )  # slope: du/dt along the path
+        average = lambda z, t: self.apply(params, z, r, t, cond)
+        with smooth_attention():
+            u, slope = jax.jvp(average, (z, t), (v, jnp.ones_like(t)))  # slope: du/dt along the path
         error = sum_except_batch(jnp.square(u - jax.lax.stop_gradient(v - expand(t - r, z) * slope)))
         weight = jax.lax.stop_gradient((error + LEAST_ERROR) ** -self.norm_p)
         loss = (weight * error).mean()
@@ -144,8 +144,9 @@ class MeanFlow:
 
         return jax.lax.scan(step, z, jnp.stack([times[:-1], times[1:]], axis=1))[0]
 
-    def evaluations(self, options: SampleOptions) -> int:
+    def evaluations(self, options: SampleOptions, shape: tuple[int, ...]) -> int:
         """See `Generates.evaluations`."""
+        del shape
         return options.steps
 
     def _draw_two_times(self, rng: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

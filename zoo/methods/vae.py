@@ -203,9 +203,9 @@ class Vae:
         """See `Autoencodes.decode`. Raises UserError where latents come in several groups."""
         return mixture_mean(self._apply(params, latents, cond={}, call=self._of_one_latent("decode")))
 
-    def evaluations(self, options: SampleOptions) -> int:
+    def evaluations(self, options: SampleOptions, shape: tuple[int, ...]) -> int:
         """See `Generates.evaluations`."""
-        del options
+        del options, shape
         return 1
 
     def _log_likelihood(self, raw: jax.Array, x: jax.Array, least_log_scale: float | jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ from zoo.distributions import MIXTURE_PARTS, Gaussian, Latent
 from zoo.errors import UserError
 from zoo.nets.convolution import Conv, merge_frames, split_frames
 from zoo.nets.hierarchy import to_gaussian
-from zoo.nets.layers import RMSNorm
+from zoo.nets.layers import RMSNorm, stack
 
 
 def space_to_channel(x: jax.Array) -> jax.Array:
@@ -42,12 +42,12 @@ class ResBlock(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, h, w, D) -> (B, h, w, D)."""
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+        """(B, h, w, D) -> (B, h, w, D), None."""
         conv = lambda name: Conv(x.shape[-1], 3, self.dtype, name=name)
         y = conv("conv_1")(nn.silu(conv("conv_0")(x)))
         gain = self.param("gain", nn.initializers.zeros, (x.shape[-1],))
-        return x + RMSNorm(self.dtype, scale=False)(y) * gain.astype(self.dtype)
+        return x + RMSNorm(self.dtype, scale=False)(y) * gain.astype(self.dtype), None
 
 
 class Encoder(nn.Module):
@@ -56,6 +56,7 @@ class Encoder(nn.Module):
     widths: Sequence[int]
     blocks: int
     latent_dim: int
+    remat: str
     dtype: Any
 
     @nn.compact
@@ -66,8 +67,7 @@ class Encoder(nn.Module):
             if level:
                 y = Conv(width // 4, 3, self.dtype, name=f"down_{level}")(x)
                 x = space_to_channel(y) + average_channels(space_to_channel(x), width)
-            for i in range(self.blocks):
-                x = ResBlock(self.dtype, name=f"block_{level}_{i}")(x)
+            x, _ = stack(ResBlock, self.blocks, self.remat)(self.dtype, name=f"level_{level}")(x)
         x = nn.silu(RMSNorm(self.dtype, name="norm")(x))
         return Conv(2 * self.latent_dim, 3, jnp.float32, name="latent")(x)
 
@@ -78,6 +78,7 @@ class Decoder(nn.Module):
     widths: Sequence[int]
     blocks: int
     mixtures: int
+    remat: str
     dtype: Any
 
     @nn.compact
@@ -88,8 +89,7 @@ class Decoder(nn.Module):
             if level < len(self.widths) - 1:
                 y = Conv(4 * width, 3, self.dtype, name=f"up_{level}")(x)
                 x = channel_to_space(y) + channel_to_space(repeat_channels(x, 4 * width))
-            for i in range(self.blocks):
-                x = ResBlock(self.dtype, name=f"block_{level}_{i}")(x)
+            x, _ = stack(ResBlock, self.blocks, self.remat)(self.dtype, name=f"level_{level}")(x)
         x = nn.silu(RMSNorm(self.dtype, name="norm")(x))
         return channel_to_space(Conv(4 * MIXTURE_PARTS * self.mixtures, 3, jnp.float32, name="head")(x))
 
@@ -103,20 +103,22 @@ class Autoencoder(nn.Module):
       blocks: of each level.
       latent_dim: channels of the latents.
       mixtures: components of the likelihood.
+      remat: see `layers.stack`.
     """
 
     widths: Sequence[int] = (128, 256)
     blocks: int = 2
     latent_dim: int = 4
     mixtures: int = 5
+    remat: str = "cheap"
     dtype: Any = jnp.float32
 
     unconditional: ClassVar[bool] = True
 
     def setup(self):
         """Builds the layers."""
-        self.encoder = Encoder(self.widths, self.blocks, self.latent_dim, self.dtype)
-        self.decoder = Decoder(self.widths, self.blocks, self.mixtures, self.dtype)
+        self.encoder = Encoder(self.widths, self.blocks, self.latent_dim, self.remat, self.dtype)
+        self.decoder = Decoder(self.widths, self.blocks, self.mixtures, self.remat, self.dtype)
 
     def __call__(self, x: jax.Array, eps: Sequence[jax.Array]) -> tuple[jax.Array, list[Latent]]:
         """See `Hierarchy`; there is one group of latents."""

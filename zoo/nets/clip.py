@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.linen.initializers import constant, normal, variance_scaling
 
 from zoo.errors import UserError, unknown_name_error
-from zoo.nets.layers import head_channels
+from zoo.nets.layers import attend, head_channels, stack
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
@@ -31,6 +31,7 @@ class CLIP(nn.Module):
       end_id: a text is read out where this id stands first.
       activation, text_activation: of each tower, "quick_gelu" (OpenAI's models) or "gelu" (most others).
       eps: of the normalisations.
+      remat: see `layers.stack`.
       dtype: what the towers compute in; statistics and softmax are float32.
 
     Raises:
@@ -54,6 +55,7 @@ class CLIP(nn.Module):
     activation: str = "quick_gelu"
     text_activation: str = "quick_gelu"
     eps: float = 1e-5
+    remat: str = "cheap"
     dtype: Any = jnp.float32
 
     def setup(self):
@@ -75,13 +77,13 @@ class CLIP(nn.Module):
         self.image_class = self.param("image_class", normal(std), (self.width,))
         self.image_positions = self.param("image_positions", normal(std), (1 + side**2, self.width))
         self.image_pre_norm = layer_norm(**common)
-        self.image_blocks = blocks(self.depth, self.heads, self.mlp_width, self.activation, causal=False, **common)
+        self.image_blocks = block(self.depth, self.heads, self.mlp_width, self.activation, causal=False, **common)
         self.image_norm = layer_norm(**common)
         self.image_projection = linear(self.projection, std, self.dtype, bias=False)
 
         self.text_tokens = nn.Embed(self.vocab_size, self.text_width, dtype=self.dtype, embedding_init=normal(0.02))
         self.text_positions = self.param("text_positions", normal(0.01), (self.text_length, self.text_width))
-        self.text_blocks = blocks(
+        self.text_blocks = block(
             self.text_depth, self.text_heads, self.text_mlp_width, self.text_activation, causal=True, **common
         )
         self.text_norm = layer_norm(**common)
@@ -106,8 +108,7 @@ class CLIP(nn.Module):
         first = jnp.broadcast_to(self.image_class.astype(self.dtype), (len(x), 1, self.width))
         x = jnp.concatenate([first, x], axis=1) + self.image_positions.astype(self.dtype)  # (B, 1 + N, D)
         x = self.image_pre_norm(x)
-        for block in self.image_blocks:
-            x = block(x)
+        x, _ = stack(Block.__call__, self.depth, self.remat)(self.image_blocks, x)
         x = self.image_norm(x[:, 0])  # (B, D)
         return self.image_projection(x).astype(jnp.float32)  # (B, P)
 
@@ -124,8 +125,7 @@ class CLIP(nn.Module):
         if length > self.text_length:
             raise UserError(f"texts of {length} ids are too long: this CLIP reads at most {self.text_length}; cut them")
         x = self.text_tokens(ids) + self.text_positions[:length].astype(self.dtype)  # (B, L, D)
-        for block in self.text_blocks:
-            x = block(x)
+        x, _ = stack(Block.__call__, self.text_depth, self.remat)(self.text_blocks, x)
         ends = jnp.argmax(ids == self.end_id, axis=1)  # (B,)
         x = self.text_norm(x[jnp.arange(len(x)), ends])  # (B, D)
         return self.text_projection(x).astype(jnp.float32)  # (B, P)
@@ -146,19 +146,19 @@ def linear(features: int, std: float, dtype: Any, bias: bool = True, name: str |
     return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=normal(std), name=name)
 
 
-def blocks(depth: int, heads: int, mlp_width: int, activation: str, **rest) -> list["Block"]:
-    """The blocks of a tower.
+def block(depth: int, heads: int, mlp_width: int, activation: str, **rest) -> "Block":
+    """A block of a tower of `depth`, whose parameters are stacked.
 
     CLIP's code starts the text tower with these standard deviations and leaves the image tower to PyTorch's
     defaults; here both start so. What the 2 * depth branches add to the stream then does not grow with the depth.
     """
     if activation not in ACTIVATIONS:
         raise unknown_name_error("activation", activation, ACTIVATIONS)
-    return [Block(heads, mlp_width, activation, (2 * depth) ** -0.5, **rest) for _ in range(depth)]
+    return Block(heads, mlp_width, activation, (2 * depth) ** -0.5, **rest)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block, (B, N, D) -> (B, N, D); `branch_scale` multiplies its last layers at the start."""
+    """Pre-norm transformer block; `branch_scale` multiplies its last layers at the start."""
 
     heads: int
     mlp_width: int
@@ -169,19 +169,19 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x: (B, N, D) -> (B, N, D)."""
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+        """x: (B, N, D) -> (B, N, D), None."""
         width = x.shape[-1]
         d, std = head_channels(width, self.heads), width**-0.5
 
         y = layer_norm(self.eps, self.dtype, "attention_norm")(x)
         projected = [linear(width, std, self.dtype, name=name)(y) for name in ("query", "key", "value")]
         q, k, v = (einops.rearrange(y, "b n (h d) -> b n h d", d=d) for y in projected)
-        y = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
+        y = attend(q, k, v, "auto", causal=self.causal)
         y = einops.rearrange(y, "b n h d -> b n (h d)")
         x = x + linear(width, std * self.branch_scale, self.dtype, name="out")(y)
 
         y = layer_norm(self.eps, self.dtype, "mlp_norm")(x)
         y = linear(self.mlp_width, (2 * width) ** -0.5, self.dtype, name="up")(y)  # (B, N, mlp_width)
         y = ACTIVATIONS[self.activation](y)
-        return x + linear(width, std * self.branch_scale, self.dtype, name="down")(y)
+        return x + linear(width, std * self.branch_scale, self.dtype, name="down")(y), None

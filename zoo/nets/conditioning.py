@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from zoo.conditions import PAD, Cond
 from zoo.config import build
-from zoo.nets.layers import Attention, RMSNorm, SwiGLU
+from zoo.nets.layers import Attention, RMSNorm, SwiGLU, stack
 
 
 class Text(NamedTuple):
@@ -19,6 +19,22 @@ class Text(NamedTuple):
     embeddings: jax.Array
     lengths: jax.Array
     pooled: jax.Array
+
+
+class Layer(nn.Module):
+    """Attention, to the text too where one is given, and feed-forward."""
+
+    heads: int
+    dtype: Any
+    attention: str = "auto"
+
+    @nn.compact
+    def __call__(self, x, context, lengths):
+        """x: (B, N, D); context: (B, M, D'), or None; lengths: (B,), how many of all keys count -> x, None."""
+        y = RMSNorm(self.dtype, name="attention_norm")(x)
+        attention = Attention(self.heads, self.dtype, self.attention, name="attention")
+        x = x + attention(y, context=context, lengths=lengths)
+        return x + SwiGLU(dtype=self.dtype, name="mlp")(RMSNorm(self.dtype, name="mlp_norm")(x)), None
 
 
 class TextTransformer(nn.Module):
@@ -30,7 +46,7 @@ class TextTransformer(nn.Module):
       depth: number of layers.
       heads: number of attention heads.
       dtype: type that the layers compute in.
-      attention: see `layers.attend`.
+      attention: see `layers.attend`; that of the network.
     """
 
     vocab_size: int
@@ -49,11 +65,8 @@ class TextTransformer(nn.Module):
         x = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, name="embedding")(ids)  # (B, L, D)
         positions = self.param("positions", nn.initializers.normal(0.02), (ids.shape[1], self.width))
         x = x + positions.astype(self.dtype)
-        for i in range(self.depth):
-            y = RMSNorm(self.dtype, name=f"attention_norm_{i}")(x)
-            x = x + Attention(self.heads, self.dtype, self.attention, name=f"attention_{i}")(y, lengths=lengths)
-            y = RMSNorm(self.dtype, name=f"mlp_norm_{i}")(x)
-            x = x + SwiGLU(dtype=self.dtype, name=f"mlp_{i}")(y)
+        layers = stack(Layer, self.depth, in_axes=nn.broadcast)
+        x, _ = layers(self.heads, self.dtype, self.attention, name="layers")(x, None, lengths)
         x = RMSNorm(self.dtype, name="norm")(x)
         mask = present[..., None].astype(jnp.float32)
         pooled = (x * mask).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1.0)
@@ -96,7 +109,6 @@ def build_network(
     where: str,
     vocab_size: int,
     dtype: Any,
-    attention: str | None = None,
 ) -> Conditioned:
     """Builds a network from its section of a config.
 
@@ -106,22 +118,18 @@ def build_network(
       where: name of the section, for errors.
       vocab_size: number of token ids.
       dtype: type that the layers compute in.
-      attention: see `layers.attend`; if given, it is not the user's to set. The conditioner always has the network's.
     """
     fields = dict(section)
     if getattr(kind, "unconditional", False):
         return Conditioned(build(kind, fields, where, dtype=dtype), None)
-    given, fixed = fields.pop("conditioner", {}), {}
-    if attention and "attention" in kind.__dataclass_fields__:
-        fixed["attention"] = attention
-    attention = attention or fields.get("attention", "auto")
-    extra = dict(vocab_size=vocab_size, dtype=dtype, attention=attention)
+    given = fields.pop("conditioner", {})
+    extra = dict(vocab_size=vocab_size, dtype=dtype, attention=fields.get("attention", "auto"))
     conditioner = build(TextTransformer, given, f"{where}.conditioner", **extra)
-    return Conditioned(build(kind, fields, where, dtype=dtype, **fixed), conditioner)
+    return Conditioned(build(kind, fields, where, dtype=dtype), conditioner)
 
 
 class TextAttentionBlock(nn.Module):
-    """A transformer layer over positions that also attend to the text: joint attention, then an MLP.
+    """A transformer layer over the places of an image, which also attend to the text.
 
     Convolutions can hardly bind "at the top left" to a position or a colour to an object: they are narrow inside.
     """
@@ -134,8 +142,5 @@ class TextAttentionBlock(nn.Module):
         """(B, h, w, D) -> (B, h, w, D)."""
         rows, positions = x.shape[1], x.shape[1] * x.shape[2]
         x = einops.rearrange(x, "b h w d -> b (h w) d")
-        attention = Attention(self.heads, self.dtype, name="attention")
-        y = RMSNorm(self.dtype, name="attention_norm")(x)
-        x = x + attention(y, context=text.embeddings, lengths=positions + text.lengths)
-        x = x + SwiGLU(dtype=self.dtype, name="mlp")(RMSNorm(self.dtype, name="mlp_norm")(x))
+        x, _ = Layer(self.heads, self.dtype, name="layer")(x, text.embeddings, positions + text.lengths)
         return einops.rearrange(x, "b (h w) d -> b h w d", h=rows)

@@ -76,11 +76,11 @@ class Residual(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
-        """(B, h, w, D) -> (B, h, w, D); inside there are `bottleneck` times fewer channels."""
+    def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> tuple[jax.Array, None]:
+        """(B, h, w, D) -> (B, h, w, D), None; inside there are `bottleneck` times fewer channels."""
         width = x.shape[-1]
         inner = Bottleneck(width, width // self.bottleneck, nn.initializers.zeros, self.dtype, name="inner")
-        return x + inner(x, condition)
+        return x + inner(x, condition), None
 
 
 def merge_frames(x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from zoo.nets.conditioning import Text
 from zoo.nets.convolution import Residual, coarsest, downsample, merge_frames, split_frames
-from zoo.nets.layers import TimeEmbedding, patchify
+from zoo.nets.layers import TimeEmbedding, patchify, stack
 
 
 class CriticOutput(NamedTuple):
@@ -35,12 +35,14 @@ class Critic(nn.Module):
       widths: channels of each level; each has half the side of the one before.
       blocks: of each level.
       bottleneck: how many times fewer channels there are inside a block.
+      remat: see `layers.stack`.
     """
 
     patch_size: int = 2
     widths: Sequence[int] = (128, 256)
     blocks: int = 1
     bottleneck: int = 2
+    remat: str = "cheap"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -57,8 +59,8 @@ class Critic(nn.Module):
             if level:
                 y = downsample(y)
             y = nn.Dense(width, dtype=self.dtype, name=f"embed_{level}")(y)
-            for i in range(self.blocks):
-                y = Residual(self.bottleneck, self.dtype, name=f"block_{level}_{i}")(y, condition)
+            blocks = stack(Residual, self.blocks, self.remat, in_axes=nn.broadcast)
+            y, _ = blocks(self.bottleneck, self.dtype, name=f"level_{level}")(y, condition)
             features.append(split_frames(y, frames))
 
         return CriticOutput(ProjectionHead(name="projection")(y, text.pooled, frames), features)
@@ -73,11 +75,13 @@ class ProjectedCritic(nn.Module):
       width: channels of each head.
       blocks: number of residual blocks of each head.
       bottleneck: how many times fewer channels there are inside a block.
+      remat: see `layers.stack`.
     """
 
     width: int = 128
     blocks: int = 1
     bottleneck: int = 2
+    remat: str = "cheap"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -90,8 +94,7 @@ class ProjectedCritic(nn.Module):
                 merge_frames(y)
             )  # levels differ in size
             y = nn.Dense(self.width, dtype=self.dtype, name=f"embed_{level}")(y)
-            for i in range(self.blocks):
-                y = Residual(self.bottleneck, self.dtype, name=f"block_{level}_{i}")(y)
+            y, _ = stack(Residual, self.blocks, self.remat)(self.bottleneck, self.dtype, name=f"level_{level}")(y)
             scores.append(ProjectionHead(name=f"projection_{level}")(y, text.pooled, frames))
         return CriticOutput(jnp.asarray(sum(scores) / len(scores)), list(features))
 

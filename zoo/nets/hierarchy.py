@@ -12,7 +12,7 @@ from zoo.distributions import MIXTURE_PARTS, Gaussian, Latent
 from zoo.errors import UserError
 from zoo.nets.conditioning import Text, TextAttentionBlock
 from zoo.nets.convolution import Bottleneck, merge_frames, split_frames
-from zoo.nets.layers import RMSNorm, patchify, sincos_table, unpatchify
+from zoo.nets.layers import RMSNorm, patchify, sincos_table, stack, unpatchify
 
 LOG_STD = 5.0  # no log-std is larger or smaller than this, softly (NVAE 2007.03898)
 
@@ -26,18 +26,6 @@ def to_gaussian(raw: jax.Array) -> Gaussian:
 def depth_scaled_init(depth: int):
     """An initialiser for what `depth` layers add to one sum, which keeps the sum's variance (VDVAE)."""
     return nn.initializers.variance_scaling(1.0 / depth, "fan_in", "truncated_normal")
-
-
-def scan_blocks(block: type[nn.Module], count: int, in_axes=()) -> type[nn.Module]:
-    """So many blocks one after the other, compiled as one; what they return beside x is stacked."""
-    return nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        length=count,
-        unroll=count if jax.default_backend() == "cpu" else 1,  # loops cost XLA's CPU code much of its speed
-        in_axes=in_axes,
-    )
 
 
 class BottomUpBlock(nn.Module):
@@ -61,6 +49,7 @@ class BottomUp(nn.Module):
     blocks: Sequence[int]
     width: int
     hidden: int
+    remat: str
     dtype: Any
 
     @nn.compact
@@ -70,7 +59,9 @@ class BottomUp(nn.Module):
         for level, count in enumerate(self.blocks):
             if level:
                 x = nn.avg_pool(x, (2, 2), (2, 2))
-            blocks = scan_blocks(BottomUpBlock, count)(self.hidden, sum(self.blocks), self.dtype, name=f"level_{level}")
+            blocks = stack(BottomUpBlock, count, self.remat)(
+                self.hidden, sum(self.blocks), self.dtype, name=f"level_{level}"
+            )
             x, _ = blocks(x)
             levels.append(x)
         return levels
@@ -127,6 +118,7 @@ class TopDown(nn.Module):
     hidden: int
     heads: int
     attention_size: int
+    remat: str
     dtype: Any
 
     @nn.compact
@@ -149,7 +141,7 @@ class TopDown(nn.Module):
             _, count, rows, columns, _ = eps.shape
             x = self._begin(x, (count, rows, columns), level)
             heads = self.heads if max(x.shape[1:3]) <= self.attention_size else 0
-            blocks = scan_blocks(TopDownBlock, len(eps), (0, nn.broadcast, nn.broadcast))
+            blocks = stack(TopDownBlock, len(eps), self.remat, in_axes=(0, nn.broadcast, nn.broadcast))
             x, latent = blocks(self.hidden, heads, depth, self.dtype, name=f"level_{level}")(
                 x, eps, text, None if levels is None else levels[level]
             )
@@ -179,6 +171,7 @@ class Hierarchy(nn.Module):
         other; the caption's mean modulates all of them.
       heads: of their attention.
       mixtures: components of the likelihood.
+      remat: see `layers.stack`.
     """
 
     patch_size: int = 2
@@ -190,13 +183,14 @@ class Hierarchy(nn.Module):
     attention_size: int = 8
     heads: int = 4
     mixtures: int = 10
+    remat: str = "cheap"
     dtype: Any = jnp.float32
 
     def setup(self):
         """Builds the layers."""
         hidden = self.width // self.bottleneck
-        self.bottom_up = BottomUp(self.encoder_blocks, self.width, hidden, self.dtype)
-        self.top_down = TopDown(self.width, hidden, self.heads, self.attention_size, self.dtype)
+        self.bottom_up = BottomUp(self.encoder_blocks, self.width, hidden, self.remat, self.dtype)
+        self.top_down = TopDown(self.width, hidden, self.heads, self.attention_size, self.remat, self.dtype)
         self.norm = RMSNorm(self.dtype)
         self.head = nn.Dense(self.patch_size**2 * MIXTURE_PARTS * self.mixtures, dtype=jnp.float32)
 

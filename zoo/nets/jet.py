@@ -18,6 +18,7 @@ from zoo.nets.flow_layers import (
     from_sequence,
     to_sequence,
 )
+from zoo.nets.layers import stack
 from zoo.nets.transformer import Block
 
 
@@ -41,28 +42,23 @@ class Coupling(nn.Module):
     width: int
     depth: int
     heads: int
+    remat: str
+    attention: str
     dtype: Any
 
     @nn.compact
-    def predict(self, x: jax.Array, text: Text, guidance: float, kept: np.ndarray) -> Affine:
+    def predict(self, x: jax.Array, text: Text, guidance: float, kept: jax.Array) -> Affine:
         """The affine of x, (B, N, P), read from its half `kept`, (N, P), and the identity there."""
         y = duplicate_for_guidance(jnp.where(kept, x, 0), guidance)
         places = Positions(self.width, name="positions")(x.shape[1]).astype(self.dtype)
         y = nn.Dense(self.width, dtype=self.dtype, name="embed")(y) + places  # (B, N, D)
         condition = nn.Dense(self.width, dtype=self.dtype, name="caption")(text.pooled)  # (B, D)
-        for i in range(self.depth):
-            block = Block(self.heads, "joint", self.dtype, "auto", name=f"layer_{i}")
-            y, _ = block(y, condition, text.embeddings, text.lengths, None)
+        layers = stack(Block, self.depth, self.remat, in_axes=nn.broadcast)
+        y, _ = layers(self.heads, "joint", self.dtype, self.attention, name="layers")(
+            y, condition, text.embeddings, text.lengths, None
+        )
         affine = apply_guidance(Head(self.dtype, name="head")(y, x.shape[-1]), guidance)
         return Affine(*(jnp.where(kept, 0, part) for part in affine))
-
-    def __call__(self, x: jax.Array, text: Text, guidance: float, kept: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        """x: (B, N, P) -> z like x, and the log-determinant (B,)."""
-        return self.predict(x, text, guidance, kept).forward(x)
-
-    def reverse(self, z: jax.Array, text: Text, guidance: float, kept: np.ndarray) -> jax.Array:
-        """The inverse, in one pass: the half that is read is the same in z as in x."""
-        return self.predict(z, text, guidance, kept).reverse(z)
 
 
 class Jet(nn.Module):
@@ -72,6 +68,8 @@ class Jet(nn.Module):
       couplings: how many; four change every value twice.
       width, depth, heads: of the transformer of each coupling.
       patch_size: pixels along a patch's side; must divide the image's. All patches of a video are one sequence.
+      remat: see `layers.stack`.
+      attention: see `layers.attend`.
     """
 
     couplings: int = 32
@@ -79,11 +77,13 @@ class Jet(nn.Module):
     depth: int = 2
     heads: int = 6
     patch_size: int = 4
+    remat: str = "cheap"
+    attention: str = "auto"
     dtype: Any = jnp.float32
 
     def setup(self):
         """Builds the layers."""
-        self.steps = [Coupling(self.width, self.depth, self.heads, self.dtype) for _ in range(self.couplings)]
+        self.steps = Coupling(self.width, self.depth, self.heads, self.remat, self.attention, self.dtype)
 
     def __call__(self, x: jax.Array, guidance: float = 0.0, *, text: Text) -> tuple[jax.Array, jax.Array]:
         """Images to noise: z like x, and the log-determinant of dz/dx, (B,), both float32.
@@ -94,16 +94,22 @@ class Jet(nn.Module):
           text: encoded conditions; with guidance, of twice as many samples, see `conditions.duplicate`.
         """
         x, grid = to_sequence(x, self.patch_size)  # (B, N, P)
-        total = jnp.zeros(len(x))
-        for i, step in enumerate(self.steps):
-            x, log_det = step(x, text, guidance, coupling_mask(i, grid, x.shape[-1]))
-            total = total + log_det
-        return from_sequence(x, self.patch_size, grid), total
+        forward = lambda coupling, x, kept: coupling.predict(x, text, guidance, kept).forward(x)
+        z, log_dets = stack(forward, self.couplings, self.remat)(self.steps, x, self._halves(grid, x.shape[-1]))
+        return from_sequence(z, self.patch_size, grid), log_dets.sum(axis=0)
 
     def inverse(self, z: jax.Array, guidance: float = 0.0, cache: bool = True, *, text: Text) -> jax.Array:
-        """The x from which `__call__` with the same text and guidance makes z, in one pass: `cache` has no use."""
+        """The x from which `__call__` with the same text and guidance makes z, in one pass: `cache` has no use.
+
+        The half that a coupling reads is the same in z as in x.
+        """
         del cache
         z, grid = to_sequence(z, self.patch_size)  # (B, N, P)
-        for i, step in reversed(list(enumerate(self.steps))):
-            z = step.reverse(z, text, guidance, coupling_mask(i, grid, z.shape[-1]))
-        return from_sequence(z, self.patch_size, grid)
+        backward = lambda coupling, z, kept: (coupling.predict(z, text, guidance, kept).reverse(z), None)
+        loop = stack(backward, self.couplings, self.remat, reverse=True)
+        x, _ = loop(self.steps, z, self._halves(grid, z.shape[-1]))
+        return from_sequence(x, self.patch_size, grid)
+
+    def _halves(self, grid: tuple[int, int, int], channels: int) -> jax.Array:
+        """Masks of all couplings, (couplings, N, P)."""
+        return jnp.array([coupling_mask(i, grid, channels) for i in range(self.couplings)])

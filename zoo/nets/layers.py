@@ -1,5 +1,8 @@
 """The layers that the transformers share. Statistics and softmax are float32 whatever the layers compute in."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import einops
@@ -11,27 +14,112 @@ import numpy as np
 from zoo.errors import UserError, unknown_name_error
 
 scan: Any = nn.scan  # flax's annotation allows the same axis for all inputs alone
+REMAT = "none", "cheap", "all"
+# Primitives whose results cost more to compute again than to keep.
+PRODUCTS = "dot_general", "conv_general_dilated", "dot_product_attention_fwd_wrapper"
+LARGEST_FUSED_HEAD = 128  # channels; cuDNN has more on some GPUs
+FUSED_SINCE = (8, 0)  # compute capability
+
+_smooth = contextvars.ContextVar("smooth", default=False)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None, implementation: str) -> jax.Array:
+@contextlib.contextmanager
+def smooth_attention() -> Iterator[None]:
+    """Within, attention is XLA's, whatever `implementation` names: fused kernels have one derivative, in reverse alone.
+
+    For maths that takes forward derivatives, or derivatives of derivatives, of a network.
+    """
+    token = _smooth.set(True)
+    try:
+        yield
+    finally:
+        _smooth.reset(token)
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    implementation: str,
+    lengths: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    causal: bool = False,
+) -> jax.Array:
     """Softmax attention, (B, N, heads, d).
 
     Args:
       q: queries (B, N, heads, d).
       k: keys (B, M, heads, d).
       v: values (B, M, heads, d).
+      implementation: "xla", "cudnn", or "auto": cuDNN's fused kernel where it has this attention and its derivative,
+        see `has_fused_attention`, else XLA. Within `smooth_attention` it is XLA.
       lengths: number of keys that count, (B,); None for all.
-      implementation: "xla", "cudnn", or "auto": cuDNN's fused kernel on GPUs in 16 bits for even numbers of queries and
-        keys, of which alone it has the derivative, else XLA. cuDNN has no forward-mode and no second derivative: maths
-        that needs one takes "xla".
+      mask: keys that count for each query, bool (B, 1, N, M); None for all.
+      causal: whether for query i the keys up to i count alone.
     """
     if implementation not in ("auto", "xla", "cudnn"):
         raise unknown_name_error("attention implementation", implementation, ("auto", "xla", "cudnn"))
     if implementation == "auto":
-        even = q.shape[1] % 2 == k.shape[1] % 2 == 0
-        fused = even and jax.default_backend() == "gpu" and q.dtype.itemsize == 2
-        implementation = "cudnn" if fused else "xla"
-    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation=implementation)
+        implementation = "cudnn" if has_fused_attention(q, k) else "xla"
+    if _smooth.get():
+        implementation = "xla"
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=lengths, implementation=implementation
+    )
+
+
+def has_fused_attention(q: jax.Array, k: jax.Array) -> bool:
+    """Whether cuDNN has the attention of these queries and keys, and its derivative.
+
+    It needs CUDA on a GPU of compute capability 8.0, 16 bits, at most 128 channels a head in multiples of 8, and even
+    numbers of queries and keys.
+
+    Args:
+      q: queries (B, N, heads, d).
+      k: keys (B, M, heads, d).
+    """
+    if jax.default_backend() != "gpu":
+        return False
+    device = jax.local_devices()[0]
+    if "cuda" not in device.client.platform_version:  # ROCm
+        return False
+    capability = tuple(map(int, device.compute_capability.split(".")))
+    even, channels = q.shape[1] % 2 == k.shape[1] % 2 == 0, q.shape[-1]
+    fits = channels <= LARGEST_FUSED_HEAD and channels % 8 == 0
+    return even and fits and q.dtype.itemsize == 2 and capability >= FUSED_SINCE
+
+
+def stack(layer: Any, count: int, remat: str = "cheap", in_axes: Any = 0, reverse: bool = False) -> Any:
+    """So many layers one after the other, compiled as one; what they return beside x is stacked.
+
+    Args:
+      layer: class of a module, or function of a module, x and more inputs; returns x and another output, or None.
+      count: number of layers, whose parameters are stacked on a first axis.
+      remat: what the derivative computes again: "none"; "cheap", all but products of matrices, convolutions and fused
+        attention, which a loop would have to store and read; "all", each layer, which saves most memory and costs
+        about a third more time.
+      in_axes: of the inputs after x: 0 where each layer has its own, `nn.broadcast` where all have the same.
+      reverse: whether the last layer comes first.
+    """
+    if remat not in REMAT:
+        raise unknown_name_error("remat", remat, REMAT)
+    if remat != "none":
+        # Outside of a loop, XLA would see that both computations are one, and keep what it chooses.
+        policy = _is_product if remat == "cheap" else None
+        layer = nn.remat(layer, prevent_cse=remat == "all", policy=policy)
+    return scan(
+        layer,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True},
+        length=count,
+        unroll=max(count, 1) if jax.default_backend() == "cpu" else 1,  # loops cost XLA's CPU code a fifth more time
+        in_axes=in_axes,
+        reverse=reverse,
+    )
+
+
+def _is_product(primitive, *_, **__) -> bool:
+    return primitive.name in PRODUCTS
 
 
 def rotary_table(rows: int, columns: int, dim: int) -> np.ndarray:
@@ -122,7 +210,7 @@ class Attention(nn.Module):
             keys.append(project("context_key", context, True))
             values.append(project("context_value", context, False))
         k, v = jnp.concatenate(keys, axis=1), jnp.concatenate(values, axis=1)  # (B, N + M, heads, d)
-        y = attend(q, k, v, lengths, self.implementation)
+        y = attend(q, k, v, self.implementation, lengths)
         return nn.DenseGeneral(width, axis=(-2, -1), use_bias=False, dtype=self.dtype, name="out")(y)
 
 

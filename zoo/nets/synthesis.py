@@ -15,7 +15,24 @@ import jax.numpy as jnp
 from zoo.errors import UserError
 from zoo.nets.conditioning import Text, TextAttentionBlock
 from zoo.nets.convolution import Residual, coarsest, upsample
-from zoo.nets.layers import unpatchify
+from zoo.nets.layers import stack, unpatchify
+
+
+class Block(nn.Module):
+    """Reads the text, is shaped by the style, and adds a residual."""
+
+    heads: int
+    bottleneck: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, text: Text, style: jax.Array) -> tuple[jax.Array, None]:
+        """x: (B, h, w, D); style: (B, D') -> x, None. With 0 heads the text enters by the style alone."""
+        if self.heads:
+            x = TextAttentionBlock(self.heads, self.dtype, name="reading")(x, text)
+        shaping = nn.Dense(x.shape[-1], bias_init=nn.initializers.ones, dtype=self.dtype, name="shaping")
+        x = x * shaping(style)[:, None, None]
+        return Residual(self.bottleneck, self.dtype, name="residual")(x, style)
 
 
 class Synthesis(nn.Module):
@@ -28,6 +45,7 @@ class Synthesis(nn.Module):
       bottleneck: how many times fewer channels there are inside a block.
       attention_size: levels of at most this side attend to the text; all are conditioned on its mean.
       heads: of that attention.
+      remat: see `layers.stack`.
     """
 
     patch_size: int = 2
@@ -36,6 +54,7 @@ class Synthesis(nn.Module):
     bottleneck: int = 2
     attention_size: int = 8
     heads: int = 4
+    remat: str = "cheap"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -53,11 +72,8 @@ class Synthesis(nn.Module):
         for level, width in reversed(list(enumerate(self.widths))):
             if level < len(self.widths) - 1:
                 x = nn.Dense(width, dtype=self.dtype, name=f"embed_{level}")(upsample(x))
-            for i in range(self.blocks):
-                if max(x.shape[1:3]) <= self.attention_size:
-                    x = TextAttentionBlock(self.heads, self.dtype, name=f"reading_{level}_{i}")(x, text)
-                shaping = nn.Dense(width, bias_init=nn.initializers.ones, dtype=self.dtype, name=f"shaping_{level}_{i}")
-                x = x * shaping(style)[:, None, None]
-                x = Residual(self.bottleneck, self.dtype, name=f"block_{level}_{i}")(x, style)
+            heads = self.heads if max(x.shape[1:3]) <= self.attention_size else 0
+            blocks = stack(Block, self.blocks, self.remat, in_axes=nn.broadcast)
+            x, _ = blocks(heads, self.bottleneck, self.dtype, name=f"level_{level}")(x, text, style)
         x = nn.Dense(self.patch_size**2 * shape[-1], dtype=jnp.float32, name="out")(x)
         return unpatchify(einops.rearrange(x, "b h w p -> b 1 h w p"), self.patch_size)

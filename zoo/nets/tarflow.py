@@ -16,7 +16,7 @@ from zoo.nets.flow_layers import (
     from_sequence,
     to_sequence,
 )
-from zoo.nets.layers import RMSNorm, SwiGLU, head_channels, scan
+from zoo.nets.layers import RMSNorm, SwiGLU, attend, head_channels, scan, stack
 
 
 class KVCache(NamedTuple):
@@ -31,6 +31,7 @@ class Layer(nn.Module):
 
     width: int
     heads: int
+    attention: str
     dtype: Any
 
     def setup(self):
@@ -62,7 +63,7 @@ class Layer(nn.Module):
             write(cache.values, self.value(y), slot, axis=1),
         )
         q = self.query_norm(self.query(y))  # (B, n, heads, d)
-        x = x + self.out(jax.nn.dot_product_attention(q, *cache, mask=visible, implementation="xla"))
+        x = x + self.out(attend(q, *cache, self.attention, mask=visible))
         return x + self.mlp(self.mlp_norm(x)), cache
 
 
@@ -84,6 +85,8 @@ class Block(nn.Module):
     width: int
     depth: int
     heads: int
+    remat: str
+    attention: str
     dtype: Any
 
     def setup(self):
@@ -91,7 +94,7 @@ class Block(nn.Module):
         self.embed = nn.Dense(self.width, dtype=self.dtype)
         self.positions = Positions(self.width)
         self.caption = nn.Dense(self.width, dtype=self.dtype)
-        self.layers = [Layer(self.width, self.heads, self.dtype) for _ in range(self.depth)]
+        self.layers = Layer(self.width, self.heads, self.attention, self.dtype)
         self.head = Head(self.dtype)
 
     def __call__(self, x: jax.Array, text: Text, guidance: float) -> tuple[jax.Array, jax.Array]:
@@ -112,17 +115,15 @@ class Block(nn.Module):
     def _start(self, text: Text, count: int):
         """Returns the state before any patch: vectors of positions (B, N, D), masks, and the layers' caches."""
         places = self.positions(count).astype(self.dtype) + self.caption(text.pooled)[:, None]
-        caches = [layer.init_cache(text.embeddings, count) for layer in self.layers]
+        begin = lambda layer, words: (words, layer.init_cache(words, count))
+        _, caches = stack(begin, self.depth)(self.layers, text.embeddings)
         return places, visible_to_each(text.lengths, text.embeddings.shape[1], count), caches
 
     def _read(self, before, places, visible, caches, slot):
         """Patches before n places, (B, n, P) -> the affine at these places, and the caches."""
-        y = self.embed(before) + places  # (B, n, D)
-        written = []
-        for layer, cache in zip(self.layers, caches, strict=True):
-            y, cache = layer(y, cache, visible, slot)
-            written.append(cache)
-        return self.head(y, before.shape[-1]), written
+        layers = stack(Layer.__call__, self.depth, self.remat, in_axes=(0, nn.broadcast, nn.broadcast))
+        y, caches = layers(self.layers, self.embed(before) + places, caches, visible, slot)  # (B, n, D)
+        return self.head(y, before.shape[-1]), caches
 
     def _reverse_cached(self, z: jax.Array, text: Text, guidance: float) -> jax.Array:
         count = z.shape[1]
@@ -158,6 +159,8 @@ class TarFlow(nn.Module):
     Attributes:
       blocks: autoregressive steps; width, depth, heads: of the transformer of each.
       patch_size: pixels along a patch's side; must divide the image's. All patches of a video are one sequence.
+      remat: see `layers.stack`.
+      attention: see `layers.attend`.
     """
 
     blocks: int = 8
@@ -165,11 +168,13 @@ class TarFlow(nn.Module):
     depth: int = 4
     heads: int = 6
     patch_size: int = 4
+    remat: str = "cheap"
+    attention: str = "auto"
     dtype: Any = jnp.float32
 
     def setup(self):
         """Builds the layers."""
-        self.steps = [Block(self.width, self.depth, self.heads, self.dtype) for _ in range(self.blocks)]
+        self.steps = Block(self.width, self.depth, self.heads, self.remat, self.attention, self.dtype)
 
     def __call__(self, x: jax.Array, guidance: float = 0.0, *, text: Text) -> tuple[jax.Array, jax.Array]:
         """Images to noise: z like x, and the log-determinant of dz/dx, (B,), both float32.
@@ -180,11 +185,13 @@ class TarFlow(nn.Module):
           text: encoded conditions; with guidance, of twice as many samples, see `conditions.duplicate`.
         """
         x, grid = to_sequence(x, self.patch_size)  # (B, N, P)
-        total = jnp.zeros(len(x))
-        for i, step in enumerate(self.steps):
-            z, log_det = step(reverse_if_odd(x, i), text, guidance)
-            x, total = reverse_if_odd(z, i), total + log_det
-        return from_sequence(x, self.patch_size, grid), total
+
+        def forward(block, x):
+            z, log_det = block(x, text, guidance)
+            return z[:, ::-1], log_det  # the next block reads from the other end
+
+        x, log_dets = stack(forward, self.blocks, self.remat)(self.steps, x)
+        return from_sequence(x, self.patch_size, grid), log_dets.sum(axis=0)
 
     def inverse(self, z: jax.Array, guidance: float = 0.0, cache: bool = True, *, text: Text) -> jax.Array:
         """The x from which `__call__` with the same text and guidance makes z.
@@ -196,12 +203,6 @@ class TarFlow(nn.Module):
           text: as for `__call__`.
         """
         z, grid = to_sequence(z, self.patch_size)  # (B, N, P)
-        for i, step in reversed(list(enumerate(self.steps))):
-            x = step.reverse(reverse_if_odd(z, i), text, guidance, cache)
-            z = reverse_if_odd(x, i)
-        return from_sequence(z, self.patch_size, grid)
-
-
-def reverse_if_odd(x: jax.Array, i: int) -> jax.Array:
-    """The order of patches, (B, N, P), that block i reads: every second block goes from last to first."""
-    return x[:, ::-1] if i % 2 else x
+        backward = lambda block, z: (block.reverse(z[:, ::-1], text, guidance, cache), None)
+        x, _ = stack(backward, self.blocks, self.remat, reverse=True)(self.steps, z)
+        return from_sequence(x, self.patch_size, grid)

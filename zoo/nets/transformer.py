@@ -17,8 +17,8 @@ from zoo.nets.layers import (
     head_channels,
     patchify,
     rotary_table,
-    scan,
     sincos_table,
+    stack,
     unpatchify,
 )
 
@@ -71,7 +71,7 @@ class Transformer(nn.Module):
       text: "joint" (one softmax over patches and words) or "cross" (a sub-layer of its own).
       positions: "rotary" (axial, plus fixed sines and cosines, since words name absolute places) or "learned".
       time_frequency: the highest, see `TimeEmbedding`; where derivatives by time are taken, it must be low.
-      remat: recompute each layer in the backward pass; saves memory, costs about a third more time.
+      remat: see `layers.stack`.
       attention: see `layers.attend`.
     """
 
@@ -82,7 +82,7 @@ class Transformer(nn.Module):
     text: str = "joint"
     positions: str = "rotary"
     time_frequency: float = 1000.0
-    remat: bool = False
+    remat: str = "cheap"
     attention: str = "auto"
     dtype: Any = jnp.float32
 
@@ -111,15 +111,7 @@ class Transformer(nn.Module):
         condition, words, lengths = each_frame(condition), each_frame(text.embeddings), each_frame(text.lengths)
 
         x, angles = self._place(x, rows, columns)
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-        layers = scan(
-            block,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True},
-            length=self.depth,
-            unroll=self.depth if jax.default_backend() == "cpu" else 1,  # loops cost XLA's CPU code a fifth more time
-            in_axes=(nn.broadcast,) * 4,
-        )
+        layers = stack(Block, self.depth, self.remat, in_axes=nn.broadcast)
         x, _ = layers(self.heads, self.text, self.dtype, self.attention, name="layers")(
             x, condition, words, lengths, angles
         )

@@ -1,13 +1,13 @@
 """CLIP folders as Hugging Face keeps them, read and written with no torch."""
 
 import dataclasses
+import functools
 import json
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import einops
 import jax
@@ -178,10 +178,10 @@ def load(folder: str | os.PathLike) -> Clip:
     mean, std = _read_normalisation(folder / "preprocessor_config.json", model.image_size)
     path = folder / WEIGHTS
     tensors = weights.read(path)
-    shapes = _shapes(model)
-    wanted = {name: leaf.shape for name, leaf in jax.eval_shape(_to_theirs, shapes).items()}
+    theirs = jax.eval_shape(functools.partial(_to_theirs, model=model), _shapes(model))
+    wanted = {name: leaf.shape for name, leaf in theirs.items()}
     weights.check_shapes(wanted, tensors, path)
-    return Clip(model, _to_ours(tensors, shapes), tokenizer, mean, std)
+    return Clip(model, _to_ours(tensors, model), tokenizer, mean, std)
 
 
 def save(folder: str | os.PathLike, clip: Clip, dtype: str = "float32") -> None:
@@ -213,7 +213,7 @@ def save(folder: str | os.PathLike, clip: Clip, dtype: str = "float32") -> None:
         unfinished.mkdir()
         for name, content in _json_files(clip, dtype).items():
             (unfinished / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        tensors = _to_theirs(jax.device_get(clip.params))
+        tensors = _to_theirs(jax.device_get(clip.params), model=clip.model)
         tensors = {name: x.astype(dtype, order="C") for name, x in tensors.items()}
         save_file(tensors, unfinished / WEIGHTS, metadata={"format": "pt"})
 
@@ -229,21 +229,37 @@ def _shapes(model: CLIP):
 
 
 def _their_name(path: str) -> str:
-    """For image_blocks_3/query/kernel: vision_model.encoder.layers.3.self_attn.q_proj.weight."""
-    parts = re.sub(r"(_blocks)_(\d+)", r"\1/\2", path).split("/")
-    return ".".join(NAMES.get(part, part) for part in parts)
+    """For image_blocks/3/query/kernel: vision_model.encoder.layers.3.self_attn.q_proj.weight."""
+    return ".".join(NAMES.get(part, part) for part in path.split("/"))
 
 
-def _to_theirs(params) -> dict[str, Any]:
+def _layers(path: str, model: CLIP) -> list[str]:
+    """Paths of the layers in a leaf, as image_blocks/0/query/kernel of image_blocks/query/kernel; or its own."""
+    tower, _, rest = path.partition("/")
+    depths = {"image_blocks": model.depth, "text_blocks": model.text_depth}
+    return [f"{tower}/{i}/{rest}" for i in range(depths[tower])] if tower in depths else [path]
+
+
+def _to_theirs(params, model: CLIP) -> dict[str, Any]:
     """Our tree -> their tensors by name."""
-    flat = flatten_dict(params, sep="/")
-    return {_their_name(path): _turn(path, x, to_theirs=True) for path, x in flat.items()}
+    tensors, flat = {}, cast(dict[str, Any], flatten_dict(params, sep="/"))
+    for path, x in flat.items():
+        layers = _layers(path, model)
+        parts = [x] if layers == [path] else x
+        tensors |= {
+            _their_name(name): _turn(path, part, to_theirs=True) for name, part in zip(layers, parts, strict=True)
+        }
+    return tensors
 
 
-def _to_ours(tensors: Mapping[str, np.ndarray], shapes):
-    """Their tensors by name -> our tree, which is like `shapes`."""
-    flat = {path: _turn(path, tensors[_their_name(path)], to_theirs=False) for path in flatten_dict(shapes, sep="/")}
-    return unflatten_dict({path: jnp.asarray(x, jnp.float32) for path, x in flat.items()}, sep="/")
+def _to_ours(tensors: Mapping[str, np.ndarray], model: CLIP):
+    """Their tensors by name -> our tree."""
+    flat = {}
+    for path in flatten_dict(_shapes(model), sep="/"):
+        layers = _layers(path, model)
+        parts = [jnp.asarray(_turn(path, tensors[_their_name(name)], to_theirs=False), jnp.float32) for name in layers]
+        flat[path] = parts[0] if layers == [path] else jnp.stack(parts)
+    return unflatten_dict(flat, sep="/")
 
 
 def _turn(path: str, x, to_theirs: bool):

@@ -5,6 +5,7 @@ once, by its name, and copies those that are runs to WORKDIR/frozen. Later start
 other runs.
 """
 
+import copy
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -195,6 +196,12 @@ class Dependencies:
                         save_file({path: np.asarray(x, order="C") for path, x in arrays.items()}, unfinished)
                 except OSError as error:
                     raise UserError(f"{file} cannot be written ({error}): make room, and start again") from None
+
+    def exact(self) -> "Dependencies":
+        """Returns the same dependencies with runs that compute in float32."""
+        other = copy.copy(self)
+        other.runs = {name: run.exact if isinstance(run, Run) else run for name, run in self.runs.items()}
+        return other
 
     def init_run(self, config: configs.Config) -> Run | None:
         """Opens the run of `config.init`; None if it names none, or if this run already has a checkpoint."""

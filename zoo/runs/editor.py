@@ -4,6 +4,7 @@ An image is inverted to its noise, the noise is changed, and an image is generat
 noise except that it is standard Gaussian.
 """
 
+import functools
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -139,6 +140,7 @@ class Editor:
     """
 
     def __init__(self, run: Run, per_device: int = 16, seed: int = 0, **options):
+        run = run.exact  # inversion undoes generation up to rounding
         self.recipe, codec = run.recipe, run.recipe.codec
         method, shape = require(run.method, Invertible), self.recipe.shape
         self.settings = dict(self.recipe.config.sample) | dict(method.inversion_options) | options
@@ -159,9 +161,9 @@ class Editor:
             return jnp.abs(made - to_float(rows["inputs"])).max(axis=(1, 2, 3, 4))
 
         generated = lambda params, rows: to_uint8(make(params, rows["noise"], rows["cond"]))
-        self._make, self._invert = make, parallel.pmap_in_batches(inverted, per_device)
-        self._errors = parallel.pmap_in_batches(errors, per_device)
-        self._generate = parallel.pmap_in_batches(generated, per_device)
+        compiled = functools.partial(parallel.pmap_in_batches, per_device=per_device, exact=True)
+        self._make, self._invert = make, compiled(inverted)
+        self._errors, self._generate = compiled(errors), compiled(generated)
         self._draw = jax.jit(lambda rng: method.draw_noise(rng, shape))
 
     def invert(self, pixels: np.ndarray, captions: Sequence[str]) -> Noise:
@@ -230,7 +232,7 @@ class Editor:
 
         start = self._nearest_draw(pixels, mask, captions)
         rows = {"inputs": pixels, "cond": self.recipe.conditions(captions), "noise": start}
-        noise = parallel.pmap_in_batches(found, self.per_device)(self.params, rows)
+        noise = parallel.pmap_in_batches(found, self.per_device, exact=True)(self.params, rows)
         return np.where(mask[..., None], self.generate(noise, captions), pixels)
 
     def _nearest_draw(self, pixels: np.ndarray, mask: np.ndarray, captions: Sequence[str]) -> Noise:

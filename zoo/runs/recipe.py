@@ -17,10 +17,10 @@ from zoo.data import pipeline
 from zoo.data.text import Tokenizer
 from zoo.errors import UserError, unknown_name_error
 from zoo.families import build_method
-from zoo.method import Batch, Generates, trained
+from zoo.method import Axis, Batch, Generates, trained
 from zoo.runs.codec import Codec
 from zoo.runs.sampler import Sampler, sample_options
-from zoo.training import optim, state
+from zoo.training import cost, optim, parallel, state
 from zoo.trees import first_difference
 
 CAPTIONS_FOR_TOKENIZER = 20_000
@@ -110,6 +110,10 @@ class Opens(Protocol):
         """Writes the networks that are runs to WORKDIR/frozen."""
         ...
 
+    def exact(self) -> "Opens":
+        """Returns the same dependencies with runs that compute in float32."""
+        ...
+
 
 class Recipe:
     """A config with its objects.
@@ -163,6 +167,12 @@ class Recipe:
             raise unknown_name_error("sampling option", next(iter(config.sample)), ())
         self._start = self._params_of_init()
         dependencies.release_init()
+
+    def exact(self) -> "Recipe":
+        """Returns the same recipe with networks that compute in float32, its dependencies' too."""
+        config = self.config.copy_and_resolve_references()
+        config.dtype = "float32"
+        return Recipe(config, self.tokenizer, self.dependencies.exact(), self.names)
 
     def metadata(self) -> dict[str, Any]:
         """Returns the part of a checkpoint beside the state, as JSON can write it."""
@@ -238,6 +248,23 @@ class Recipe:
                 keys = "; ".join(change for change in changes if change.startswith(("method.", "data.")))
                 raise UserError(f"init: {name} has another {player}, {difference}; its config differs in {keys}")
         return {} if base else shared
+
+    def step(self, total_steps: int, accumulate: int = 1, axis: Axis | None = None) -> state.Step:
+        """Returns the training step.
+
+        Args:
+          total_steps: steps of the whole run.
+          accumulate: parts in which a device takes its batch.
+          axis: devices that train together; None for one alone.
+        """
+        return state.Step(self.method, self.optimizers, total_steps, self.config.seed, axis or Axis(), accumulate)
+
+    def step_flops(self, accumulate: int = 1) -> int:
+        """Returns the matmul FLOPs of one step on all devices."""
+        count = parallel.per_device(self.data.batch_size, accumulate)
+        batch = jax.eval_shape(lambda: jax.tree.map(lambda x: x[None], self.blank_batch(count)))
+        arguments = self.state_shapes(), self.dependencies.frozen, batch
+        return cost.matmul_flops(self.step(1, accumulate), *arguments) * jax.device_count()
 
     def state_shapes(self) -> state.State:
         """Returns the state with shapes in place of arrays."""

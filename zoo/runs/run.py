@@ -42,6 +42,11 @@ class Run:
         return self.recipe.data.shape
 
     @functools.cached_property
+    def exact(self) -> "Run":
+        """The same run with networks that compute in float32, for measures, likelihoods and inversion."""
+        return self if self.recipe.config.dtype == "float32" else dataclasses.replace(self, recipe=self.recipe.exact())
+
+    @functools.cached_property
     def identity(self) -> str:
         """Hash of the parameters."""
         return tree_hash(self.params)
@@ -106,6 +111,11 @@ class ClipRun:
 
     clip: Clip
     shape = None  # images of any size are resized
+
+    @property
+    def exact(self) -> "ClipRun":
+        """Returns itself: a published CLIP computes in float32."""
+        return self
 
     @property
     def method(self) -> Clip:

@@ -27,6 +27,9 @@ class Sampler:
       per_device: images that a device makes at once.
       codec: decodes the samples of a run on latents; None for images.
 
+    Attributes:
+      evaluations: of the network, for an image; see `Generates.evaluations`.
+
     Raises:
       UserError: the family makes no samples, or an option does not exist or has a wrong value.
     """
@@ -42,6 +45,7 @@ class Sampler:
         generates = require(method, Generates)
         sample = generates.sample
         self.per_device, self.options = per_device, sample_options(generates, options)
+        self.evaluations = generates.evaluations(self.options, shape)
 
         def make(shared, rows):
             params, key = shared

@@ -1,5 +1,6 @@
 """Many devices as one: the pmapped axis, and transfers to and from it."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -80,11 +81,17 @@ class pmap_in_batches:  # noqa: N801, it is used as a function
     Args:
       function: rows and result are trees of arrays (per_device, ...).
       per_device: rows that a device gets at once; missing ones are filled up with the first one.
+      exact: whether products of float32 are float32: accelerators round them to fewer bits.
     """
 
-    def __init__(self, function: Callable[[Any, Any], Any], per_device: int):
+    def __init__(self, function: Callable[[Any, Any], Any], per_device: int, exact: bool = False):
         self.devices, self.per_device = jax.local_devices(), per_device
-        self._call = jax.pmap(function, in_axes=(None, 0), devices=self.devices)
+
+        def call(shared, rows):
+            with jax.default_matmul_precision("highest") if exact else contextlib.nullcontext():
+                return function(shared, rows)
+
+        self._call = jax.pmap(call, in_axes=(None, 0), devices=self.devices)
 
     def __call__(self, shared: Any, rows: Any) -> Any:
         """Returns the results of trees of arrays (N, ...), as numpy."""

@@ -23,8 +23,9 @@ class State:
       params: a tree for each player.
       optimizer: optax's state for each player.
       ema: for each player a dict {half-life as text: averaged tree}.
-      skipped: int32, one for each step that was not finite and one for each player's update above its `skip_norm`.
-      consecutive_nonfinite: int32, number of the latest steps that were not finite, without a finite one between.
+      skipped: int32, updates of a player that were not taken: its metrics were not finite, or its gradient above its
+        `skip_norm`.
+      consecutive_nonfinite: int32, number of the latest steps with a metric not finite, without another between.
     """
 
     step: jax.Array
@@ -87,42 +88,52 @@ class Step:
         return jax.lax.scan(functools.partial(self.one, frozen), state, batches)
 
     def one(self, frozen: Mapping[str, Any], state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        """Updates every player in turn. If any metric is not finite, no player is updated, on any device."""
+        """Updates every player in turn, see `update_player`."""
         _, key = split_seed(self.seed)
         rng = jax.random.fold_in(jax.random.fold_in(key, state.step), self.axis.index)
         new, metrics = state, {}
         for i, player in enumerate(self.method.players):
             new, more = self.update_player(player, new, frozen, batch, jax.random.fold_in(rng, i))
             metrics |= more
-        good = jnp.all(jnp.array([jnp.isfinite(value) for value in metrics.values()]))
-        new = choose(good, new, dataclasses.replace(state, skipped=state.skipped + 1))
-        bad = 1 - good.astype(jnp.int32)
-        count = (state.consecutive_nonfinite + 1) * bad
+        count = (state.consecutive_nonfinite + 1) * ~all_finite(metrics)
         return dataclasses.replace(new, step=state.step + 1, consecutive_nonfinite=count), metrics
 
     def update_player(
         self, player: str, state: State, frozen: Mapping[str, Any], batch: Batch, rng: jax.Array
     ) -> tuple[State, dict[str, jax.Array]]:
-        """Gradient -> mean over devices -> clip -> optimizer -> averages, for one player."""
-        params, optimizer = state.params[player], self.optimizers[player]
+        """Gradient -> mean over devices -> clip -> optimizer -> averages, for one player.
+
+        The player is skipped before its optimizer, on all devices, where a metric or the norm of its gradient is not
+        finite, or the norm is too large.
+        """
+        optimizer = self.optimizers[player]
         grads, metrics = self.axis.pmean(self.gradient(player, state, frozen, batch, rng))
-        rate = optimizer.schedule(self.total_steps)(state.step)
-        updates, opt = optimizer.update(grads, state.optimizer[player], params, rate)
-        params = optax.apply_updates(params, updates)
-        ema = {
-            name: optimizer.average(half_life, state.step, state.ema[player][name], params)
-            for name, half_life in optimizer.ema_names.items()
-        }
-        norm = optax.global_norm(grads)
-        metrics = metrics | {"grad_norm": norm, "update_norm": optax.global_norm(updates), "learning_rate": rate}
+        rate, norm = optimizer.schedule(self.total_steps)(state.step), optax.global_norm(grads)
+        metrics = metrics | {"grad_norm": norm}
+
+        def update(params, opt, ema):
+            updates, opt = optimizer.update(grads, opt, params, rate)
+            params = optax.apply_updates(params, updates)
+            averaged = {
+                name: optimizer.average(half_life, state.step, ema[name], params)
+                for name, half_life in optimizer.ema_names.items()
+            }
+            return params, opt, averaged, optax.global_norm(updates)
+
+        def skip(params, opt, ema):
+            return params, opt, ema, jnp.zeros_like(norm)
+
+        good = all_finite(metrics) & ((norm <= optimizer.skip_norm) if optimizer.skip_norm else True)
+        own = state.params[player], state.optimizer[player], state.ema[player]
+        params, opt, ema, update_norm = jax.lax.cond(good, update, skip, *own)  # two states would need twice the memory
+        metrics = metrics | {"update_norm": update_norm, "learning_rate": rate}
         new = dataclasses.replace(
             state,
             params=state.params | {player: params},
             optimizer=state.optimizer | {player: opt},
             ema=state.ema | {player: ema},
+            skipped=state.skipped + ~good,
         )
-        if optimizer.skip_norm:
-            new = choose(norm <= optimizer.skip_norm, new, dataclasses.replace(state, skipped=state.skipped + 1))
         return new, {f"{player}/{name}": value for name, value in metrics.items()}
 
     def gradient(
@@ -151,6 +162,6 @@ class Step:
         return jax.lax.scan(add, zeros, (jnp.arange(self.accumulate), parts))[0]
 
 
-def choose(good: jax.Array, new: State, old: State) -> State:
-    """Returns one of two states."""
-    return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+def all_finite(metrics: Mapping[str, jax.Array]) -> jax.Array:
+    """Whether no metric is infinite or NaN."""
+    return jnp.all(jnp.array([jnp.isfinite(value) for value in metrics.values()]))

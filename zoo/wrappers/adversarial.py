@@ -36,6 +36,7 @@ from zoo.method import (
 from zoo.methods.augmentations import augment, check_augmentations
 from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.critic import Critic, CriticOutput, ProjectedCritic
+from zoo.nets.layers import smooth_attention
 from zoo.trees import matches
 
 DIFFERENCE = 0.01  # of the finite difference, in images of [-1, 1] (APT 2501.08316, section 3.4)
@@ -148,9 +149,9 @@ class Adversarial:
 
     @functools.cached_property
     def network(self) -> Conditioned:
-        """The critic's network. XLA's attention, since the penalties need second derivatives."""
+        """The critic's network."""
         kind = ProjectedCritic if self.feature_network else Critic
-        return build_network(kind, self.critic, "method.critic", self.vocab_size, self.dtype, attention="xla")
+        return build_network(kind, self.critic, "method.critic", self.vocab_size, self.dtype)
 
     @property
     def players(self) -> tuple[str, ...]:
@@ -245,7 +246,8 @@ class Adversarial:
             return (own, generator_loss), output
 
         (own, generator_loss), output = parts(params)
-        adapt = self._adaptive_weight(lambda own: parts({**params, player: own})[0], params[player], axis)
+        still = jax.lax.stop_gradient(dict(params))  # of the adaptive weight no derivative is taken
+        adapt = self._adaptive_weight(lambda own: parts({**still, player: own})[0], still[player], axis)
         weight = jnp.where(step >= self.start, self.weight * adapt, 0.0)
         loss = self.base_weight * own + weight * generator_loss
         metrics = {"loss": loss, "base_loss": own, "generator_loss": generator_loss, "adversarial_weight": weight}
@@ -266,7 +268,7 @@ class Adversarial:
         one, zero = jnp.ones(()), jnp.zeros(())
         base, critic = (optax.global_norm(axis.pmean(pull(weights)[0])) for weights in ((one, zero), (zero, one)))
         ratio = jnp.minimum(base / (critic + 1e-4), LARGEST_ADAPTIVE)
-        return jax.lax.stop_gradient(jnp.where(base > 0, ratio, 1.0))
+        return jnp.where(base > 0, ratio, 1.0)
 
     def _augment_and_noise(self, rng: jax.Array, real: jax.Array, fake: jax.Array):
         """The critic's view of pairs: augmented alike, with noise of one level; and that level, or None."""
@@ -294,7 +296,8 @@ class Adversarial:
             value = score(x, cond)
             return value.sum(), value
 
-        gradient, value = jax.grad(total, has_aux=True)(x)
+        with smooth_attention():
+            gradient, value = jax.grad(total, has_aux=True)(x)
         return value, sum_except_batch(jnp.square(gradient))
 
     def _example_inputs(self, rng: jax.Array, batch: Batch, shape: tuple[int, ...]) -> tuple:
