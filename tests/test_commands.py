@@ -1,4 +1,5 @@
 import functools
+import itertools
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 
 from zoo import media
+from zoo.commands import preview
+from zoo.data import pipeline
 from zoo.errors import UserError
 from zoo.evaluation import model_eval
 from zoo.evaluation.clip_eval import auc, hard_negative
@@ -18,7 +21,7 @@ from zoo.evaluation.registry import MEASURES
 from zoo.evaluation.rerank import get_reward
 from zoo.families import FAMILIES
 from zoo.method import Generates, to_float
-from zoo.runs.dependencies import open_run
+from zoo.runs.dependencies import open_run, prepare
 from zoo.scenes.dataset import open_source
 from zoo.training.checkpoint import Checkpoints
 
@@ -73,8 +76,9 @@ def test_a_recipe_trains_saves_goes_on_and_samples(recipe, command, tmp_path):
 # ---- train.py
 
 
-def test_a_dry_run_prints_and_writes_nothing(command, tmp_path):
-    done = command("train.py", "--config=configs/diffusion.py:test", "--dry_run", f"--workdir={tmp_path / 'run'}")
+def test_a_dry_run_prints_and_writes_a_sheet_alone(command, tmp_path):
+    recipe, workdir = "--config=configs/diffusion.py:test", f"--workdir={tmp_path / 'run'}"
+    done = command("train.py", recipe, workdir, "--dry_run", f"--out={tmp_path / 'sheet.png'}")
     assert done.code == 0, done.err
     for words in (
         "parameters",
@@ -85,13 +89,29 @@ def test_a_dry_run_prints_and_writes_nothing(command, tmp_path):
         "64 in scenes/one",
     ):
         assert words in done.out
-    captions = done.out.split("captions\n")[1].splitlines()
+    lines = done.out.splitlines()
+    captions = lines[lines.index(next(line for line in lines if "are cut to" in line)) + 1 : -1]
     assert len(captions) == 5 and all(len(caption.split()) >= 2 for caption in captions)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"] and "sheet.png" in lines[-1]
+    assert command("train.py", recipe, "--dry_run", "--out=sheet.jpg").code == 2
+    assert "--out is for --dry_run" in command("train.py", recipe, workdir, "--out=sheet.png").err
 
 
-def test_a_dry_run_counts_the_parameters_that_are_trained(command, trained):
-    done = command("train.py", "--config=configs/diffusion.py:test", "--dry_run")
+def test_the_sheet_holds_items_and_captions_as_the_network_gets_them(tiny):
+    config = tiny({"data.text_length": 6, "data.batch_size": 8, "data.flip": True})
+    source, recipe = prepare(config)
+    batches = list(itertools.islice(recipe.stream(source), 2))
+    images = np.concatenate([batch["inputs"] for batch in batches])
+    captions = recipe.tokenizer.decode(np.concatenate([batch["cond"]["tokens"] for batch in batches]))
+    np.testing.assert_array_equal(preview.sheet(source, recipe), media.grid(images, labels=captions))
+    texts = pipeline.captions(source)
+    whole = recipe.tokenizer.decode(recipe.tokenizer.encode(texts))
+    cut = [text != kept for text, kept in zip(texts, whole, strict=True)]
+    assert recipe.tokenizer.is_cut(texts).tolist() == cut and 0 < sum(cut) < len(cut)
+
+
+def test_a_dry_run_counts_the_parameters_that_are_trained(command, trained, tmp_path):
+    done = command("train.py", "--config=configs/diffusion.py:test", "--dry_run", f"--out={tmp_path / 'sheet.png'}")
     printed = next(line.split()[1] for line in done.out.splitlines() if line.split()[:1] == ["all"])
     assert int(printed.replace(",", "")) == sum(x.size for x in jax.tree.leaves(open_run(trained).params))
 

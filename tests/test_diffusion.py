@@ -418,12 +418,6 @@ def test_every_key_of_the_network_changes_its_program(key, monkeypatch):
         dict(guidance=1.0, interval=(0.3, 0.8)),
         dict(guidance=1.0, shift=3.0, interval=(0.5, 0.75)),
     ],
-    [
-        {},
-        dict(guidance=1.0),
-        dict(guidance=1.0, interval=(0.3, 0.8)),
-        dict(guidance=1.0, shift=3.0, interval=(0.5, 0.75)),
-    ],
 )
 def test_the_evaluations_are_those_that_are_made(monkeypatch, sampler, options):
     """Counted in rows of batches."""

@@ -90,7 +90,9 @@ def make_run(method, codec=None, **sample):
     conditions = lambda captions: {"tokens": tokenizer.encode(list(captions))}
     config = SimpleNamespace(sample=sample)
     recipe = SimpleNamespace(method=method, codec=codec, shape=SHAPE, conditions=conditions, config=config)
-    return SimpleNamespace(recipe=recipe, method=method, params={"model": 1.0, "frozen": {"latents": 2.0}})
+    run = SimpleNamespace(recipe=recipe, method=method, params={"model": 1.0, "frozen": {"latents": 2.0}})
+    run.exact = run
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -445,17 +445,20 @@ def test_captions_are_dropped_for_the_loss(monkeypatch):
 )
 def test_the_evaluations_are_those_that_are_made(monkeypatch, architecture, noise, options, expected):
     """Counted at the last layer of each block, in patches of images."""
-    flow, (_, params), patches = method(architecture, noise=noise), trained(architecture), []
+    flow, (_, params), patches = method(architecture, dict(remat="none"), noise=noise), trained(architecture), []
 
     def counted(self, x, channels):
-        jax.debug.callback(lambda: patches.append(x.shape[0] * x.shape[1]))
-        return plain(self, x, channels)
+        def count(_):
+            patches.append(x.shape[0] * x.shape[1])
+            return np.zeros((), x.dtype)
+
+        shape = jax.ShapeDtypeStruct((), x.dtype)
+        return plain(self, x + jax.pure_callback(count, shape, jax.lax.stop_gradient(x).sum()), channels)
 
     plain = Head.__call__
     monkeypatch.setattr(Head, "__call__", counted)
     made = jax.jit(lambda p: flow.sample(p, keys(0, 1), TOKENS[:2], shape=SHAPE, **options))(params)
     jax.block_until_ready(made)
-    jax.effects_barrier()
     network = flow.network.network
     blocks = network.blocks if architecture == "tarflow" else network.couplings
     derivatives = 1 if noise == "gaussian" and options.get("denoise", True) else 0

@@ -45,7 +45,8 @@ def test_clean_scenes_are_read_right(name, size, frames, count):
 @pytest.mark.parametrize(("name", "size", "frames"), [("one", 16, 1), ("full", 32, 1), ("video", 32, 8)])
 def test_real_images_score_one(name, size, frames):
     _, images, texts = draw(name, 40, size, frames)
-    assert all(right.all() for right in oracle.table(images, texts, name).values())
+    scores = oracle.table(images, texts, name)
+    assert not scores.pop("unreadable").any() and all(right.all() for right in scores.values())
 
 
 VIDEO = Scene(
@@ -79,7 +80,7 @@ def test_a_swapped_attribute_is_wrong(attribute, old, new):
     video = world.render(VIDEO, 32, 8)
     assert oracle.score(video, CAPTION, "video")["all"] is True
     scores = oracle.score(video, CAPTION.replace(old, new), "video")
-    assert [name for name, right in scores.items() if right is False] == [attribute, "all"]
+    assert [name for name, right in scores.items() if right is False] == [attribute, "all", "unreadable"]
 
 
 def test_a_swapped_relation_is_wrong():
@@ -132,6 +133,45 @@ def test_a_smooth_spot_is_no_thing(width):
     assert oracle.read(image, "one") is None
 
 
+def test_what_can_be_read_of_an_image_that_is_not_readable_is_compared():
+    y, x = np.mgrid[:16, :16] + 0.5
+    glow = np.exp(-((y - 4) ** 2 + (x - 4) ** 2) / (2 * 2.5**2))[None, ..., None]
+    image = (glow * np.array(world.COLOURS["red"])).astype(np.uint8)  # no thing has this shape
+    claims = "a small red circle at the top left on a black background"
+    scores = oracle.score(image, claims, "one")
+    assert scores == scores | dict(colour=True, position=True, background=True, shape=False, size=False)
+    assert (scores["all"], scores["unreadable"]) == (False, True)
+    other = oracle.score(image, "a blue circle at the bottom right on a brown background", "one")
+    assert not any(other[name] for name in ("colour", "position", "background"))
+
+
+@pytest.mark.parametrize(("name", "size"), [("one", 16), ("full", 32)])
+def test_colour_place_and_background_are_read_under_moderate_noise(name, size):
+    _, images, texts = draw(name, 150, size)
+    rng = np.random.default_rng(1)
+    noisy = np.stack([oracle_eval.add_noise(image, 0.1, rng) for image in images])
+    scores = {name: right.mean() for name, right in oracle.table(noisy, texts, name).items()}
+    assert scores["unreadable"] > 0.3 and scores["all"] < 0.7
+    assert scores["background"] >= 0.99 and scores["colour"] >= 0.9 and scores["position"] >= 0.9
+    found = [oracle.observe(image, name) for image in noisy]
+    assert np.mean([seen.scene is None or seen.clutter for seen in found]) == scores["unreadable"]
+
+
+@pytest.mark.parametrize(("name", "size"), [("one", 16), ("full", 32)])
+def test_nothing_is_read_of_noise_but_what_chance_gives(name, size):
+    _, images, texts = draw(name, 100, size)
+    noise = np.random.default_rng(0).integers(256, size=images.shape, dtype=np.uint8)
+    scores = {name: right.mean() for name, right in oracle.table(noise, texts, name).items()}
+    assert scores["unreadable"] == 1 and scores["all"] == 0
+    assert max(scores[name] for name in ("colour", "shape", "size", "background")) <= 0.2
+
+
+def test_clean_images_are_compared_as_a_whole():
+    _, images, texts = draw("full", 40, 32)
+    wrong = [*texts[1:], texts[0]]
+    assert not oracle.table(images, wrong, "full")["unreadable"].any()
+
+
 def test_an_unexplained_thing_spoils_all():
     scene = Scene("full", "black", (Thing("circle", "red", "large", (0, 0)),))
     image = world.render(scene, 32)
@@ -181,4 +221,4 @@ def test_command_prints_the_curve():
     command = [sys.executable, "-m", "zoo", "oracle_eval", "--world", "one", "--size", "16", "--num", "5"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
     assert len(lines) == len(oracle_eval.BLURS) + len(oracle_eval.NOISES)
-    assert lines[0].startswith("blur 0 ") and lines[0].endswith("all 1.000")
+    assert lines[0].startswith("blur 0 ") and lines[0].endswith("all 1.000  unreadable 0.000")

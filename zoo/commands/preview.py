@@ -1,25 +1,43 @@
-"""--dry_run: parameters, cost and data of a recipe, without training."""
+"""--dry_run: parameters, cost and data of a recipe, with a sheet of its items, without training."""
 
 import jax
+import numpy as np
 
 from zoo import config as configs
+from zoo import media
+from zoo.data import pipeline
 from zoo.loop import Loop
+from zoo.method import to_uint8
 from zoo.runs.dependencies import prepare
 from zoo.runs.recipe import Recipe
 from zoo.training import cost, parallel
 
+SHEET = 16  # items
+CAPTIONS = 20_000  # at most, spread evenly over the data
 
-def preview(config: configs.Config) -> str:
-    """Returns parameters per module, FLOPs per step, memory against the device's, and five captions of the data.
 
-    Nothing is written. The step is compiled for its memory, but not run.
+def preview(config: configs.Config, out: str | None = None) -> str:
+    """Writes a sheet of training items, and returns parameters, cost and captions of a recipe.
+
+    The step is compiled for its memory, but not run.
+
+    Args:
+      config: whole config.
+      out: image file for the sheet; by default dry_run.png, or .gif for videos, in the current folder.
+
+    Returns:
+      Parameters per module, FLOPs per step, memory against the device's, five captions, and the share that is cut.
     """
     loop = configs.build(Loop, config.loop, "loop")
+    out = out or f"dry_run.{'png' if config.data.frames == 1 else 'gif'}"
+    media.check_file(out, config.data.frames)
     source, recipe = prepare(config)
+    media.save(out, sheet(source, recipe))
     shapes = recipe.state_shapes()
     flops = recipe.step_flops(loop.accumulate)
     memory, there = step_memory(recipe, loop), cost.device_memory()
-    captions = [source[i]["text"] for i in range(min(5, len(source)))]
+    captions = pipeline.captions(source, CAPTIONS)
+    cut = recipe.tokenizer.is_cut(captions).mean()
     return "\n".join(
         [
             "parameters",
@@ -27,10 +45,37 @@ def preview(config: configs.Config) -> str:
             f"matmul FLOPs per step  {flops:.3e} over {jax.device_count()} device(s)",
             f"memory per device      {memory / 2**20:,.0f} MiB of {there / 2**20:,.0f} MiB",
             f"examples               {len(source):,} in {recipe.data.source}",
-            "captions",
-            *(f"  {caption}" for caption in captions),
+            f"captions               {cut:.1%} of {len(captions):,} are cut to {recipe.data.text_length} tokens",
+            *(f"  {caption}" for caption in captions[:: max(1, len(captions) // 5)][:5]),
+            f"{SHEET} items as the network gets them -> {out}",
         ]
     )
+
+
+def sheet(source: pipeline.Source, recipe: Recipe) -> np.ndarray:
+    """Returns the first items of training with their captions, as the network gets them, uint8 (T, H, W, 3).
+
+    Mirrored, resized and cut as in training; latents are decoded again.
+
+    Args:
+      source: training data.
+      recipe: recipe of the run.
+    """
+    stream = recipe.stream(source)
+    batches = [next(stream) for _ in range(-(-SHEET // (recipe.data.batch_size // jax.process_count())))]
+    stream.close()
+    inputs, tokens = (np.concatenate([find(batch) for batch in batches])[:SHEET] for find in (_inputs, _tokens))
+    if recipe.codec:
+        inputs = to_uint8(recipe.codec.decode(recipe.dependencies.frozen["latents"], jax.numpy.asarray(inputs)))
+    return media.grid(np.asarray(inputs), labels=recipe.tokenizer.decode(tokens))
+
+
+def _inputs(batch) -> np.ndarray:
+    return batch["inputs"]
+
+
+def _tokens(batch) -> np.ndarray:
+    return batch["cond"]["tokens"]
 
 
 def parameter_table(params) -> list[str]:

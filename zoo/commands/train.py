@@ -18,7 +18,8 @@ def define_flags() -> None:
     """Defines the flags of this command."""
     config.define_config_flag()
     flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes it.")
-    flags.DEFINE_bool("dry_run", False, "Print parameters, cost and captions of the recipe, and stop.")
+    flags.DEFINE_bool("dry_run", False, "Print parameters, cost and captions of the recipe, write a sheet, and stop.")
+    flags.DEFINE_string("out", None, "With --dry_run: file for 16 items; by default dry_run.png, .gif for videos.")
     flags.DEFINE_integer(
         "profile",
         0,
@@ -40,8 +41,10 @@ def main(_: list[str]) -> None:
     """Runs the command on parsed flags."""
     if FLAGS.coordinator:
         parallel.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    if FLAGS.out and not FLAGS.dry_run:
+        raise UserError("--out is for --dry_run; a run's folder is given by --workdir")
     if FLAGS.dry_run:
-        print(preview.preview(FLAGS.config))
+        print(preview.preview(FLAGS.config, FLAGS.out))
     elif not FLAGS.workdir:
         raise UserError("--workdir is missing: the folder of the run, e.g. --workdir runs/demo")
     else:

@@ -82,6 +82,10 @@ class Tokenizer:
             row[len(ids)] = END
         return rows
 
+    def is_cut(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns for each text whether `encode` cuts it, bool (B,)."""
+        return np.array([len(e.ids) >= self.length for e in self._bpe.encode_batch([_clean(text) for text in texts])])
+
     def decode(self, tokens: np.ndarray) -> list[str]:
         """Returns the B texts of `tokens`, int (B, length); what follows a row's first END is ignored."""
         rows = [_until_end(row) for row in np.asarray(tokens)]

@@ -179,8 +179,8 @@ def _read_names(file: str, count: int) -> list[str]:
 @functools.cache
 def _imagenet_names() -> dict[str, str]:
     """WordNet id -> the first of its words, of the thousand classes of ImageNet (1409.0575)."""
-    lines = Path(__file__).with_name("imagenet_names.txt").read_text("utf-8").splitlines()
-    return {key: name for key, _, name in (line.partition(" ") for line in lines)}
+    lines = Path(__file__).with_name("imagenet_names.tsv").read_text("utf-8").splitlines()
+    return {key: name for key, _, name in (line.partition("\t") for line in lines)}
 
 
 def _as_video(found: np.ndarray) -> np.ndarray:

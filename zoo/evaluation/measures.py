@@ -1,5 +1,6 @@
 """The measures, each a function that declares itself, see `registry`."""
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -31,11 +32,15 @@ LEAST_LABELLED = 50
 
 @measure("oracle", better="higher", floor="shuffled")
 def by_oracle(sample: Sample, context: EvalContext) -> dict[str, Score]:
-    """Share of captions of which the oracle finds each attribute right, among those that name it."""
+    """Share of captions of which the oracle finds each attribute right, among those that name it.
+
+    And the share of images that are not wholly readable, of which what can be read counts.
+    """
     captions = sample.require_captions()
     if context.world is None:
         raise UserError("needs scenes: the oracle reads nothing else")
-    return {name: mean_score(right) for name, right in oracle.table(sample.images, captions, context.world).items()}
+    scores = {name: mean_score(right) for name, right in oracle.table(sample.images, captions, context.world).items()}
+    return scores | {"unreadable": dataclasses.replace(scores["unreadable"], better="lower")}
 
 
 @measure("sharpness", better="ceiling")

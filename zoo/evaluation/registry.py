@@ -28,7 +28,7 @@ class Score:
       value: the number.
       interval: 95% confidence interval, or None.
       note: caveat.
-      better: see `Measure`; "" outside a measure.
+      better: see `Measure`; "" for that of the measure.
     """
 
     value: float
@@ -230,7 +230,8 @@ def evaluate(sample: Sample, context: EvalContext, names: Sequence[str]) -> tupl
     for name in chosen(names):
         try:
             made = MEASURES[name].function(sample, context)
-            scores |= {key: dataclasses.replace(score, better=MEASURES[name].better) for key, score in made.items()}
+            better = MEASURES[name].better
+            scores |= {key: dataclasses.replace(one, better=one.better or better) for key, one in made.items()}
         except UserError as error:
             if "all" not in names:
                 raise UserError(f"{name}: {error}") from None

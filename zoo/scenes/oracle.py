@@ -35,6 +35,7 @@ LEAST_COVERAGE = 0.3  # of a pixel that belongs to a thing; the gap between two 
 LEAST_AREA = 0.4  # of a blob that could be a thing, in areas of the smallest one; lesser ones are specks
 WORST_FIT = 0.12
 PHASES = 4  # templates a pixel, along each axis
+WHOLE = "all", "unreadable"  # of an image's score
 ALL_RIGHT = 2.0  # highest value of `claims_right`
 MOST_BLOBS = 6  # an image with more is not worth an explanation
 LEAST_DRIFT = 0.2  # cells a video, below which a thing does not move
@@ -407,6 +408,38 @@ def _thing(track: Track, residues: np.ndarray, background: str, world: World, si
     return thing if misfit <= WORST_FIT else None
 
 
+def read_roughly(pixels: np.ndarray, world: str) -> Scene:
+    """Reads what can be read of an image with noise, or with things that fit no template: background, colours, places.
+
+    Args:
+      pixels: as for `observe`; of a video the first frame is read.
+      world: as for `observe`.
+
+    Returns:
+      The background, "" if it is none of the known ones, and the largest blobs after a median over 3 x 3 pixels, as
+      things without shape and size. Things that fit their template, see `observe`, have both.
+    """
+    rules, size = worlds.world_named(world), pixels.shape[1]
+    smooth = _median(pixels[0])
+    background = _background(smooth)
+    if background is None:
+        return Scene(world, "", ())
+    known = observe(pixels, world).scene
+    things = {(thing.cell, thing.colour): thing for thing in (known.things if known else ())}
+    residue = smooth.astype(np.float32) - np.array(worlds.BACKGROUNDS[background], np.float32)
+    blobs, _ = _blobs(residue, background, LEAST_AREA * _smallest_area(world, size))
+    for blob in sorted(blobs, key=lambda blob: -blob.area):
+        colour, cell = tuple(worlds.COLOURS)[blob.colour], _cell(blob.centre, "", "large", rules, size)
+        things.setdefault((cell, colour), Thing("", colour, "", cell, motion=""))
+    return Scene(world, background, tuple(things.values())[:MOST_BLOBS])
+
+
+def _median(pixels: np.ndarray) -> np.ndarray:
+    """Returns (H, W, 3) with each value the median of the 3 x 3 around it; edges repeat."""
+    padded = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (0, 1)), axis=(-2, -1))
+
+
 def read(pixels: np.ndarray, world: str) -> Scene | None:
     """Reads an image or a video, see `observe`. None if no thing in it is readable."""
     return observe(pixels, world).scene
@@ -425,25 +458,28 @@ def score(pixels: np.ndarray, text: str, world: str) -> dict[str, bool | None]:
 
     Returns:
       for each of `zoo.scenes.grammar.ATTRIBUTES` whether all claims about it are true, None without
-      a claim. And `all`: nothing is false, nothing in the image is unreadable, and in world `one`
-      there is one thing.
+      a claim. An image that is not wholly readable is compared by what can be read of it, see `read_roughly`.
+      `all`: nothing is false, nothing in the image is unreadable, and in world `one` there is one thing.
+      `unreadable`: something in it is, or all.
 
     Raises:
       UserError: as `observe` and `zoo.scenes.grammar.parse`.
     """
-    observed = observe(pixels, world)
-    seen = observed.scene or Scene(world, "", ())
-    right = holds(parse(text), seen)
-    if observed.clutter and right["count"] is not None:
-        right["count"] = False
-    alone = world != "one" or len(seen.things) == 1
-    whole = observed.scene is not None and not observed.clutter and alone
-    return right | {"all": whole and all(value is not False for value in right.values())}
+    observed, claims = observe(pixels, world), parse(text)
+    scene = observed.scene
+    if scene is None or observed.clutter:
+        right = holds(claims, read_roughly(pixels, world))
+        if right["count"] is not None:
+            right["count"] = False
+        return right | {"all": False, "unreadable": True}
+    right = holds(claims, scene)
+    alone = world != "one" or len(scene.things) == 1
+    return right | {"all": alone and all(value is not False for value in right.values()), "unreadable": False}
 
 
 def share_right(scores: dict[str, bool | None]) -> float | None:
     """The share of a caption's claims that `score` found right, in [0, 1]; None where it claims nothing."""
-    claims = [right for name, right in scores.items() if name != "all" and right is not None]
+    claims = [right for name, right in scores.items() if name in ATTRIBUTES and right is not None]
     return float(np.mean(claims)) if claims else None
 
 
@@ -470,7 +506,7 @@ def understands(text: str) -> bool:
 
 
 def table(images: Sequence[np.ndarray] | np.ndarray, texts: Sequence[str], world: str) -> dict[str, np.ndarray]:
-    """Returns, for images (N, T, H, W, 3) and N captions, the `score` of each attribute, 0 or 1.
+    """Returns, for images (N, T, H, W, 3) and N captions, the `score`, 0 or 1, of each attribute and of the whole.
 
     An attribute has a value for each caption that names it; one that no caption names is left out.
 
@@ -485,5 +521,5 @@ def table(images: Sequence[np.ndarray] | np.ndarray, texts: Sequence[str], world
     if len(images) != len(texts) or not texts:
         raise errors.UserError(f"{len(images)} images but {len(texts)} captions: give as many, at least 1")
     rows = [score(image, text, world) for image, text in zip(images, texts, strict=True)]
-    columns = {name: [row[name] for row in rows if row[name] is not None] for name in (*ATTRIBUTES, "all")}
+    columns = {name: [row[name] for row in rows if row[name] is not None] for name in (*ATTRIBUTES, *WHOLE)}
     return {name: np.array(column, float) for name, column in columns.items() if column}

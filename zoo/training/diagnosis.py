@@ -1,4 +1,4 @@
-"""What helps to find a fault: the first layer that is not finite, a trace of some steps, and memory that ran out."""
+"""Finds faults: the first layer that is not finite, a trace of some steps, memory that ran out."""
 
 import contextlib
 import sys
