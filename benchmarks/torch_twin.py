@@ -32,13 +32,13 @@ from zoo import config as configs
 from zoo.conditions import END
 from zoo.errors import UserError, exit_on_user_error
 from zoo.families import get_dtype
-from zoo.loop import Loop
 from zoo.methods.diffusion import Diffusion, SampleOptions
 from zoo.nets.conditioning import Conditioned, TextTransformer
 from zoo.nets.layers import rotary_table, sincos_table
 from zoo.runs.dependencies import Dependencies
 from zoo.runs.recipe import Data, Recipe
 from zoo.training import cost, parallel
+from zoo.training.lengths import Loop
 from zoo.training.optim import Optimizer
 
 EPSILON = 1e-6  # of the norms

@@ -92,7 +92,7 @@ NAMES_OF = {
     "zoo/methods/mean_flow.py": {"equal": "data_proportion", "power": "norm_p"},
     "zoo/methods/diffusion.py": {"error": "loss_space", "times": "time_distribution"},
     "zoo/method.py": {"rate": "score", "pixels": "inputs"},
-    "zoo/loop.py": {"keep": "max_to_keep"},
+    "zoo/training/lengths.py": {"keep": "max_to_keep"},
     "zoo/runs/recipe.py": {"texts": "metadata", "keep": "max_to_keep"},
 }
 OPENINGS = r"(What|Of|That of|Those of|Who|Where|How)\b"  # of docstrings

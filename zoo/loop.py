@@ -1,6 +1,5 @@
 """The one training loop. It depends on players and steps, and on no family."""
 
-import dataclasses
 import functools
 import itertools
 import json
@@ -17,6 +16,7 @@ from zoo import media
 from zoo.data import pipeline
 from zoo.errors import UserError
 from zoo.evaluation.evaluator import Evaluator
+from zoo.evaluation.held_out import HeldOut
 from zoo.families import get_dtype
 from zoo.files import atomic
 from zoo.runs.dependencies import prepare
@@ -25,67 +25,10 @@ from zoo.runs.sampler import Sampler
 from zoo.training import cost, parallel
 from zoo.training.checkpoint import Checkpoints
 from zoo.training.diagnosis import Profile, out_of_memory, stopping_at_nans
+from zoo.training.lengths import Loop
 from zoo.training.metrics import Meter, Window, Writer
 from zoo.training.shutdown import GracefulShutdown
 from zoo.training.state import State
-
-
-@dataclasses.dataclass(frozen=True)
-class Loop:
-    """Lengths and intervals of training; the fields are the keys of `config.loop`. Intervals count steps.
-
-    Attributes:
-      steps: steps of the whole run.
-      steps_per_call: steps in one compiled call; more of them hide the cost of starting small ones.
-      accumulate: parts that a device takes its batch in, one after the other, to save memory.
-      log_every: interval of the metrics.
-      checkpoint_every: interval of the checkpoints.
-      grid_every: interval of the sample grids, which the last step draws too; 0 for never.
-      grid_prompts: captions of the grid; by default 16 spread evenly over the test split.
-      score_every: interval of the scores, which the last step computes too; 0 for never.
-      score_num: samples to score.
-      score_measures: names of measures, see `evaluation.measures`.
-      max_to_keep: number of the newest checkpoints to keep.
-      max_bad_steps: give up after this many steps in a row that were not finite.
-    """
-
-    steps: int
-    steps_per_call: int = 1
-    accumulate: int = 1
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    grid_every: int = 1000
-    grid_prompts: tuple[str, ...] = ()
-    score_every: int = 0
-    score_num: int = 128
-    score_measures: tuple[str, ...] = ("all",)
-    max_to_keep: int = 2
-    max_bad_steps: int = 20
-
-    def __post_init__(self):
-        for name in (
-            "steps",
-            "steps_per_call",
-            "accumulate",
-            "log_every",
-            "checkpoint_every",
-            "max_to_keep",
-            "max_bad_steps",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"loop.{name} must be at least 1, got {getattr(self, name)}")
-
-    def due(self, every: int, step: int) -> bool:
-        """Whether a multiple of `every` lies in the call that ended with `step`."""
-        return every > 0 and step // every > (step - self.steps_per_call) // every
-
-    def check(self, start: int) -> None:
-        """Raises UserError where the calls do not end exactly at the last step."""
-        if (self.steps - start) % self.steps_per_call:
-            raise UserError(
-                f"loop.steps {self.steps} less the {start} done is no multiple of loop.steps_per_call "
-                f"{self.steps_per_call}; change one of them"
-            )
 
 
 def train(config: configs.Config, workdir: str | Path, profile: int = 0, debug_nans: bool = False) -> State:
@@ -151,6 +94,8 @@ class Training:
             self.loop.check(start)
             if self.loop.score_every:
                 self.evaluator  # noqa: B018, so that a measure that cannot be computed is an error before training
+            if self.loop.held_out_every:
+                self.held_out  # noqa: B018, likewise
             if self.loop.grid_every:
                 self.grid_prompts  # noqa: B018, so that a split that is missing is an error before training
                 params = self.recipe.state_shapes().params | {"frozen": self.frozen}
@@ -219,8 +164,9 @@ class Training:
                 save_now = loop.due(loop.checkpoint_every, step)
                 grid_now = loop.due(loop.grid_every, step) or (last and loop.grid_every > 0)
                 score_now = loop.due(loop.score_every, step) or (last and loop.score_every > 0)
+                held_out_now = loop.due(loop.held_out_every, step) or (last and loop.held_out_every > 0)
                 # Whatever holds the devices up ends the window, so that rates are those of training alone.
-                log_now = loop.due(loop.log_every, step) or save_now or grid_now or score_now or last
+                log_now = loop.due(loop.log_every, step) or save_now or grid_now or score_now or held_out_now or last
                 if log_now:
                     self.log(step, state, window, meter, bar)
                 stop = shutdown.agreed(log_now)
@@ -228,6 +174,8 @@ class Training:
                     self.save(parallel.unreplicate(state), always=last or stop)
                 if stop and not last:
                     return state
+                if held_out_now:
+                    self.writer.scalars(step, self.held_out(state.params, frozen, step))
                 if grid_now and self.first:
                     self.draw_grid(step, state)
                 if score_now and self.first:
@@ -276,6 +224,11 @@ class Training:
     def grid_prompts(self) -> list[str]:
         """Captions of the sample grid."""
         return list(self.loop.grid_prompts) or pipeline.captions(self.recipe.data.open("test"), limit=16)
+
+    @functools.cached_property
+    def held_out(self) -> HeldOut:
+        """Losses on `loop.held_out_num` items of the test split."""
+        return HeldOut(self.recipe, self.loop.held_out_num)
 
     @functools.cached_property
     def evaluator(self) -> Evaluator:

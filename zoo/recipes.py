@@ -37,6 +37,8 @@ def get_config(**sections) -> Config:
                 checkpoint_every=500,
                 grid_every=500,
                 grid_prompts=(),
+                held_out_every=0,
+                held_out_num=512,
                 score_every=0,
                 score_num=128,
                 score_measures=("all",),

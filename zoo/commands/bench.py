@@ -24,11 +24,11 @@ from zoo import config as configs
 from zoo.commands.scaffold import Command
 from zoo.families import get_dtype
 from zoo.files import write_json
-from zoo.loop import Loop
 from zoo.method import Generates
 from zoo.runs.dependencies import prepare
 from zoo.runs.recipe import Recipe
 from zoo.training import cost, parallel
+from zoo.training.lengths import Loop
 
 FLAGS = flags.FLAGS
 PARTS = "step", "input", "sampler", "start"

@@ -6,11 +6,11 @@ import numpy as np
 from zoo import config as configs
 from zoo import media
 from zoo.data import pipeline
-from zoo.loop import Loop
 from zoo.method import to_uint8
 from zoo.runs.dependencies import prepare
 from zoo.runs.recipe import Recipe
 from zoo.training import cost, parallel
+from zoo.training.lengths import Loop
 
 SHEET = 16  # items
 CAPTIONS = 20_000  # at most, spread evenly over the data
@@ -63,7 +63,6 @@ def sheet(source: pipeline.Source, recipe: Recipe) -> np.ndarray:
     """
     stream = recipe.stream(source)
     batches = [next(stream) for _ in range(-(-SHEET // (recipe.data.batch_size // jax.process_count())))]
-    stream.close()
     inputs, tokens = (np.concatenate([find(batch) for batch in batches])[:SHEET] for find in (_inputs, _tokens))
     if recipe.codec:
         inputs = to_uint8(recipe.codec.decode(recipe.dependencies.frozen["latents"], jax.numpy.asarray(inputs)))

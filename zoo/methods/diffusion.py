@@ -149,18 +149,26 @@ class Diffusion:
     ) -> tuple[jax.Array, Output]:
         """Squared error of the prediction at one random time per sample; `fake` is the predicted clean image."""
         del player, axis, step
-        path = get_path(self.path)
         rng_time, rng_noise, rng_drop = jax.random.split(rng, 3)
-        x = to_float(batch["inputs"])
-        t = jnp.clip(self._draw_times(rng_time, len(x)), self.time_min, self._last_time)
-        eps = jax.random.normal(rng_noise, x.shape)
-        z = path.interpolate(x, eps, t)
+        times = self._draw_times(rng_time, len(batch["inputs"]))
         cond = conditions.drop(rng_drop, batch["cond"], self.caption_drop)
+        loss, fake = self._loss_of(params, batch["inputs"], rng_noise, times, cond)
+        return loss, Output({"loss": loss}, fake=fake)
 
+    def loss_at(self, params, batch: Batch, rng: jax.Array, t: float) -> jax.Array:
+        """See `held_out.HasLossAtLevel`: under each item's own caption."""
+        inputs = batch["inputs"]
+        return self._loss_of(params, inputs, rng, jnp.full(len(inputs), t), batch["cond"])[0]
+
+    def _loss_of(self, params, inputs: jax.Array, rng: jax.Array, t: jax.Array, cond: Cond):
+        """The mean loss at each row's time, moved to where the network is trained, and the predicted images."""
+        path, x = get_path(self.path), to_float(inputs)
+        t = jnp.clip(t, self.time_min, self._last_time)
+        eps = jax.random.normal(rng, x.shape)
+        z = path.interpolate(x, eps, t)
         predicted = path.convert(self.prediction, self.apply(params, z, t, cond), z, t)
         target = Prediction(x, eps, path.velocity(x, eps, t))
-        loss = squared_error(self.loss_space, path, predicted, target, t).mean()
-        return loss, Output({"loss": loss}, fake=predicted.x)
+        return squared_error(self.loss_space, path, predicted, target, t).mean(), predicted.x
 
     def sample(self, params, rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: SampleOptions) -> jax.Array:
         """See `Generates.sample`."""

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import jax
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -28,7 +27,8 @@ from zoo.pretrained import clip as clips
 from zoo.runs.codec import Codec
 from zoo.runs.recipe import Data, Recipe, check_sections
 from zoo.runs.rewards import build_reward
-from zoo.runs.run import ClipRun, Run, pick_params
+from zoo.runs.run import ClipRun, Run, chosen_fields, pick_params
+from zoo.training import parallel
 from zoo.training.checkpoint import Checkpoints
 
 FOLDER = "frozen"
@@ -54,12 +54,13 @@ def open_run(workdir: str | Path, step: int | None = None, ema: str | None = Non
         raise UserError(f"{workdir} holds no checkpoint; train it first, or wait for its first checkpoint")
     recipe = recipe_of(found[1], functools.partial(read_frozen, Path(workdir)), for_training=False)
     shapes = recipe.state_shapes()
-    restored = checkpoints.restore({"params": shapes.params, "ema": shapes.ema}, step, newest=found[0])
+    wanted = chosen_fields({"params": shapes.params, "ema": shapes.ema}, ema)
+    restored = checkpoints.restore(wanted, step, newest=found[0], partial=True)
     if restored is None:
         raise UserError(f"the checkpoints of {workdir} were deleted meanwhile: run the command again")
     step, fields = restored
     params = pick_params(fields, ema) | {"frozen": recipe.dependencies.frozen}
-    return Run(recipe, step, jax.device_put(params))
+    return Run(recipe, step, parallel.place(params))
 
 
 def open_any(name: str, *others: str) -> Run | ClipRun:
@@ -284,7 +285,7 @@ class Dependencies:
         else:
             params = {"frozen": {}} | dict(self._read(name))  # no file holds an empty dict
             recipe = recipe_of(saved["metadata"], lambda inner: params["frozen"][inner], for_training=False)
-            run = Run(recipe, 0, jax.device_put(params))
+            run = Run(recipe, 0, parallel.place(params))
         if run.identity != saved["hash"]:
             place = f"its copy frozen/{name}.safetensors in the workdir" if saved["metadata"] else value
             raise UserError(

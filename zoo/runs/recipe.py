@@ -194,6 +194,14 @@ class Recipe:
         encode = lambda lines: conditions.encode(self.names, [{"text": line} for line in lines], self.tokenizer.encode)
         return encode(captions) | ({NEGATIVE: encode([negative] * len(captions))} if negative else {})
 
+    def open(self, split: str) -> pipeline.Source:
+        """Opens a split of the data as the network gets it: latents where `data.latents` names an autoencoder."""
+        source = self.data.open(split)
+        if self.codec is None:
+            return source
+        about = {"data": self.data.source, "split": split, "size": self.data.size, "frames": self.data.frames}
+        return self.codec.source(self.dependencies.frozen["latents"], source, about)
+
     def stream(self, source: pipeline.Source, start: int = 0) -> Iterator[Batch]:
         """Returns this process's part of each batch, from step `start` on."""
         return pipeline.stream(

@@ -152,14 +152,25 @@ def pick_params(fields: Mapping[str, Any], ema: str | None) -> dict[str, Any]:
       fields: `params` and `ema` of a state.
       ema: a half-life as in the config, e.g. "500"; "none" for the parameters themselves; None for the longest.
     """
+    chosen = chosen_fields(fields, ema)
+    averages = {player: next(iter(own.values())) for player, own in chosen["ema"].items()}
+    return {player: chosen["params"].get(player, averages.get(player)) for player in (*chosen["params"], *averages)}
 
-    def pick(player):
+
+def chosen_fields(fields: Mapping[str, Any], ema: str | None) -> dict[str, Any]:
+    """Returns that part of `fields` which `pick_params` reads: of each player its parameters, or one average."""
+
+    def name_of(player: str) -> str | None:
         averages = fields["ema"].get(player)
         if ema == "none" or not averages:
-            return fields["params"][player]
+            return None
         name = max(averages, key=float) if ema is None else ema
         if name not in averages:
             raise unknown_name_error("EMA half-life", name, [*averages, "none"])
-        return averages[name]
+        return name
 
-    return {player: pick(player) for player in fields["params"]}
+    names = {player: name_of(player) for player in {**fields["params"], **fields["ema"]}}
+    return {
+        "params": {player: fields["params"][player] for player, name in names.items() if name is None},
+        "ema": {player: {name: fields["ema"][player][name]} for player, name in names.items() if name is not None},
+    }

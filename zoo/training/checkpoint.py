@@ -91,7 +91,7 @@ class Checkpoints:
             ) from error
 
     def restore(
-        self, target: Mapping[str, Any], step: int | None = None, newest: int | None = None
+        self, target: Mapping[str, Any], step: int | None = None, newest: int | None = None, partial: bool = False
     ) -> tuple[int, dict[str, Any]] | None:
         """Reads fields of a state, as numpy.
 
@@ -99,6 +99,7 @@ class Checkpoints:
           target: {field of State: tree with the shapes that are expected}.
           step: which checkpoint; by default the newest that can be read, and damaged ones are listed on stderr.
           newest: newest checkpoint that may be read: the one whose metadata was read.
+          partial: whether the fields may have more parameters than the target, which are not read.
 
         Returns:
           The step and the fields; None where there is no checkpoint.
@@ -108,9 +109,23 @@ class Checkpoints:
         """
 
         def read(step):
-            names = {field: ocp.args.PyTreeRestore() for field in target}
+            wanted = {field: flatten(tree) for field, tree in target.items() if jax.tree.leaves(tree) or not partial}
+            if partial:
+                there: Any = self.reader.metadata(self.folder / str(step)).item_metadata
+                for field, leaves in wanted.items():
+                    saved = {name: there[field].tree[name] for name in leaves if name in there[field].tree}
+                    unflatten(target[field], saved, field)  # compares the shapes
+            names = {
+                field: ocp.args.PyTreeRestore(dict.fromkeys(leaves, 0), partial_restore=True)
+                if partial
+                else ocp.args.PyTreeRestore()
+                for field, leaves in wanted.items()
+            }
             saved = self.reader.restore(self.folder / str(step), args=ocp.args.Composite(**names))
-            return {field: unflatten(tree, saved[field], field) for field, tree in target.items()}
+            return {
+                field: unflatten(tree, saved[field], field) if field in wanted else tree
+                for field, tree in target.items()
+            }
 
         return self._newest(read, step, newest)
 

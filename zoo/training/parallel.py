@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import jax_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zoo import cache
 from zoo.errors import UserError
@@ -41,8 +42,30 @@ def pmap(step: Callable) -> Callable:
 
 
 def replicate(tree):
-    """Host tree -> one copy on each local device, with a leading device axis."""
-    return jax_utils.replicate(tree, axis_name=AXIS_NAME)  # of another name, the second step would compile again
+    """Tree of the host or of one device -> one copy on each local device, with a leading device axis.
+
+    Each copy goes to its device by itself: no device holds more than its own.
+    """
+    devices = jax_utils._pmap_device_order()
+    # With another name of the axis, the second step would compile again.
+    sharding = NamedSharding(Mesh(np.array(devices), (AXIS_NAME,)), PartitionSpec(AXIS_NAME))
+
+    def place(x):
+        x = (x if isinstance(x, jax.Array) else np.asarray(x))[None]
+        copies = [jax.device_put(x, device) for device in devices]
+        return jax.make_array_from_single_device_arrays((len(devices), *x.shape[1:]), sharding, copies)
+
+    return jax.tree.map(place, tree)
+
+
+def place(tree):
+    """Places a tree on all local devices, for `pmap_in_batches`, which then sends it to none again."""
+    return jax.device_put(tree, _on_all(jax.local_devices()))
+
+
+def _on_all(devices) -> NamedSharding:
+    """The sharding of a whole copy on each of these devices."""
+    return NamedSharding(Mesh(np.array(devices), (AXIS_NAME,)), PartitionSpec())
 
 
 def unreplicate(tree):
@@ -91,10 +114,11 @@ class pmap_in_batches:  # noqa: N801, it is used as a function
             with jax.default_matmul_precision("highest") if exact else contextlib.nullcontext():
                 return function(shared, rows)
 
-        self._call = jax.pmap(call, in_axes=(None, 0), devices=self.devices)
+        self._call = jax.pmap(call, axis_name=AXIS_NAME, in_axes=(None, 0), devices=self.devices)
 
     def __call__(self, shared: Any, rows: Any) -> Any:
-        """Returns the results of trees of arrays (N, ...), as numpy."""
+        """Returns the results of trees of arrays (N, ...), as numpy. `shared` is best placed by `place`, once."""
+        shared = jax.device_put(shared, _on_all(self.devices))
         total, count = len(jax.tree.leaves(rows)[0]), len(self.devices) * self.per_device
         made, running = [], None
         for start in range(0, total, count):  # a call returns before it is done: the next one starts meanwhile

@@ -1,0 +1,82 @@
+"""Losses on items that training does not see."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoo import loop
+from zoo.evaluation.held_out import LEVELS, HeldOut
+from zoo.method import Axis, to_float
+from zoo.methods.diffusion import Diffusion
+from zoo.runs.dependencies import prepare
+from zoo.training import parallel
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny):
+    return prepare(tiny({"data.batch_size": 8}))[1]
+
+
+def losses(recipe, num=20, params=None):
+    params = recipe.create_state().params if params is None else params
+    return HeldOut(recipe, num)(parallel.replicate(params), parallel.replicate({}), 0)
+
+
+def test_they_stand_beside_the_metrics_of_training(tiny, tmp_path):
+    config = tiny({"loop.steps": 3, "loop.held_out_every": 2, "loop.held_out_num": 8, "loop.grid_every": 0})
+    final = loop.train(config, tmp_path / "run")
+    found = {line["step"]: line for line in lines_of(tmp_path / "run") if "held_out/model/loss" in line}
+    assert list(found) == [2, 3]
+    _, again = prepare(config)
+    for name, value in losses(again, 8, final.params).items():
+        assert found[3][name] == pytest.approx(value, rel=1e-5)
+
+
+def test_the_noise_is_the_same_each_time_and_the_items_are_those_of_the_test_split(recipe, monkeypatch):
+    seen, plain = [], type(recipe).stream
+    monkeypatch.setattr(type(recipe), "stream", lambda self, source: seen.append(source) or plain(self, source))
+    assert losses(recipe) == losses(recipe)
+    test = recipe.data.open("test")
+    for source in seen:
+        assert [source[i]["text"] for i in range(5)] == [test[i]["text"] for i in range(5)]
+
+
+def test_a_loss_is_the_mean_over_batches_and_devices(recipe):
+    params = recipe.create_state().params
+    stream, sums = recipe.stream(recipe.data.open("test")), []
+    for number in range(2):
+        parts = parallel.stack_and_shard([next(stream)])
+        for device in range(jax.local_device_count()):
+            batch = jax.tree.map(lambda x, device=device: jnp.asarray(x[device, 0]), parts)
+            rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), number), device)
+            sums.append(float(recipe.method.loss("model", params, batch, rng, Axis(), 0)[0]))
+    assert losses(recipe, 20)["held_out/model/loss"] == pytest.approx(np.mean(sums), rel=1e-4)
+
+
+def test_diffusion_gives_its_loss_at_noise_levels(recipe, monkeypatch):
+    names = [f"held_out/model/loss_at_{t:g}" for t in LEVELS]
+    assert set(losses(recipe)) == {"held_out/model/loss", *names}
+    monkeypatch.setattr(Diffusion, "apply", lambda self, params, z, t, cond: z * t[:, None, None, None, None])
+    x = np.random.default_rng(0).integers(256, size=(4, 1, 8, 8, 3), dtype=np.uint8)
+    rng = jax.random.key(3)
+    eps = np.asarray(jax.random.normal(rng, x.shape))
+    for t in (0.25, 0.75):
+        z = (1 - t) * to_float(x) + t * eps
+        expected = np.square(t * z - (eps - to_float(x))).mean()
+        found = recipe.method.loss_at({}, {"inputs": x, "cond": {"tokens": np.ones((4, 3), np.int32)}}, rng, t)
+        assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_every_player_has_its_own(tiny):
+    _, recipe = prepare(tiny({"data.batch_size": 8}, "configs/gan.py:test"))
+    found = losses(recipe, 8)
+    assert {"held_out/critic/loss", "held_out/critic/accuracy", "held_out/model/generator_loss"} <= set(found)
+    assert all(np.isfinite(value) for value in found.values())

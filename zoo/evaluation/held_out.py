@@ -1,0 +1,63 @@
+"""The loss on items that training does not see."""
+
+import itertools
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from zoo.method import Batch
+from zoo.runs.recipe import Recipe
+from zoo.training import parallel
+
+LEVELS = 0.1, 0.3, 0.5, 0.7, 0.9  # times
+
+
+@runtime_checkable
+class HasLossAtLevel(Protocol):
+    """Ability of families whose loss has a noise level: the loss at one."""
+
+    def loss_at(self, params: Any, batch: Batch, rng: jax.Array, t: float) -> jax.Array:
+        """Returns the mean loss of a batch at time t, a scalar."""
+        ...
+
+
+class HeldOut:
+    """Losses of a recipe's players on the data's split `test`, on the same items with the same noise each time.
+
+    Args:
+      recipe: recipe that is trained.
+      num: number of items, taken in whole batches, at least one.
+    """
+
+    def __init__(self, recipe: Recipe, num: int):
+        stream = recipe.stream(recipe.open("test"))
+        self._batches = list(itertools.islice(stream, max(1, num // recipe.data.batch_size)))
+        self._method, self._axis = recipe.method, parallel.Devices()
+        self._losses = jax.pmap(self._on_a_batch, axis_name=parallel.AXIS_NAME, in_axes=(0, 0, None, None, 0))
+
+    def __call__(self, params: Any, frozen: Any, step: int) -> dict[str, float]:
+        """Returns {"held_out/model/loss": 0.5, ...}, and of families with a noise level the loss at some.
+
+        Args:
+          params: replicated parameters of all players.
+          frozen: replicated parameters of the frozen networks.
+          step: of training, on which some losses depend.
+        """
+        sums: dict[str, float] = {}
+        for number, batch in enumerate(self._batches):
+            sharded = jax.tree.map(lambda x: x[:, 0], parallel.stack_and_shard([batch]))
+            found = parallel.unreplicate(self._losses(params, frozen, number, step, sharded))
+            sums = {name: sums.get(name, 0.0) + float(value) for name, value in found.items()}
+        return {f"held_out/{name}": value / len(self._batches) for name, value in sums.items()}
+
+    def _on_a_batch(self, params, frozen, number, step, batch) -> dict[str, jax.Array]:
+        method, tree = self._method, {**params, "frozen": frozen}
+        rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), number), self._axis.index)
+        metrics: dict[str, jax.Array] = {}
+        for player in dict.fromkeys(method.players):
+            _, output = method.loss(player, tree, batch, rng, self._axis, jnp.asarray(step))
+            metrics |= {f"{player}/{name}": value for name, value in output.metrics.items()}
+        if isinstance(method, HasLossAtLevel):
+            metrics |= {f"{method.players[0]}/loss_at_{t:g}": method.loss_at(tree, batch, rng, t) for t in LEVELS}
+        return self._axis.pmean(metrics)
