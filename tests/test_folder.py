@@ -174,10 +174,19 @@ def test_metadata_that_cannot_be_read(tmp_path, line, reason):
         opened(tmp_path)
 
 
+def test_text_files_are_read_when_their_captions_are_needed(tmp_path, monkeypatch):
+    write(tmp_path, {f"{i}.png": i for i in range(5)} | {f"{i}.txt": f"number {i}" for i in range(5)})
+    read, plain = [], folder._text
+    monkeypatch.setattr(folder, "_text", lambda files, name: read.append(name) or plain(files, name))
+    source = opened(tmp_path)
+    assert not read
+    assert source.text(3) == source[3]["text"] == "number 3" and set(read) == {"3.txt"}
+
+
 def test_a_caption_that_is_not_utf8(tmp_path):
     write(tmp_path, {"a.png": 1, "a.txt": b"caf\xe9"})
     with pytest.raises(UserError, match=r"a.txt is not UTF-8"):
-        opened(tmp_path)
+        opened(tmp_path).text(0)
 
 
 def test_folders_that_cannot_be_used(tmp_path):
@@ -212,7 +221,7 @@ def test_damaged_zips(tmp_path):
     data = zipped(root, tmp_path / "text.zip").read_bytes()
     (tmp_path / "text.zip").write_bytes(data.replace(b"caption", b"CAPTION", 1))
     with pytest.raises(UserError, match="is damaged at 0.txt"):
-        opened(tmp_path / "text.zip")
+        opened(tmp_path / "text.zip").text(0)
 
 
 def gif(values):

@@ -2,6 +2,7 @@ import gc
 import itertools
 import threading
 import time
+import tracemalloc
 
 import jax
 import numpy as np
@@ -34,7 +35,7 @@ def tokenizer():
 
 
 def take(count, *args, **options):
-    stream = pipeline.stream(*args, seed=options.pop("seed", 1), threads=2, **options)
+    stream = pipeline.stream(*args, **dict(seed=1, threads=2) | options)
     batches = list(itertools.islice(stream, count))
     stream.close()
     return batches
@@ -67,6 +68,37 @@ def test_every_epoch_has_every_item_in_another_order(tokenizer):
     epochs = [places[i : i + 20] for i in range(0, 120, 20)]
     assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in [*epochs, range(20)]}) == 7
+
+
+def test_the_order_of_very_many_items_takes_no_memory(tokenizer):
+    class Many(Numbers):
+        def __len__(self):
+            return 10**9
+
+        def __getitem__(self, i):
+            asked.append(i)
+            return super().__getitem__(i % 50)
+
+    asked, many = [], Many(50)
+    tracemalloc.start()
+    take(3, many, tokenizer, 8, start=10**8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
+    assert len(set(asked)) == len(asked) and max(asked) > 10**8  # from everywhere, each once
+
+
+def test_batches_are_prepared_by_so_many_threads(tokenizer):
+    class Slow(Numbers):
+        def __getitem__(self, i):
+            names.add(threading.current_thread().name)
+            time.sleep(0.002)
+            return super().__getitem__(i)
+
+    for count in (1, 3):
+        names = set()
+        take(12, Slow(50), tokenizer, 4, threads=count)
+        assert len(names) == count
 
 
 def test_seeds(tokenizer):

@@ -26,6 +26,7 @@ def get_config(**sections) -> Config:
                 flip=False,
                 negatives=False,
                 latents="",
+                threads=0,
             ),
             method=dict(name=config_dict.placeholder(str)),
             players=dict(),

@@ -28,11 +28,15 @@ _METADATA = "metadata.jsonl"
 
 
 class Item(NamedTuple):
-    """One image or video: its name relative to the folder, the files it is made of, and its caption."""
+    """One image or video: its name relative to the folder, the files it is made of, and its caption.
+
+    A caption in a file of its own is named by `text_file`, and read when it is needed.
+    """
 
     name: str
     files: tuple[str, ...]
     text: str
+    text_file: str = ""
 
 
 def open_source(
@@ -127,17 +131,20 @@ class FolderSource:
 
     def __getitem__(self, i: int) -> dict:
         if self._kept is not None:
-            return {"inputs": self._kept[i], "text": self._items[i].text}
+            return {"inputs": self._kept[i], "text": self.text(i)}
         for j in range(i, i + len(self)):
             item = self._items[j % len(self)]
             pixels = self._decode(item)
             if pixels is not None:
-                return {"inputs": pixels, "text": item.text}
+                return {"inputs": pixels, "text": self._caption(item)}
         raise self._nothing_decodes()
 
     def text(self, i: int) -> str:
         """Returns the caption of an item, without decoding its image."""
-        return self._items[i].text
+        return self._caption(self._items[i])
+
+    def _caption(self, item: Item) -> str:
+        return " ".join(_text(self._files, item.text_file).split()) if item.text_file else item.text
 
     def _decode_all(self) -> None:
         items = self._items
@@ -275,7 +282,8 @@ def _with_captions(
         if name in captions:
             texts = captions[name]
         elif beside in present:
-            texts = [" ".join(_text(files, beside).split())]
+            yield Item(name, parts, "", beside)
+            continue
         elif _governed(name, folders):
             uncaptioned.append(name)
             continue

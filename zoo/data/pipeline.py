@@ -24,6 +24,7 @@ SOURCES = {"folder": folder.open_source, "scenes": dataset.open_source, "tfds": 
 _GIVEN = ("name", "split", "size", "frames")
 _FOREVER = 2**62
 _CACHED_TEXTS = 2**18
+MOST_THREADS = 8  # unless more are named
 
 
 class Source(Protocol):
@@ -125,7 +126,8 @@ def stream(
         raise UserError(f"batch_size {batch_size} is not a multiple of the {count} processes: change one")
     if not len(source):
         raise UserError("the data source is empty: give one that holds an image")
-    threads = threads or min(os.cpu_count() or 1, 8)
+    threads = threads or min(os.cpu_count() or 1, MOST_THREADS)
+    order: Any = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()  # a function of (seed, i), no table
     part = batch_size // count
     tokens_of = functools.lru_cache(_CACHED_TEXTS)(lambda text: tokenizer.encode([text])[0])  # captions come again
     encode = functools.partial(
@@ -134,7 +136,7 @@ def stream(
 
     def batch(number: int) -> dict[str, Any]:
         first = number * batch_size + index * part
-        items = [source[i] for i in _order(range(first, first + part), len(source), seed)]
+        items = [source[order[i]] for i in range(first, first + part)]
         pixels = np.stack([item["inputs"] for item in items])
         if flip:
             mirrored = _coins(np.arange(first, first + part), seed)
@@ -146,8 +148,8 @@ def stream(
             made["negatives"] = encode([item | {"text": swap_word(item["text"], rng)} for item, rng in pairs])
         return made
 
-    # An element of Grain's is a whole batch: its own shuffle, repeat and batch cost 10 us an item while they
-    # hold the interpreter's lock, several times the work itself when images are small and in memory.
+    # An element of Grain's is a whole batch: its own repeat and batch cost some 10 us an item while they hold the
+    # interpreter's lock, several times the work itself when images are small and in memory.
     batches = grain.MapDataset.range(start, _FOREVER).map(batch)
     return _prefetched(batches, grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1))
 
@@ -170,16 +172,6 @@ def _prefetched(batches: grain.MapDataset, options: grain.ReadOptions) -> Iterat
         yield from iterator
     finally:
         iterator.close()
-
-
-def _order(numbers: range, length: int, seed: int) -> list[int]:
-    """Returns the items that stand at places `numbers` of the endless shuffled stream."""
-    return [int(_permutation(length, seed, i // length)[i % length]) for i in numbers]
-
-
-@functools.lru_cache(4)
-def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(length)
 
 
 def _coins(numbers: np.ndarray, seed: int) -> np.ndarray:

@@ -40,6 +40,10 @@ class Data:
       flip: whether to mirror a random half of the images; wrong where captions contain "left".
       negatives: whether to give with each caption one that is wrong by a word, see `scenes.negatives`.
       latents: workdir of a trained autoencoder, whose latents are the inputs; "" for images.
+      threads: threads that prepare batches ahead of need; 0 for one a core, at most 8.
+
+    Raises:
+      UserError: there are fewer than 0 threads.
     """
 
     source: str
@@ -51,6 +55,11 @@ class Data:
     flip: bool = False
     negatives: bool = False
     latents: str = ""
+    threads: int = 0
+
+    def __post_init__(self):
+        if self.threads < 0:
+            raise UserError(f"data.threads must be at least 0, got {self.threads}; 0 is one a core")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -214,6 +223,7 @@ class Recipe:
             flip=self.data.flip,
             negatives=self.data.negatives,
             shard=(jax.process_index(), jax.process_count()),
+            threads=self.data.threads or None,
         )
 
     def blank_batch(self, count: int) -> Batch:

@@ -1,4 +1,4 @@
-"""How long a run is, and how often it logs, saves and draws."""
+"""Lengths and intervals of training."""
 
 import dataclasses
 
