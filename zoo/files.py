@@ -1,13 +1,26 @@
-"""Files that appear whole or not at all."""
+"""Files of this machine, which appear whole or not at all."""
 
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from zoo.errors import UserError
+
+
+def local(path: str | os.PathLike) -> Path:
+    """Returns a path of this machine, with ~ for the home folder; raises UserError for an address, as gs://bucket/run.
+
+    Where a bucket is mounted, it has a path.
+    """
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):  # pathlib makes one slash of two
+        raise UserError(f"{path} is no path of this machine: mount the bucket, and give the path that it then has")
+    return Path(path).expanduser()
 
 
 @contextlib.contextmanager
@@ -16,7 +29,7 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
 
     Folders above it are made. An error, or a killed process, leaves `path` as it was.
     """
-    path = Path(path)
+    path = local(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Random, not the process id: containers that share a folder have equal ids. Writers need the suffix to stay.
     unfinished = path.with_name(f".unfinished_{secrets.token_hex(4)}_{path.name}")

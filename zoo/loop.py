@@ -18,7 +18,7 @@ from zoo.errors import UserError
 from zoo.evaluation.evaluator import Evaluator
 from zoo.evaluation.held_out import HeldOut
 from zoo.families import get_dtype
-from zoo.files import atomic
+from zoo.files import atomic, local
 from zoo.runs.dependencies import prepare
 from zoo.runs.run import pick_params
 from zoo.runs.sampler import Sampler
@@ -48,7 +48,7 @@ def train(config: configs.Config, workdir: str | Path, profile: int = 0, debug_n
       UserError: the config or the data cannot be used, the workdir holds another run, saving failed, a device is
         out of memory, or `loop.max_bad_steps` steps in a row were not finite.
     """
-    workdir = Path(workdir)
+    workdir = local(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {str(workdir)!r} is a file; give a folder")
     return Training(config, workdir, profile, debug_nans).run()

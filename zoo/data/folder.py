@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from zoo.data import images
 from zoo.errors import UserError, unknown_name_error
+from zoo.files import local
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 VIDEOS = (".gif", ".mp4")
@@ -231,7 +232,7 @@ class _Zip:
 
 
 def _open_files(name: str) -> _Folder | _Zip:
-    path = Path(name).expanduser()
+    path = local(name)
     if path.is_dir():
         return _Folder(path.resolve())
     if path.suffix.lower() == ".zip" and path.is_file():

@@ -21,7 +21,7 @@ from zoo.data import pipeline
 from zoo.data.text import Tokenizer
 from zoo.errors import UserError, named, unknown_name_error
 from zoo.families import require
-from zoo.files import atomic
+from zoo.files import atomic, local
 from zoo.method import Autoencodes, Reward, trained
 from zoo.pretrained import clip as clips
 from zoo.runs.codec import Codec
@@ -46,13 +46,14 @@ def open_run(workdir: str | Path, step: int | None = None, ema: str | None = Non
     Raises:
       UserError: no such folder, no checkpoint, or one that does not fit its config.
     """
-    if not Path(workdir).is_dir():
+    workdir = local(workdir)
+    if not workdir.is_dir():
         raise UserError(f"no such run: {str(workdir)!r} is not a folder")
     checkpoints = Checkpoints(workdir, read_only=True)
     found = checkpoints.metadata(step)
     if found is None:
         raise UserError(f"{workdir} holds no checkpoint; train it first, or wait for its first checkpoint")
-    recipe = recipe_of(found[1], functools.partial(read_frozen, Path(workdir)), for_training=False)
+    recipe = recipe_of(found[1], functools.partial(read_frozen, workdir), for_training=False)
     shapes = recipe.state_shapes()
     wanted = chosen_fields({"params": shapes.params, "ema": shapes.ema}, ema)
     restored = checkpoints.restore(wanted, step, newest=found[0], partial=True)
@@ -73,6 +74,7 @@ def open_any(name: str, *others: str) -> Run | ClipRun:
     Raises:
       UserError: there is no such thing, or it cannot be read.
     """
+    local(name)
     if "/" not in name and ":" not in name and not Path(name).is_dir():
         known = [*others, *(f"zoo:{shipped}" for shipped in clips.SHIPPED)]
         raise unknown_name_error("network (no folder has this name)", name, known)
