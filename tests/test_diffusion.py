@@ -439,7 +439,7 @@ def test_every_key_is_among_those_tested():
     own = {f.name for f in dataclasses.fields(Transformer)} - {"parent", "name"}
     assert own == {*NET_CHANGES, "dtype"}
     own = {f.name for f in dataclasses.fields(TextTransformer)} - {"parent", "name"}
-    assert own == {*CONDITIONER_CHANGES, "vocab_size", "dtype", "attention"}
+    assert own == {*CONDITIONER_CHANGES, "vocab_size", "dtype", "attention", "remat"}
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,7 @@ def test_metadata_that_cannot_be_read(tmp_path, line, reason):
 
 def test_text_files_are_read_when_their_captions_are_needed(tmp_path, monkeypatch):
     write(tmp_path, {f"{i}.png": i for i in range(5)} | {f"{i}.txt": f"number {i}" for i in range(5)})
+    monkeypatch.setattr(images, "MEMORY", 0)  # else images and captions are read at once, and kept
     read, plain = [], folder._text
     monkeypatch.setattr(folder, "_text", lambda files, name: read.append(name) or plain(files, name))
     source = opened(tmp_path)

@@ -12,6 +12,7 @@ from zoo.evaluation.held_out import LEVELS, HeldOut
 from zoo.method import Axis, to_float
 from zoo.methods.diffusion import Diffusion
 from zoo.runs.dependencies import prepare
+from zoo.runs.recipe import Data
 from zoo.training import parallel
 
 
@@ -26,7 +27,7 @@ def recipe(tiny):
 
 def losses(recipe, num=20, params=None):
     params = recipe.create_state().params if params is None else params
-    return HeldOut(recipe, num)(parallel.replicate(params), parallel.replicate({}), 0)
+    return HeldOut(recipe, recipe.open("test"), num)(parallel.replicate(params), parallel.replicate({}), 0)
 
 
 def test_they_stand_beside_the_metrics_of_training(tiny, tmp_path):
@@ -46,6 +47,16 @@ def test_the_noise_is_the_same_each_time_and_the_items_are_those_of_the_test_spl
     test = recipe.data.open("test")
     for source in seen:
         assert [source[i]["text"] for i in range(5)] == [test[i]["text"] for i in range(5)]
+
+
+def test_a_test_split_that_is_the_training_data_is_noted(tiny, tmp_path, capsys, monkeypatch):
+    plain = Data.open
+    changes = {"loop.held_out_every": 2, "loop.held_out_num": 8, "loop.grid_every": 0}
+    loop.Training(tiny(changes), tmp_path / "run").held_out  # noqa: B018
+    assert "hold some out" not in capsys.readouterr().err
+    monkeypatch.setattr(Data, "open", lambda self, split: plain(self, "train"))
+    loop.Training(tiny(changes), tmp_path / "again").held_out  # noqa: B018
+    assert "on the training data, which the test split is: hold some out" in capsys.readouterr().err
 
 
 def test_a_loss_is_the_mean_over_batches_and_devices(recipe):

@@ -192,7 +192,10 @@ def test_a_split_can_be_named_that_stands_for_test(nets):
     with pytest.raises(UserError, match=r"no split 'test', but train, validation: .*\?test=validation"):
         opened(nets, "", "tiny_food", "test")
     assert len(opened(nets, "&test=validation", "tiny_food", "test")) == 1
-    assert len(opened(nets, "&test=train[34%:]", "tiny_food", "test")) == 2
+    part = "&train=train[:34%]&test=train[34%:]"
+    assert [len(opened(nets, part, "tiny_food", split)) for split in ("train", "test")] == [1, 2]
+    with pytest.raises(UserError, match="test=train\\[34%:\\] would be trained on too, by train=train"):
+        opened(nets, "&test=train[34%:]", "tiny_food", "test")
     assert opened(nets, "&test=validation", "tiny_net", "test").text(0) == "a photo of a crane bird"
 
 

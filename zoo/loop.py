@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import tqdm
 
 from zoo import config as configs
@@ -55,11 +56,11 @@ def train(config: configs.Config, workdir: str | Path, profile: int = 0, debug_n
 
 
 def check_workdir(workdir: Path, config: configs.Config, saved: str | None) -> None:
-    """Raises UserError if config.json or the newest checkpoint (`saved`) differs from the config outside `loop`."""
+    """Raises UserError if config.json or the newest checkpoint (`saved`) differs in more than `loop` and threads."""
     file = workdir / "config.json"
     for text in filter(None, (saved, file.read_text() if file.exists() else None)):
         changes = configs.differences(configs.from_json(text, str(file)), config)
-        other = [change for change in changes if not change.startswith("loop.")]
+        other = [change for change in changes if not change.startswith(("loop.", "data.threads:"))]
         if other:
             raise UserError(f"{workdir} holds another run; it differs in {'; '.join(other)}; choose another --workdir")
     if file.exists() and changes:
@@ -203,7 +204,7 @@ class Training:
             )
         losses = {name: value for name, value in means.items() if name.endswith("loss")}
         bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()}, refresh=False)
-        self.writer.scalars(step, means | meter.rates() | {"skipped_steps": float(counts["skipped"])})
+        self.writer.scalars(step, means | meter.rates() | {"skipped_updates": float(counts["skipped"])})
 
     def save(self, state: State, always: bool) -> None:
         """Saves the state unless its step is already saved.
@@ -228,7 +229,12 @@ class Training:
     @functools.cached_property
     def held_out(self) -> HeldOut:
         """Losses on `loop.held_out_num` items of the test split."""
-        return HeldOut(self.recipe, self.loop.held_out_num)
+        test = self.recipe.open("test")
+        if len(test) == len(self.source) and all(
+            np.array_equal(test[i]["inputs"], self.source[i]["inputs"]) for i in (0, len(test) - 1)
+        ):
+            note("the losses of loop.held_out_every are on the training data, which the test split is: hold some out")
+        return HeldOut(self.recipe, test, self.loop.held_out_num)
 
     @functools.cached_property
     def evaluator(self) -> Evaluator:

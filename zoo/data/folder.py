@@ -156,7 +156,7 @@ class FolderSource:
         if len(good) < len(items):
             lost = len(items) - len(good)
             self._notices.add("sum", f"left out {lost} of the {len(items)} items of {self._files}")
-        self._items = [items[i] for i in good]
+        self._items = [items[i]._replace(text=self._caption(items[i]), text_file="") for i in good]
 
     def _decode(self, item: Item) -> np.ndarray | None:
         """Returns uint8 (frames, size, size, 3), or None and a note if the item cannot be used."""
@@ -334,6 +334,8 @@ def _folder_caption(files: _Folder | _Zip, name: str, template: str | None) -> s
 def _text(files: _Folder | _Zip, name: str) -> str:
     try:
         return files.read(name).decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{files}: {name} cannot be read ({error.strerror}): is it still there?") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{files}: {name} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
     except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:

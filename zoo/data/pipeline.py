@@ -25,6 +25,7 @@ _GIVEN = ("name", "split", "size", "frames")
 _FOREVER = 2**62
 _CACHED_TEXTS = 2**18
 MOST_THREADS = 8  # unless more are named
+ROUNDS = 6  # of the shuffle
 
 
 class Source(Protocol):
@@ -127,7 +128,6 @@ def stream(
     if not len(source):
         raise UserError("the data source is empty: give one that holds an image")
     threads = threads or min(os.cpu_count() or 1, MOST_THREADS)
-    order: Any = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()  # a function of (seed, i), no table
     part = batch_size // count
     tokens_of = functools.lru_cache(_CACHED_TEXTS)(lambda text: tokenizer.encode([text])[0])  # captions come again
     encode = functools.partial(
@@ -136,7 +136,7 @@ def stream(
 
     def batch(number: int) -> dict[str, Any]:
         first = number * batch_size + index * part
-        items = [source[order[i]] for i in range(first, first + part)]
+        items = [source[i] for i in _shuffled(np.arange(first, first + part), len(source), seed).tolist()]
         pixels = np.stack([item["inputs"] for item in items])
         if flip:
             mirrored = _coins(np.arange(first, first + part), seed)
@@ -148,8 +148,8 @@ def stream(
             made["negatives"] = encode([item | {"text": swap_word(item["text"], rng)} for item, rng in pairs])
         return made
 
-    # An element of Grain's is a whole batch: its own repeat and batch cost some 10 us an item while they hold the
-    # interpreter's lock, several times the work itself when images are small and in memory.
+    # An element of Grain's is a whole batch: its own shuffle, repeat and batch cost 10 us an item while they
+    # hold the interpreter's lock, several times the work itself when images are small and in memory.
     batches = grain.MapDataset.range(start, _FOREVER).map(batch)
     return _prefetched(batches, grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1))
 
@@ -174,14 +174,38 @@ def _prefetched(batches: grain.MapDataset, options: grain.ReadOptions) -> Iterat
         iterator.close()
 
 
+def _shuffled(places: np.ndarray, length: int, seed: int) -> np.ndarray:
+    """Returns the items that stand at these places of the endless shuffled stream, int64 (N,), without a table.
+
+    A Feistel network permutes the numbers below a power of 4, and is repeated until its result is below the length
+    (cycle walking, Black and Rogaway 2002).
+    """
+    epochs, x = np.divmod(places.astype(np.uint64), np.uint64(length))
+    half = max(1, ((length - 1).bit_length() + 1) // 2)
+    bits, mask = np.uint64(half), np.uint64(2**half - 1)
+    keys = np.random.default_rng(seed).integers(2**64, size=ROUNDS, dtype=np.uint64)
+    outside = np.ones(len(x), bool)
+    while outside.any():
+        left, right = x[outside] >> bits, x[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (_mixed(right + (epochs[outside] << np.uint64(32)), key) & mask)
+        x[outside] = left << bits | right
+        outside = x >= length
+    return x.astype(np.int64)
+
+
 def _coins(numbers: np.ndarray, seed: int) -> np.ndarray:
-    """Returns a fair coin for each number, bool (N,): the top bit of SplitMix64 (Steele et al. 2014)."""
+    """Returns a fair coin for each number, bool (N,)."""
+    return _mixed(numbers.astype(np.uint64), np.random.default_rng(seed).integers(2**64, dtype=np.uint64)) >> 63 == 1
+
+
+def _mixed(numbers: np.ndarray, key: np.uint64) -> np.ndarray:
+    """Returns random bits of each number, uint64 (N,), by SplitMix64 (Steele et al. 2014)."""
     with np.errstate(over="ignore"):
-        z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        z ^= np.random.default_rng(seed).integers(2**64, dtype=np.uint64)
+        z = (numbers + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) ^ key
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return (z ^ (z >> np.uint64(31))) >> np.uint64(63) == 1
+        return z ^ (z >> np.uint64(31))
 
 
 def _options(opener: Callable, query: str) -> dict[str, Any]:

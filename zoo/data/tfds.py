@@ -30,6 +30,7 @@ def open_source(
     text_feature: str | None = None,
     image_feature: str = "image",
     names: str | None = None,
+    train: str = "train",
     test: str = "test",
 ) -> "TfdsSource":
     """Opens a dataset that was prepared as array_record.
@@ -46,7 +47,9 @@ def open_source(
         (T, H, W, C) or a `Sequence` of `Image`.
       names: text file with the name of each class, a line each in the order of the labels. ImageNet's classes, which
         TFDS calls by their WordNet ids, have names of their own.
-      test: the split, or part of one, that is meant by `test`, where the dataset has no labelled one of that name.
+      train: the split, or part of one, that is meant by `train`.
+      test: the split, or part of one, that is meant by `test`, where the dataset has no labelled one of that name. A
+        part of the split that `train` names is left out there: train[:90%] and train[90%:].
 
     Returns:
       A source whose items are `{"inputs": uint8 (frames, size, size, 3), "text": str}`.
@@ -55,7 +58,12 @@ def open_source(
       UserError: if there is no such dataset, split or feature, it is not prepared as array_record, or there is not
         one name for each class.
     """
-    split = test if split == "test" else split
+    if _base(train) == _base(test) and not ("[" in train and "[" in test):
+        raise UserError(
+            f"test={test} would be trained on too, by train={train}: leave it out there, as in "
+            "?train=train[:90%]&test=train[90%:]"
+        )
+    split = {"train": train, "test": test}.get(split, split)
     builder = _builder(name, data_dir)
     features: Any = builder.info.features  # a FeaturesDict
     _check_feature(features, image_feature)
@@ -210,12 +218,12 @@ def _not_prepared(name: str, data_dir: str | None) -> UserError:
 
 
 def _records(builder, name: str, split: str, decoders):
-    base = re.split(r"[\[+]", split)[0]
+    base = _base(split)
     if base not in builder.info.splits:
         if base == "test":
             raise UserError(
                 f"{name} has no split 'test', but {', '.join(builder.info.splits)}: name the one, or the part of "
-                "one, to hold out, as in ?test=validation or ?test=train[90%:]"
+                "one, to hold out, as in ?test=validation or ?train=train[:90%]&test=train[90%:]"
             )
         raise unknown_name_error("split", split, builder.info.splits)
     try:
@@ -227,6 +235,11 @@ def _records(builder, name: str, split: str, decoders):
         ) from None
     except ValueError as error:
         raise UserError(f"split {split!r} of {name} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _base(split: str) -> str:
+    """Returns the split of a part of one, or the first of several."""
+    return re.split(r"[\[+]", split)[0]
 
 
 def _check_feature(features, name: str) -> None:

@@ -17,7 +17,7 @@ from zoo.nets.inception import Inception
 from zoo.pretrained import clip as clips
 from zoo.pretrained import inception
 from zoo.resize import shortest_side_and_crop
-from zoo.training.parallel import pmap_in_batches
+from zoo.training.parallel import place, pmap_in_batches
 from zoo.trees import tree_hash
 
 PER_DEVICE = 64
@@ -42,7 +42,7 @@ class Features:
         texts: Callable | None = None,
         encode: Callable[[Sequence[str]], np.ndarray] | None = None,
     ):
-        self.name, self._params, self._encode = name, jax.device_put(params), encode
+        self.name, self._params, self._encode = name, place(params), encode
         self._image_function = images
         self._texts = texts and pmap_in_batches(texts, PER_DEVICE, exact=True)
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from zoo.data.pipeline import Source
 from zoo.method import Batch
 from zoo.runs.recipe import Recipe
 from zoo.training import parallel
@@ -23,15 +24,16 @@ class HasLossAtLevel(Protocol):
 
 
 class HeldOut:
-    """Losses of a recipe's players on the data's split `test`, on the same items with the same noise each time.
+    """Losses of a recipe's players on another split, on the same items with the same noise each time.
 
     Args:
       recipe: recipe that is trained.
+      source: data of the split.
       num: number of items, taken in whole batches, at least one.
     """
 
-    def __init__(self, recipe: Recipe, num: int):
-        stream = recipe.stream(recipe.open("test"))
+    def __init__(self, recipe: Recipe, source: Source, num: int):
+        stream = recipe.stream(source)
         self._batches = list(itertools.islice(stream, max(1, num // recipe.data.batch_size)))
         self._method, self._axis = recipe.method, parallel.Devices()
         self._losses = jax.pmap(self._on_a_batch, axis_name=parallel.AXIS_NAME, in_axes=(0, 0, None, None, 0))

@@ -46,6 +46,7 @@ class TextTransformer(nn.Module):
       depth: number of layers.
       heads: number of attention heads.
       dtype: type that the layers compute in.
+      remat: see `layers.stack`; that of the network.
       attention: see `layers.attend`; that of the network.
     """
 
@@ -54,6 +55,7 @@ class TextTransformer(nn.Module):
     depth: int = 2
     heads: int = 4
     dtype: Any = jnp.float32
+    remat: str = "cheap"
     attention: str = "auto"
 
     @nn.compact
@@ -65,7 +67,7 @@ class TextTransformer(nn.Module):
         x = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, name="embedding")(ids)  # (B, L, D)
         positions = self.param("positions", nn.initializers.normal(0.02), (ids.shape[1], self.width))
         x = x + positions.astype(self.dtype)
-        layers = stack(Layer, self.depth, in_axes=nn.broadcast)
+        layers = stack(Layer, self.depth, self.remat, in_axes=nn.broadcast)
         x, _ = layers(self.heads, self.dtype, self.attention, name="layers")(x, None, lengths)
         x = RMSNorm(self.dtype, name="norm")(x)
         mask = present[..., None].astype(jnp.float32)
@@ -123,7 +125,8 @@ def build_network(
     if getattr(kind, "unconditional", False):
         return Conditioned(build(kind, fields, where, dtype=dtype), None)
     given = fields.pop("conditioner", {})
-    extra = dict(vocab_size=vocab_size, dtype=dtype, attention=fields.get("attention", "auto"))
+    extra = dict(vocab_size=vocab_size, dtype=dtype)
+    extra |= {name: fields.get(name, default) for name, default in (("attention", "auto"), ("remat", "cheap"))}
     conditioner = build(TextTransformer, given, f"{where}.conditioner", **extra)
     return Conditioned(build(kind, fields, where, dtype=dtype), conditioner)
 

@@ -18,7 +18,7 @@ from zoo.nets.flow_layers import (
     from_sequence,
     to_sequence,
 )
-from zoo.nets.layers import stack
+from zoo.nets.layers import stack, within
 from zoo.nets.transformer import Block
 
 
@@ -53,7 +53,7 @@ class Coupling(nn.Module):
         places = Positions(self.width, name="positions")(x.shape[1]).astype(self.dtype)
         y = nn.Dense(self.width, dtype=self.dtype, name="embed")(y) + places  # (B, N, D)
         condition = nn.Dense(self.width, dtype=self.dtype, name="caption")(text.pooled)  # (B, D)
-        layers = stack(Block, self.depth, self.remat, in_axes=nn.broadcast)
+        layers = stack(Block, self.depth, within(self.remat), in_axes=nn.broadcast)
         y, _ = layers(self.heads, "joint", self.dtype, self.attention, name="layers")(
             y, condition, text.embeddings, text.lengths, None
         )

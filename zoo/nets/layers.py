@@ -102,7 +102,7 @@ def stack(layer: Any, count: int, remat: str = "cheap", in_axes: Any = 0, revers
       reverse: whether the last layer comes first.
     """
     if remat not in REMAT:
-        raise unknown_name_error("remat", remat, REMAT)
+        raise unknown_name_error("remat", str(remat), REMAT)
     if remat != "none":
         # Outside of a loop, XLA would see that both computations are one, and keep what it chooses.
         policy = _is_product if remat == "cheap" else None
@@ -116,6 +116,11 @@ def stack(layer: Any, count: int, remat: str = "cheap", in_axes: Any = 0, revers
         in_axes=in_axes,
         reverse=reverse,
     )
+
+
+def within(remat: str) -> str:
+    """Returns the remat of layers within a layer of this one: what is computed again as a whole need not be twice."""
+    return "none" if remat == "all" else remat
 
 
 def _is_product(primitive, *_, **__) -> bool:

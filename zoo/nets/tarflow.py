@@ -16,7 +16,7 @@ from zoo.nets.flow_layers import (
     from_sequence,
     to_sequence,
 )
-from zoo.nets.layers import RMSNorm, SwiGLU, attend, head_channels, scan, stack
+from zoo.nets.layers import RMSNorm, SwiGLU, attend, head_channels, scan, stack, within
 
 
 class KVCache(NamedTuple):
@@ -121,7 +121,7 @@ class Block(nn.Module):
 
     def _read(self, before, places, visible, caches, slot):
         """Patches before n places, (B, n, P) -> the affine at these places, and the caches."""
-        layers = stack(Layer.__call__, self.depth, self.remat, in_axes=(0, nn.broadcast, nn.broadcast))
+        layers = stack(Layer.__call__, self.depth, within(self.remat), in_axes=(0, nn.broadcast, nn.broadcast))
         y, caches = layers(self.layers, self.embed(before) + places, caches, visible, slot)  # (B, n, D)
         return self.head(y, before.shape[-1]), caches
 

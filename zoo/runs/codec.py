@@ -71,7 +71,7 @@ class Codec:
 
     def encode_items(self, params: Any, source: pipeline.Source, indices: Sequence[int], out: np.ndarray) -> None:
         """Writes the latents of items of a source to the rows of `out`, (N, T, h, w, c)."""
-        encode = parallel.pmap_in_batches(self.encode, PER_DEVICE)
+        encode, params = parallel.pmap_in_batches(self.encode, PER_DEVICE), parallel.place(params)
         count = jax.local_device_count() * PER_DEVICE
         for start in tqdm.trange(0, len(indices), count, desc="latents", unit=" parts", leave=False):
             part = np.stack([source[i]["inputs"] for i in indices[start : start + count]])

@@ -6,12 +6,14 @@ other runs.
 """
 
 import copy
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import jax
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -224,7 +226,7 @@ class Dependencies:
         run = self.init_run(config)
         if run is None:
             raise UserError("this method changes a trained run: name it by --config.init=RUN")
-        self.runs["base"], self._values["base"] = run, config.init
+        self.runs["base"], self._values["base"] = on_host(run), config.init
 
     def codec(self, data: Data) -> Codec | None:
         """Opens the autoencoder of `data.latents`.
@@ -275,7 +277,8 @@ class Dependencies:
         """Opens one network, from the saved run's files or by its name. Raises UserError with the config's key."""
         if name not in self.runs:
             self._values[name] = value
-            self.runs[name] = named(key, lambda: self._open(name, value, *others))
+            run = named(key, lambda: self._open(name, value, *others))
+            self.runs[name] = on_host(run) if self._for_training else run
         return self.runs[name]
 
     def _open(self, name: str, value: str, *others: str) -> Run | ClipRun:
@@ -294,6 +297,11 @@ class Dependencies:
                 f"the frozen network {name} ({value}) is not the one that this run was trained with: restore {place}"
             )
         return run
+
+
+def on_host(run: Any) -> Any:
+    """Returns a run whose parameters are on the host: training has copies of its own on each device."""
+    return dataclasses.replace(run, params=jax.device_get(run.params)) if isinstance(run, Run) else run
 
 
 def check_shared(key: str, value: str, run: Any, recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.errors import UserError
-from zoo.training.metrics import Window
+from zoo.training.metrics import losses_first
 
 
 class NanWatch:
@@ -57,11 +57,12 @@ def stopping_at_nans(steps: Callable) -> Callable:
     def call(state, frozen, batch):
         with nans.watch():
             state, metrics = jax.block_until_ready(steps(state, frozen, batch))
-        window = Window()
-        window.add(metrics)
-        bad, layer = window.take()[1], nans.first()
+        values = {name: np.asarray(x.addressable_data(0)) for name, x in metrics.items()}  # of all steps of the call
+        bad = next((name for name in losses_first(values) if not np.isfinite(values[name]).all()), None)
+        layer = nans.first()
         if layer or bad:
-            where = f"the first layer is {layer}" if layer else "all layers gave finite values, a gradient did not"
+            outside = "the loss" if bad and bad.endswith("loss") else "a gradient"
+            where = f"the first layer is {layer}" if layer else f"all layers gave finite values, {outside} did not"
             step = np.asarray(state.step.addressable_data(0))[0]
             raise UserError(f"--debug_nans: {bad or 'a value'} was not finite up to step {step}; {where}")
         return state, metrics
@@ -84,7 +85,7 @@ def out_of_memory(accumulate: int, batch_size: int) -> Iterator[None]:
             raise
         raise UserError(
             f"a device is out of memory: raise loop.accumulate (now {accumulate}), recompute layers by "
-            f'method.net.remat="all", or lower data.batch_size (now {batch_size})'
+            f'remat="all" of the network, or lower data.batch_size (now {batch_size})'
         ) from error
 
 

@@ -6,6 +6,7 @@ metrics.jsonl is always written, TensorBoard's files where the packages that it 
 import json
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,23 @@ class Window:
         self._calls.append(metrics)
 
     def take(self) -> tuple[dict[str, float], str | None]:
-        """Returns means over the finite steps, and the name of the first metric not finite at the last step."""
+        """Returns means over the finite steps, and the name of a metric not finite at the last step, a loss first."""
         calls = [
             {name: np.asarray(value.addressable_data(0))[0] for name, value in call.items()} for call in self._calls
         ]
         self._calls = []
         series = {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
-        bad = next((name for name, values in series.items() if not np.isfinite(values[-1])), None)
+        bad = next((name for name in losses_first(series) if not np.isfinite(series[name][-1])), None)
         means = {
             name: float(np.mean(values[np.isfinite(values)])) if np.isfinite(values).any() else math.nan
             for name, values in series.items()
         }
         return means, bad
+
+
+def losses_first(names: Iterable[str]) -> list[str]:
+    """Returns names of metrics, those of losses first, of which the others come."""
+    return sorted(names, key=lambda name: not name.endswith("loss"))
 
 
 class Writer:
