@@ -6,7 +6,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from zoo.runs.dependencies import open_run
+from zoo.runs.dependencies import open_any, open_run
 from zoo.runs.run import chosen_fields, pick_params
 from zoo.training import parallel
 
@@ -48,8 +48,31 @@ def test_a_tree_that_is_placed_is_sent_to_no_device_again():
     np.testing.assert_array_equal(double(TREE, np.arange(3.0)), 15 * np.arange(3.0))  # what is not is placed then
 
 
-def test_the_parameters_of_an_opened_run_are_placed(trained):
-    run = open_run(trained)
+def test_all_leaves_start_for_the_host_before_the_first_is_awaited():
+    events = []
+
+    class Leaf:
+        def __init__(self, value):
+            self.value = value
+
+        def addressable_data(self, device):
+            assert device == 0
+            return self
+
+        def copy_to_host_async(self):
+            events.append("start")
+
+        def __array__(self, dtype=None, copy=None):
+            events.append("wait")
+            return np.full((1, 2), self.value)
+
+    found = parallel.unreplicate({"a": Leaf(1.0), "b": Leaf(2.0)})
+    assert events == ["start", "start", "wait", "wait"] and found["b"].tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("name", ["run", "zoo:clip"])
+def test_the_parameters_of_what_is_opened_are_placed(trained, name):
+    run = open_run(trained) if name == "run" else open_any(name)
     assert pointers(parallel.place(run.params)) == pointers(run.params)
 
 

@@ -81,7 +81,8 @@ def open_any(name: str, *others: str) -> Run | ClipRun:
         known = [*others, *(f"zoo:{shipped}" for shipped in clips.SHIPPED)]
         raise unknown_name_error("network (no folder has this name)", name, known)
     if name.startswith("zoo:") or (clips.is_folder(name) and not (Path(name) / "checkpoints").is_dir()):
-        return ClipRun(clips.load(name))
+        clip = clips.load(name)
+        return ClipRun(dataclasses.replace(clip, params=parallel.place(clip.params)))
     return open_run(name)
 
 
