@@ -223,7 +223,9 @@ def total_loss(method, batch, params):
     return method.loss("model", params, batch, jax.random.key(1), Axis(), jnp.int32(0))[0]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ("jet", "hierarchy") else name for name in NETWORKS]
+)
 def test_remat_changes_neither_loss_nor_gradient_but_what_is_kept(name):
     batch = {"inputs": np.uint8(100 + 20 * Z), "cond": {"tokens": IDS}}
     found, kept = {}, {}
@@ -233,7 +235,7 @@ def test_remat_changes_neither_loss_nor_gradient_but_what_is_kept(name):
         loss = functools.partial(total_loss, method, batch)
         params = jax.tree.map(lambda leaf: leaf + 0.02, jit(method.init)(jax.random.key(0), batch))
         found[remat] = jit(jax.value_and_grad(loss))(params)
-        _, pull = jax.vjp(loss, params)
+        pull = jax.eval_shape(lambda params, loss=loss: jax.vjp(loss, params)[1], params)
         kept[remat] = sum(leaf.size for leaf in jax.tree.leaves(pull))
     for remat in ("cheap", "all"):
         close = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=2e-3)
