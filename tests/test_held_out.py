@@ -27,7 +27,7 @@ def recipe(tiny):
 
 def losses(recipe, num=20, params=None):
     params = recipe.create_state().params if params is None else params
-    return HeldOut(recipe, recipe.open("test"), num)(parallel.replicate(params), parallel.replicate({}), 0)
+    return HeldOut(recipe, recipe.data.open("test"), num)(parallel.replicate(params), parallel.replicate({}), 0)
 
 
 def test_they_stand_beside_the_metrics_of_training(tiny, tmp_path):

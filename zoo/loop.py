@@ -222,14 +222,19 @@ class Training:
         return self.recipe.sampler()
 
     @functools.cached_property
+    def test(self) -> pipeline.Source:
+        """The test split, opened once."""
+        return self.recipe.data.open("test")
+
+    @functools.cached_property
     def grid_prompts(self) -> list[str]:
         """Captions of the sample grid."""
-        return list(self.loop.grid_prompts) or pipeline.captions(self.recipe.data.open("test"), limit=16)
+        return list(self.loop.grid_prompts) or pipeline.captions(self.test, limit=16)
 
     @functools.cached_property
     def held_out(self) -> HeldOut:
         """Losses on `loop.held_out_num` items of the test split."""
-        test = self.recipe.open("test")
+        test = self.recipe.encoded(self.test, "test")
         if len(test) == len(self.source) and all(
             np.array_equal(test[i]["inputs"], self.source[i]["inputs"]) for i in (0, len(test) - 1)
         ):

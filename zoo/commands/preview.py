@@ -63,18 +63,11 @@ def sheet(source: pipeline.Source, recipe: Recipe) -> np.ndarray:
     """
     stream = recipe.stream(source)
     batches = [next(stream) for _ in range(-(-SHEET // (recipe.data.batch_size // jax.process_count())))]
-    inputs, tokens = (np.concatenate([find(batch) for batch in batches])[:SHEET] for find in (_inputs, _tokens))
+    inputs = np.concatenate([batch["inputs"] for batch in batches])[:SHEET]
+    tokens = np.concatenate([batch["cond"]["tokens"] for batch in batches])[:SHEET]
     if recipe.codec:
         inputs = to_uint8(recipe.codec.decode(recipe.dependencies.frozen["latents"], jax.numpy.asarray(inputs)))
     return media.grid(np.asarray(inputs), labels=recipe.tokenizer.decode(tokens))
-
-
-def _inputs(batch) -> np.ndarray:
-    return batch["inputs"]
-
-
-def _tokens(batch) -> np.ndarray:
-    return batch["cond"]["tokens"]
 
 
 def parameter_table(params) -> list[str]:

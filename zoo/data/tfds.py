@@ -15,6 +15,7 @@ from tensorflow_datasets.core import read_only_builder, registered
 
 from zoo.data import images
 from zoo.errors import UserError, unknown_name_error
+from zoo.files import local
 
 _features = tensorflow_datasets.features
 _keeping = threading.Lock()  # of all sources, since a lock cannot be pickled
@@ -176,7 +177,7 @@ class _Captions:
 def _read_names(file: str, count: int) -> list[str]:
     """Reads the names of so many classes, a line each."""
     try:
-        names = [line.strip() for line in Path(file).expanduser().read_text("utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in local(file).read_text("utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"names={file} cannot be read ({error}): give a text file with a name a line") from None
     if len(names) != count:

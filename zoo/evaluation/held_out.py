@@ -33,8 +33,8 @@ class HeldOut:
     """
 
     def __init__(self, recipe: Recipe, source: Source, num: int):
-        stream = recipe.stream(source)
-        self._batches = list(itertools.islice(stream, max(1, num // recipe.data.batch_size)))
+        batches = itertools.islice(recipe.stream(source), max(1, num // recipe.data.batch_size))
+        self._batches = [jax.tree.map(lambda x: x[:, 0], parallel.stack_and_shard([batch])) for batch in batches]
         self._method, self._axis = recipe.method, parallel.Devices()
         self._losses = jax.pmap(self._on_a_batch, axis_name=parallel.AXIS_NAME, in_axes=(0, 0, None, None, 0))
 
@@ -48,8 +48,7 @@ class HeldOut:
         """
         sums: dict[str, float] = {}
         for number, batch in enumerate(self._batches):
-            sharded = jax.tree.map(lambda x: x[:, 0], parallel.stack_and_shard([batch]))
-            found = parallel.unreplicate(self._losses(params, frozen, number, step, sharded))
+            found = parallel.unreplicate(self._losses(params, frozen, number, step, batch))
             sums = {name: sums.get(name, 0.0) + float(value) for name, value in found.items()}
         return {f"held_out/{name}": value / len(self._batches) for name, value in sums.items()}
 

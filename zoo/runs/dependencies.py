@@ -127,8 +127,7 @@ def prepare(
     names = saved["conditions"] if saved else conditions.of_item(source[0])
     recipe = Recipe(config, tokenizer, dependencies, tuple(names))
     if recipe.codec:
-        about = {"data": data.source, "split": "train", "size": data.size, "frames": data.frames}
-        source = recipe.codec.source(dependencies.frozen["latents"], source, about)
+        source = recipe.encoded(source, "train")
         lost = set(names) - set(conditions.of_item(source[0]))
         if lost:
             raise UserError(f"data.latents: latents keep captions alone, and the data has {', '.join(sorted(lost))}")

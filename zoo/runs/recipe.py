@@ -203,9 +203,8 @@ class Recipe:
         encode = lambda lines: conditions.encode(self.names, [{"text": line} for line in lines], self.tokenizer.encode)
         return encode(captions) | ({NEGATIVE: encode([negative] * len(captions))} if negative else {})
 
-    def open(self, split: str) -> pipeline.Source:
-        """Opens a split of the data as the network gets it: latents where `data.latents` names an autoencoder."""
-        source = self.data.open(split)
+    def encoded(self, source: pipeline.Source, split: str) -> pipeline.Source:
+        """Returns an opened split as the network gets it: latents where `data.latents` names an autoencoder."""
         if self.codec is None:
             return source
         about = {"data": self.data.source, "split": split, "size": self.data.size, "frames": self.data.frames}

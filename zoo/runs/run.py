@@ -153,8 +153,7 @@ def pick_params(fields: Mapping[str, Any], ema: str | None) -> dict[str, Any]:
       ema: a half-life as in the config, e.g. "500"; "none" for the parameters themselves; None for the longest.
     """
     chosen = chosen_fields(fields, ema)
-    averages = {player: next(iter(own.values())) for player, own in chosen["ema"].items()}
-    return {player: chosen["params"].get(player, averages.get(player)) for player in (*chosen["params"], *averages)}
+    return chosen["params"] | {player: average for player, own in chosen["ema"].items() for average in own.values()}
 
 
 def chosen_fields(fields: Mapping[str, Any], ema: str | None) -> dict[str, Any]:

@@ -408,24 +408,24 @@ def _thing(track: Track, residues: np.ndarray, background: str, world: World, si
     return thing if misfit <= WORST_FIT else None
 
 
-def read_roughly(pixels: np.ndarray, world: str) -> Scene:
+def _read_roughly(pixels: np.ndarray, world: str, known: tuple[Thing, ...]) -> Scene:
     """Reads what can be read of an image with noise, or with things that fit no template: background, colours, places.
 
     Args:
       pixels: as for `observe`; of a video the first frame is read.
       world: as for `observe`.
+      known: things that `observe` found.
 
     Returns:
       The background, "" if it is none of the known ones, and the largest blobs after a median over 3 x 3 pixels, as
-      things without shape and size. Things that fit their template, see `observe`, have both.
+      things without shape and size. Known things have both.
     """
     rules, size = worlds.world_named(world), pixels.shape[1]
     smooth = _median(pixels[0])
     background = _background(smooth)
     if background is None:
         return Scene(world, "", ())
-    known = observe(pixels, world).scene
-    things = {(thing.cell, thing.colour): thing for thing in (known.things if known else ())}
+    things = {(thing.cell, thing.colour): thing for thing in known}
     residue = smooth.astype(np.float32) - np.array(worlds.BACKGROUNDS[background], np.float32)
     blobs, _ = _blobs(residue, background, LEAST_AREA * _smallest_area(world, size))
     for blob in sorted(blobs, key=lambda blob: -blob.area):
@@ -458,7 +458,7 @@ def score(pixels: np.ndarray, text: str, world: str) -> dict[str, bool | None]:
 
     Returns:
       for each of `zoo.scenes.grammar.ATTRIBUTES` whether all claims about it are true, None without
-      a claim. An image that is not wholly readable is compared by what can be read of it, see `read_roughly`.
+      a claim. An image that is not wholly readable is compared by what can be read of it, see `_read_roughly`.
       `all`: nothing is false, nothing in the image is unreadable, and in world `one` there is one thing.
       `unreadable`: something in it is, or all.
 
@@ -468,7 +468,7 @@ def score(pixels: np.ndarray, text: str, world: str) -> dict[str, bool | None]:
     observed, claims = observe(pixels, world), parse(text)
     scene = observed.scene
     if scene is None or observed.clutter:
-        right = holds(claims, read_roughly(pixels, world))
+        right = holds(claims, _read_roughly(pixels, world, scene.things if scene else ()))
         if right["count"] is not None:
             right["count"] = False
         return right | {"all": False, "unreadable": True}
