@@ -23,7 +23,7 @@ from zoo.files import atomic, local
 from zoo.runs.dependencies import prepare
 from zoo.runs.run import pick_params
 from zoo.runs.sampler import Sampler
-from zoo.training import cost, parallel
+from zoo.training import cost, parallel, processes
 from zoo.training.checkpoint import Checkpoints
 from zoo.training.diagnosis import Profile, out_of_memory, stopping_at_nans
 from zoo.training.lengths import Loop
@@ -69,7 +69,7 @@ def check_workdir(workdir: Path, config: configs.Config, saved: str | None) -> N
 
 def note(line: str) -> None:
     """One line on stderr, from the first process."""
-    if jax.process_index() == 0:
+    if processes.first():
         tqdm.tqdm.write(line, file=sys.stderr)
 
 
@@ -82,30 +82,21 @@ class Training:
         self.debug_nans = debug_nans
         self.checkpoints = Checkpoints(workdir, max_to_keep=self.loop.max_to_keep)
         self.newest, saved = self.checkpoints.metadata() or (None, None)
-        check_workdir(workdir, config, json.dumps(saved["config"]) if saved else None)
+        there = json.dumps(saved["config"]) if saved else None
+        processes.check_same("config", configs.to_json(config))
+        processes.from_first(lambda: check_workdir(workdir, config, there))
         self.source, self.recipe = prepare(config, saved, workdir)
         self.frozen = self.recipe.dependencies.frozen
         parallel.per_device(self.recipe.data.batch_size, self.loop.accumulate)
-        self.first = jax.process_index() == 0
 
     def run(self) -> State:
         """See `train`."""
         try:
             state, start = self.start()
             self.loop.check(start)
-            if self.loop.score_every:
-                self.evaluator  # noqa: B018, so that a measure that cannot be computed is an error before training
             if self.loop.held_out_every:
-                self.held_out  # noqa: B018, likewise
-            if self.loop.grid_every:
-                self.grid_prompts  # noqa: B018, so that a split that is missing is an error before training
-                params = self.recipe.state_shapes().params | {"frozen": self.frozen}
-                self.sampler.check(params, self.recipe.conditions([""]))
-            if self.first:
-                if not start:
-                    self.recipe.dependencies.write(self.workdir)
-                with atomic(self.workdir / "config.json") as unfinished:
-                    unfinished.write_text(configs.to_json(self.recipe.config))
+                self.held_out  # noqa: B018, so that a split that is missing is an error before training
+            processes.from_first(lambda: self.open(start))
             if start < self.loop.steps:
                 return self.train(state, start)
             note(f"{self.workdir} is trained: {start} of {self.loop.steps} steps; sample it with sample.py")
@@ -113,16 +104,29 @@ class Training:
         finally:
             self.checkpoints.close()
 
+    def open(self, start: int) -> None:
+        """Checks what scores and grids need, so that it is an error before training, and writes the run's files."""
+        if self.loop.score_every:
+            self.evaluator  # noqa: B018, which opens its measures
+        if self.loop.grid_every:
+            self.grid_prompts  # noqa: B018, which opens the test split
+            params = self.recipe.state_shapes().params | {"frozen": self.frozen}
+            self.sampler.check(params, self.recipe.conditions([""]))
+        if not start:
+            self.recipe.dependencies.write(self.workdir)
+        with atomic(self.workdir / "config.json") as unfinished:
+            unfinished.write_text(configs.to_json(self.recipe.config))
+
     def train(self, state: State, start: int) -> State:
         """Trains from a replicated state on; returns the last one, saved."""
         with (
             GracefulShutdown() as shutdown,
-            Writer(self.workdir, self.first) as self.writer,
+            Writer(self.workdir, processes.first()) as self.writer,
             out_of_memory(self.loop.accumulate, self.recipe.data.batch_size),
             self.profile,
         ):
             final = parallel.unreplicate(self.go(state, start, shutdown))
-            self.checkpoints.wait()
+            processes.from_first(self.checkpoints.wait)
         if final.step < self.loop.steps:
             note(f"stopped and saved at step {final.step} of {self.loop.steps}; the same command resumes")
         return final
@@ -135,8 +139,7 @@ class Training:
         if not found:
             return parallel.replicate(self.recipe.initial_state()), 0
         step, fields = found
-        if self.first:
-            self.checkpoints.set_aside(newer_than=step)
+        processes.from_first(lambda: self.checkpoints.set_aside(newer_than=step))
         note(f"resuming from step {step}")
         return parallel.replicate(State(**fields)), step
 
@@ -153,8 +156,9 @@ class Training:
         if self.debug_nans:
             steps = stopping_at_nans(steps)
         frozen = parallel.replicate(self.frozen)
-        with tqdm.tqdm(total=loop.steps, initial=step, unit="step", disable=not self.first, mininterval=1) as bar:
-            for batch in self.batches(step):
+        hidden = not processes.first()
+        with tqdm.tqdm(total=loop.steps, initial=step, unit="step", disable=hidden, mininterval=1) as bar:
+            for call, batch in enumerate(self.batches(step)):
                 state, metrics = steps(state, frozen, batch)
                 window.add(metrics)
                 meter.count(metrics)
@@ -170,17 +174,15 @@ class Training:
                 log_now = loop.due(loop.log_every, step) or save_now or grid_now or score_now or held_out_now or last
                 if log_now:
                     self.log(step, state, window, meter, bar)
-                stop = shutdown.agreed(log_now)
+                stop = shutdown.agreed(call, log_now)
                 if save_now or last or stop:  # before drawing, which may fail
-                    self.save(parallel.unreplicate(state), always=last or stop)
+                    self.save(state, always=last or stop)
                 if stop and not last:
                     return state
                 if held_out_now:
                     self.writer.scalars(step, self.held_out(state.params, frozen, step))
-                if grid_now and self.first:
-                    self.draw_grid(step, state)
-                if score_now and self.first:
-                    self.writer.scalars(step, self.evaluator(self.averaged(state)))
+                if grid_now or score_now:
+                    self.evaluate(step, state, grid_now, score_now)
                 if last:
                     return state
                 if log_now:
@@ -210,11 +212,27 @@ class Training:
         """Saves the state unless its step is already saved.
 
         Args:
-          state: state on the host.
+          state: replicated state.
           always: whether to save it after a step that was not finite too, which may have come of its parameters.
         """
-        if int(state.step) not in self.checkpoints.steps() and (always or not state.consecutive_nonfinite):
-            self.checkpoints.save(state, self.recipe.metadata())
+
+        def write() -> None:
+            own = parallel.unreplicate(state)
+            if int(own.step) not in self.checkpoints.steps() and (always or not own.consecutive_nonfinite):
+                self.checkpoints.save(own, self.recipe.metadata())
+
+        processes.from_first(write)
+
+    def evaluate(self, step: int, state: State, grid: bool, score: bool) -> None:
+        """Draws the grid, and writes the scores, on process 0; the others wait."""
+
+        def draw() -> None:
+            if grid:
+                self.draw_grid(step, state)
+            if score:
+                self.writer.scalars(step, self.evaluator(self.averaged(state)))
+
+        processes.from_first(draw)
 
     @functools.cached_property
     def sampler(self) -> Sampler:

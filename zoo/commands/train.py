@@ -9,7 +9,7 @@ from zoo import config, loop
 from zoo.commands import preview
 from zoo.commands.scaffold import Command
 from zoo.errors import UserError
-from zoo.training import parallel
+from zoo.training import processes
 
 FLAGS = flags.FLAGS
 
@@ -40,7 +40,7 @@ def define_flags() -> None:
 def main(_: list[str]) -> None:
     """Runs the command on parsed flags."""
     if FLAGS.coordinator:
-        parallel.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        processes.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     if FLAGS.out and not FLAGS.dry_run:
         raise UserError("--out is for --dry_run; a run's folder is given by --workdir")
     if FLAGS.dry_run:

@@ -30,7 +30,7 @@ from zoo.runs.codec import Codec
 from zoo.runs.recipe import Data, Recipe, check_sections
 from zoo.runs.rewards import build_reward
 from zoo.runs.run import ClipRun, Run, chosen_fields, pick_params
-from zoo.training import parallel
+from zoo.training import parallel, processes
 from zoo.training.checkpoint import Checkpoints
 
 FOLDER = "frozen"
@@ -49,7 +49,7 @@ def open_run(workdir: str | Path, step: int | None = None, ema: str | None = Non
       UserError: no such folder, no checkpoint, or one that does not fit its config.
     """
     workdir = local(workdir)
-    if not workdir.is_dir():
+    if not processes.from_first(workdir.is_dir):
         raise UserError(f"no such run: {str(workdir)!r} is not a folder")
     checkpoints = Checkpoints(workdir, read_only=True)
     found = checkpoints.metadata(step)
@@ -118,13 +118,16 @@ def prepare(
     check_sections(config)
     data = configs.build(Data, config.data, "data")
     source = data.open("train")
+    processes.check_same("number of training items", len(source))
     if saved:
         dependencies = Dependencies(saved, functools.partial(read_frozen, Path(workdir)))
         tokenizer = Tokenizer.from_json(json.dumps(saved["tokenizer"]))
     else:
         dependencies = Dependencies(source=source)
-        tokenizer = first_tokenizer(config.init, dependencies.init_run(config), data, source)
-    names = saved["conditions"] if saved else conditions.of_item(source[0])
+        init = dependencies.init_run(config)
+        made = processes.from_first(lambda: first_tokenizer(config.init, init, data, source).to_json())
+        tokenizer = Tokenizer.from_json(made)
+    names = saved["conditions"] if saved else processes.from_first(lambda: conditions.of_item(source[0]))
     recipe = Recipe(config, tokenizer, dependencies, tuple(names))
     if recipe.codec:
         source = recipe.encoded(source, "train")
@@ -248,7 +251,8 @@ class Dependencies:
             )
         if self._saved:
             return codec.scaled(self._saved["latents"])
-        return codec.measured(run.params, cast(pipeline.Source, self._source))
+        source = cast(pipeline.Source, self._source)
+        return codec.scaled(processes.from_first(lambda: codec.measured(run.params, source).scale))
 
     def open_for(self, recipe: Recipe, key: str, name: str, value: str, protocol: Any) -> Any:
         """Opens the dependency of a field of a recipe's method.

@@ -1,6 +1,7 @@
 """Checkpoints that carry all that a run needs: the state, and its metadata (config, tokenizer, dependencies)."""
 
 import contextlib
+import functools
 import itertools
 import logging
 import sys
@@ -14,6 +15,7 @@ import orbax.checkpoint as ocp
 
 from zoo.config import FORMAT_VERSION, check_format
 from zoo.errors import UserError
+from zoo.training import processes
 from zoo.training.state import State
 from zoo.trees import path_name
 
@@ -23,6 +25,9 @@ METADATA = "metadata"
 
 class Checkpoints:
     """The checkpoints of one workdir, written in the background; a step is there whole or not at all.
+
+    Of several processes the first alone writes and reads them, and sends what it read to the others; all must call the
+    methods that read.
 
     Args:
       workdir: the run's folder.
@@ -36,12 +41,23 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, max_to_keep: int = 2, read_only: bool = False):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # logs twenty lines per save; errors are raised too
         self.folder = Path(workdir).absolute() / "checkpoints"
-        if read_only and not self.folder.is_dir():
+        if read_only and not processes.from_first(self.folder.is_dir):
             raise UserError(f"{workdir} holds no checkpoint; train it first, or wait for its first checkpoint")
-        self.reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**item_handlers()))
-        if not read_only:
-            options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, cleanup_tmp_directories=True)
-            self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=item_handlers())
+        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+        handlers = item_handlers(alone)
+        self.reader = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(
+                composite_options=ocp.CompositeOptions(multiprocessing_options=alone), **handlers
+            ),
+            multiprocessing_options=alone,
+        )
+        self.manager: Any = None
+        if not read_only and processes.first():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=max_to_keep, create=False, cleanup_tmp_directories=True, multiprocessing_options=alone
+            )
+            self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def steps(self) -> list[int]:
         """The steps that are there, oldest first: those whose folder has its last name.
@@ -51,7 +67,7 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
 
     def save(self, state: State, metadata: Mapping[str, Any]) -> None:
-        """Begins to save a host copy of a state, and the run's metadata, which JSON can hold.
+        """Begins to save a host copy of a state, and the run's metadata, which JSON can hold; on process 0 alone.
 
         Args:
           state: state on the host.
@@ -67,16 +83,18 @@ class Checkpoints:
             self.manager.save(int(state.step), args=ocp.args.Composite(**items))
 
     def wait(self) -> None:
-        """Returns when the last save is on the disk; raises UserError where it failed."""
-        with self._failing_in_one_line():
-            self.manager.wait_until_finished()
+        """Returns when the last save of this process is on the disk; raises UserError where it failed."""
+        if self.manager:
+            with self._failing_in_one_line():
+                self.manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the last save and frees the writer."""
         try:
             self.wait()
         finally:
-            self.manager.close()
+            if self.manager:
+                self.manager.close()
 
     @contextlib.contextmanager
     def _failing_in_one_line(self):
@@ -127,7 +145,18 @@ class Checkpoints:
                 for field, tree in target.items()
             }
 
-        return self._newest(read, step, newest)
+        found: Any = None
+
+        def read_here() -> int | None:
+            nonlocal found
+            found = self._newest(read, step, newest)
+            return found and found[0]
+
+        chosen = processes.from_first(read_here)
+        if chosen is None:
+            return None
+        blank = lambda: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target)
+        return chosen, processes.arrays_from_first(found[1] if found else blank())
 
     def metadata(self, step: int | None = None) -> tuple[int, dict[str, Any]] | None:
         """Reads the metadata that was given to `save`, with its step; see `restore`.
@@ -148,7 +177,8 @@ class Checkpoints:
             check_format(saved.pop("format_version", 1), f"the checkpoint ({self.folder / str(step)})")
             return saved
 
-        return self._newest(read, step)
+        found = processes.from_first(lambda: self._newest(read, step))
+        return found and (found[0], found[1])
 
     def _newest(self, read, step: int | None, newest: int | None = None):
         steps = self.steps()
@@ -168,7 +198,7 @@ class Checkpoints:
         return None
 
     def set_aside(self, newer_than: int) -> None:
-        """Moves checkpoints newer than a step, which could not be read, out of the way of new ones."""
+        """Moves checkpoints newer than a step, which could not be read, out of the way; on process 0 alone."""
         for step in self.steps():
             if step > newer_than:
                 names = (f"damaged_checkpoint_{step}" + (f"_{i}" if i else "") for i in itertools.count())
@@ -177,10 +207,12 @@ class Checkpoints:
         self.manager.reload()
 
 
-def item_handlers() -> dict[str, Any]:
-    """Returns the writer and reader of each item of a checkpoint."""
-    fields: dict[str, ocp.CheckpointHandler] = {field: ocp.PyTreeCheckpointHandler() for field in STATE_FIELDS}
-    return fields | {METADATA: ocp.JsonCheckpointHandler()}
+def item_handlers(processes: ocp.options.MultiprocessingOptions) -> dict[str, Any]:
+    """Returns the writer and reader of each item of a checkpoint, for the processes that use them."""
+    tree = functools.partial(ocp.PyTreeCheckpointHandler, multiprocessing_options=processes)
+    return {field: tree() for field in STATE_FIELDS} | {
+        METADATA: ocp.JsonCheckpointHandler(multiprocessing_options=processes)
+    }
 
 
 def one_line(error: Exception) -> str:

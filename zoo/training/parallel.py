@@ -163,20 +163,6 @@ def _to_rows(out: Any) -> Any:
     return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), out)
 
 
-def join(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
-    """Joins this process with others into one training run.
-
-    Args:
-      coordinator: HOST:PORT of process 0, or "auto" on a cluster that jax recognises (TPU pods, Slurm, MPI).
-      num_processes: number of processes; needed unless "auto".
-      process_id: number of this process; needed unless "auto".
-    """
-    if coordinator == "auto":
-        jax.distributed.initialize()
-    else:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
-
-
 def use_compilation_cache() -> None:
     """Keeps compiled programs on the disk, so that a second start is quick.
 

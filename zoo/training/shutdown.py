@@ -10,16 +10,15 @@ from jax.experimental import multihost_utils
 class GracefulShutdown:
     """Within `with GracefulShutdown() as shutdown`, the first signal sets `shutdown.requested`.
 
-    A second one acts as usual.
+    A second one acts as usual. Of several processes jax watches for SIGTERM, and all stop at the same call.
     """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self):
         self.requested = False
 
     def __enter__(self) -> "GracefulShutdown":
-        self._before = {number: signal.signal(number, self._request) for number in self.SIGNALS}
+        signals = [signal.SIGINT] + [signal.SIGTERM] * (jax.process_count() == 1)
+        self._before = {number: signal.signal(number, self._request) for number in signals}
         return self
 
     def _request(self, number, frame):
@@ -33,11 +32,15 @@ class GracefulShutdown:
     def __exit__(self, *error):
         self._restore()
 
-    def agreed(self, now: bool) -> bool:
-        """Whether to stop: at once where this process is alone; else, where `now`, if any process got a signal.
+    def agreed(self, call: int, now: bool) -> bool:
+        """Whether to stop after a call of the step: all processes leave after the same one.
 
-        All processes must leave at the same step; the exchange costs time, so they do it where `now`.
+        Args:
+          call: number of the call, which each process counts.
+          now: whether all may exchange who got Ctrl-C, which costs time. SIGTERM needs no such moment.
         """
         if jax.process_count() == 1:
             return self.requested
+        if multihost_utils.reached_preemption_sync_point(call):
+            return True
         return now and bool(multihost_utils.process_allgather(np.array(self.requested)).any())
