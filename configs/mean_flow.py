@@ -22,6 +22,8 @@ def get_config(text=None):
         dict(
             name="mean_flow",
             net=net,
+            prediction="u",
+            time_min=0.0,
             time_mean=-0.4,
             time_std=1.0,
             time_shift=config.method.time_shift,

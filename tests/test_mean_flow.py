@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -49,28 +50,31 @@ def spread(t):
 
 @pytest.fixture
 def gaussian(monkeypatch):
-    """u where all pixels are N(MEAN, STD^2): paths keep a pixel's place among its like. Words move the mean by 0.1.
+    """A network of the u where all pixels are N(MEAN, STD^2): paths keep a pixel's place among its like. Words move the mean by 0.1.
 
     Guidance w leads on by another 0.1 w: the guided field is that of N(MEAN + 0.1 (1 + w), STD^2).
     """
 
-    def apply(self, params, z, r, t, cond):
-        r, t = place(r), place(t)
-        mean = MEAN + 0.1 * (1 + self.guidance) * place((cond["tokens"] > END).sum(axis=-1))
+    def apply(method, variables, z, t, span, cond):
+        params, r, t = variables["params"], place(t - span), place(t)
+        mean = MEAN + 0.1 * (1 + method.guidance) * place((cond["tokens"] > END).sum(axis=-1))
         back = (1 - r) * mean + spread(r) / spread(t) * (z - (1 - t) * mean)
         # The limit at r = t is the velocity, -mean + spread'/spread times what lies above the mean.
         slope = (t - (1 - t) * STD**2) / spread(t) ** 2
         velocity = -mean + slope * (z - (1 - t) * mean)
         span = t - r
-        return params * jnp.where(span < 1e-3, velocity, (z - back) / jnp.where(span < 1e-3, 1.0, span))
+        u = params * jnp.where(span < 1e-3, velocity, (z - back) / jnp.where(span < 1e-3, 1.0, span))
+        return u if method.prediction == "u" else z - t * u
 
-    monkeypatch.setattr(MeanFlow, "apply", apply)
+    network = property(lambda method: SimpleNamespace(apply=functools.partial(apply, method)))
+    monkeypatch.setattr(MeanFlow, "network", network)
 
 
+IMAGES = dict(prediction="x", time_min=0.05)
 GUIDED = [dict(), dict(guidance=1.5, caption_drop=0.3), dict(guidance=1.5, caption_drop=0.3, guidance_mix=0.5)]
 
 
-@pytest.mark.parametrize("changes", GUIDED)
+@pytest.mark.parametrize("changes", [*GUIDED, IMAGES, GUIDED[1] | IMAGES])
 def test_the_true_average_velocity_is_where_training_rests(gaussian, changes):
     """The gradient of the squared error is nothing there, and is something beside it."""
     model = method(**dict(data_proportion=0.5, norm_p=0.0, caption_drop=0.0) | changes)
@@ -79,7 +83,7 @@ def test_the_true_average_velocity_is_where_training_rests(gaussian, changes):
         x = MEAN + 0.1 * caption + STD * jax.random.normal(jax.random.key(1), (4096, *SHAPE))
         data = batch(x) if caption else batch(x) | dict(cond=conditions.empty(batch(x)["cond"]))
         plain = dataclasses.replace(model.method, caption_drop=1e-9)  # all have captions, or none
-        one = lambda scale: plain.loss("model", scale, data, jax.random.key(0), Axis(), 0)[0]
+        one = lambda scale: plain.loss("model", {"model": scale}, data, jax.random.key(0), Axis(), 0)[0]
         return float(jax.grad(one)(scale)) / math.prod(SHAPE)
 
     for caption in (0, 1):
@@ -89,9 +93,9 @@ def test_the_true_average_velocity_is_where_training_rests(gaussian, changes):
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_any_number_of_steps_ends_at_the_same_images(gaussian, steps):
     tokens = batch(np.zeros(3))["cond"]["tokens"]
-    found = method().sample(1.0, keys(3), tokens, SHAPE, steps=steps, shift=2.0)
+    found = method().sample({"model": 1.0}, keys(3), tokens, SHAPE, steps=steps, shift=2.0)
     np.testing.assert_allclose(found, MEAN + 0.1 + STD * normal_each(keys(3), SHAPE), atol=1e-4)
-    guided = method(guidance=2.0).sample(1.0, keys(3), tokens, SHAPE, steps=steps)
+    guided = method(guidance=2.0).sample({"model": 1.0}, keys(3), tokens, SHAPE, steps=steps)
     np.testing.assert_allclose(guided - found, 2 * 0.1, atol=1e-4)
     assert method(guidance=2.0).evaluations(steps=steps) == steps
 
@@ -102,10 +106,13 @@ def test_any_number_of_steps_ends_at_the_same_images(gaussian, steps):
         (dict(guidance=-1.0), "guidance -1.0 must be at least 0"),
         (dict(guidance=1.0, caption_drop=0.0), "needs caption_drop above 0"),
         (dict(guidance_mix=0.5), "guidance_mix 0.5 must be"),
+        (dict(prediction="v"), "unknown prediction 'v'"),
+        (dict(prediction="x"), "time_min 0.0 must be"),
+        (dict(time_min=1.0), "time_min 1.0 must be"),
         (dict(guidance=1.0, guidance_mix=1.0), "guidance_mix 1.0 must be"),
     ],
 )
-def test_settings_of_guidance_that_cannot_be_are_errors(changes, message):
+def test_settings_that_cannot_be_are_errors(changes, message):
     with pytest.raises(UserError, match=message):
         method(**changes)
 
@@ -173,7 +180,7 @@ def test_a_trained_network_samples_the_guided_distribution(monkeypatch):
 
 def test_the_loss_is_the_error_over_its_own_size(gaussian):
     x = jnp.full((8, *SHAPE), 0.5)
-    loss = lambda power: method(norm_p=power).loss("model", 1.0, batch(x), jax.random.key(0), Axis(), 0)
+    loss = lambda power: method(norm_p=power).loss("model", {"model": 1.0}, batch(x), jax.random.key(0), Axis(), 0)
     plain, output = loss(0.0)
     assert float(plain) == pytest.approx(float(output.metrics["error"]) * math.prod(SHAPE), rel=1e-5)
     assert float(loss(1.0)[0]) == pytest.approx(1.0, abs=1e-3)
@@ -184,11 +191,14 @@ def test_times_are_in_order_and_equal_in_the_configured_share(equal):
     r, t = method(data_proportion=equal)._draw_two_times(jax.random.key(0), 4000)
     assert (r <= t).all() and t.max() < 1 and r.min() > 0
     assert float((r == t).mean()) == pytest.approx(equal, abs=0.03)
+    later = method(data_proportion=equal, time_min=0.3)._draw_two_times(jax.random.key(0), 4000)
+    np.testing.assert_allclose(later, np.maximum([r, t], 0.3), atol=1e-6)
 
 
 @pytest.mark.slow
-def test_the_network_learns_one_image_for_one_step():
-    model = method(net=NET | dict(patch_size=2), caption_drop=0.0)
+@pytest.mark.parametrize("prediction", [dict(), IMAGES], ids=["u", "x"])
+def test_the_network_learns_one_image_for_one_step(prediction):
+    model = method(net=NET | dict(patch_size=2), caption_drop=0.0, **prediction)
     x, adam = np.full((16, *SHAPE), 200, np.uint8), optax.adam(3e-3)
     params = model.init(jax.random.key(0), batch(x))
 

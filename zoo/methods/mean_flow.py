@@ -7,6 +7,9 @@ On the line z_t = (1 - t) x + t eps, u(z_t, r, t) is the mean of the velocity al
 
 Guidance is part of training (section 4.2): the average of a guided velocity is not the guided average. With guidance w
 the network learns the averages of v + w (v - v_empty), and one evaluation per step makes guided samples.
+
+The network may predict an image x in place of u = (z_t - x) / t, which is compared all the same (pixel MeanFlow,
+2601.22158): images lie near a surface of few dimensions, velocities do not, and a small network can follow the former.
 """
 
 import dataclasses
@@ -22,7 +25,7 @@ from zoo.conditions import Cond
 from zoo.diffusion.paths import LINEAR, draw_times, expand
 from zoo.diffusion.samplers import time_grid
 from zoo.distributions import sum_except_batch
-from zoo.errors import UserError
+from zoo.errors import UserError, unknown_name_error
 from zoo.method import Axis, Batch, Output, normal_each, to_float
 from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.layers import smooth_attention
@@ -51,6 +54,8 @@ class MeanFlow:
       net: fields of `Transformer`, and `conditioner`.
       vocab_size: number of token ids.
       dtype: type that networks compute in.
+      prediction: quantity that the network predicts: "u", or "x", from which u follows.
+      time_min: earliest training time; keeps u = (z - x) / t bounded where x is predicted.
       time_mean, time_std, time_shift: of the two times, see `draw_times` "logit_normal"; the later one is t.
       data_proportion: share of examples with r = t, whose target is the velocity itself, as in flow matching.
       norm_p: the loss is |error|^2 / (|error|^2 + c)^norm_p (eq. 22): 0 is the squared error.
@@ -60,12 +65,14 @@ class MeanFlow:
         paper), in [0, 1): the same field with less variance, for another evaluation.
 
     Raises:
-      UserError: a guidance below 0 or without dropped captions, or a mix outside its range or without guidance.
+      UserError: an unknown prediction, or "x" without a time_min; a guidance below 0 or without dropped captions, or a mix outside its range or without guidance.
     """
 
     net: Mapping[str, Any]
     vocab_size: int
     dtype: Any
+    prediction: str = "u"
+    time_min: float = 0.0
     time_mean: float = -0.4
     time_std: float = 1.0
     time_shift: float = 1.0
@@ -79,6 +86,10 @@ class MeanFlow:
     SampleOptions = SampleOptions
 
     def __post_init__(self):
+        if self.prediction not in ("u", "x"):
+            raise unknown_name_error("prediction", self.prediction, ("u", "x"))
+        if not 0 <= self.time_min < 1 or (self.prediction == "x" and not self.time_min):
+            raise UserError(f"time_min {self.time_min} must be in [0, 1), and above 0 where x is predicted, e.g. 0.05")
         if self.guidance < 0 or (self.guidance and not self.caption_drop):
             raise UserError(f"guidance {self.guidance} must be at least 0, and above 0 needs caption_drop above 0")
         if not 0 <= self.guidance_mix < 1 or (self.guidance_mix and not self.guidance):
@@ -91,7 +102,8 @@ class MeanFlow:
 
     def apply(self, params, z: jax.Array, r: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
         """u(z, r, t). z: (B, T, H, W, C); r, t: (B,) -> like z."""
-        return self.network.apply({"params": params["model"]}, z, t, t - r, cond=cond)
+        predicted = self.network.apply({"params": params["model"]}, z, t, t - r, cond=cond)
+        return predicted if self.prediction == "u" else (z - predicted) / expand(jnp.maximum(t, self.time_min), z)
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
         """See `Method.init`."""
@@ -155,5 +167,6 @@ class MeanFlow:
         two = draw_times(
             rng_two, 2 * count, "logit_normal", mean=self.time_mean, std=self.time_std, shift=self.time_shift
         ).reshape(2, count)
+        two = jnp.maximum(two, self.time_min)
         t = two.max(axis=0)
         return jnp.where(jax.random.uniform(rng_same, (count,)) < self.data_proportion, t, two.min(axis=0)), t
