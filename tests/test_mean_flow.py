@@ -50,7 +50,7 @@ def spread(t):
 
 @pytest.fixture
 def gaussian(monkeypatch):
-    """A network of the u where all pixels are N(MEAN, STD^2): paths keep a pixel's place among its like. Words move the mean by 0.1.
+    """A network of the true u of pixels of N(MEAN, STD^2), whose paths keep their order. Words move the mean by 0.1.
 
     Guidance w leads on by another 0.1 w: the guided field is that of N(MEAN + 0.1 (1 + w), STD^2).
     """

@@ -65,7 +65,8 @@ class MeanFlow:
         paper), in [0, 1): the same field with less variance, for another evaluation.
 
     Raises:
-      UserError: an unknown prediction, or "x" without a time_min; a guidance below 0 or without dropped captions, or a mix outside its range or without guidance.
+      UserError: an unknown prediction, or "x" without a time_min; a guidance below 0 or without dropped captions; a mix
+        outside its range or without guidance.
     """
 
     net: Mapping[str, Any]
