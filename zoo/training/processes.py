@@ -44,7 +44,7 @@ def first() -> bool:
 
 
 class _First:
-    """What process 0 alone is doing: within it, a second `from_first` has nobody to send to."""
+    """Whether process 0 is at work alone: a second `from_first` within it has nobody to send to."""
 
     busy = False
 
@@ -72,12 +72,12 @@ def from_first(make: Callable[[], Any]) -> Any:
             message = json.dumps({"error": text}).encode()
         finally:
             _First.busy = False
-    said = json.loads(bytes(_send(np.frombuffer(message, np.uint8))))
+    sent = json.loads(bytes(_send(np.frombuffer(message, np.uint8))))
     if error:
         raise error
-    if "error" in said:
-        raise UserError(said["error"])
-    return said["made"]
+    if "error" in sent:
+        raise UserError(sent["error"])
+    return sent["made"]
 
 
 def arrays_from_first(tree: Any) -> Any:
