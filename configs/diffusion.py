@@ -41,6 +41,7 @@ def get_config(text=None):
                 patch_size=4,
                 conditioner=dict(width=256, depth=4, heads=4),
                 text="joint",
+                space_time="spatial",
                 positions="rotary",
                 time_frequency=1000.0,
                 remat="cheap",

@@ -38,6 +38,7 @@ BY_A_REWARD = {
     "vae": "Generates HasLikelihood Reconstructs Invertible Autoencodes",
     "generator": "Generates Reconstructs Invertible",
 }
+BESIDE_IMAGES = OF_FAMILIES  # all that the family itself has
 REWARD = SimpleNamespace(differentiable=True)
 
 
@@ -58,7 +59,8 @@ def wrapped(section, tiny):
 
     def wrapped(wrapper, family):
         more = {"adversarial": {"critic": tiny(spec="configs/gan.py:test").method.critic.to_dict()}}
-        fields = {"name": wrapper, "base": section(family)} | more.get(wrapper, {"reward": "any"})
+        more["rewarded"] = {"reward": "any"}
+        fields = {"name": wrapper, "base": section(family)} | more.get(wrapper, {})
         opened = lambda key, name, value, protocol: REWARD if protocol is Reward else None
         return build_method(fields, 64, "float32", opened)
 
@@ -72,7 +74,7 @@ def abilities(method):
 
 def test_every_family_of_the_registry_is_here():
     assert {name for name, family in FAMILIES.items() if not family.wraps} == set(OF_FAMILIES)
-    assert {name for name, family in FAMILIES.items() if family.wraps} == {"adversarial", "rewarded"}
+    assert {name for name, family in FAMILIES.items() if family.wraps} == {"adversarial", "joint", "rewarded"}
 
 
 @pytest.mark.parametrize("family", OF_FAMILIES)
@@ -83,7 +85,10 @@ def test_a_family_has_these_abilities_alone(section, family):
 
 
 @pytest.mark.parametrize("family", OF_FAMILIES)
-@pytest.mark.parametrize("wrapper, expected", [("adversarial", UNDER_A_CRITIC), ("rewarded", BY_A_REWARD)])
+@pytest.mark.parametrize(
+    "wrapper, expected",
+    [("adversarial", UNDER_A_CRITIC), ("rewarded", BY_A_REWARD), ("joint", BESIDE_IMAGES)],
+)
 def test_a_wrapped_family_has_these_abilities_alone(wrapped, wrapper, expected, family):
     if family not in expected:
         with pytest.raises(

@@ -201,6 +201,7 @@ def test_the_critics_loss_is_the_sum_of_its_parts():
     assert both["loss"] == pytest.approx(plain["loss"] + both["r1"] + 1.5 * both["r2"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_wrong_captions_are_a_neighbours_or_those_of_the_data():
     params, plugin = fresh(), method(mismatch=1.0, r1=0.0, r2=0.0)
     without = metrics_of(dataclasses.replace(plugin, mismatch=0.0), "critic", params)["loss"]
@@ -257,12 +258,14 @@ def test_the_adaptive_weight_is_one_for_all_devices():
     assert found.shape == (4,) and len(set(found.tolist())) == 1 and found[0] > 0
 
 
+@pytest.mark.slow
 def test_a_base_without_a_loss_needs_no_adaptive_weight():
     assert metrics_of(method(weight=0.7, last_layer="^network/out/kernel"), "model", fresh())[
         "adversarial_weight"
     ] == pytest.approx(0.7)
 
 
+@pytest.mark.slow
 def test_feature_matching_is_nothing_where_the_fake_is_the_image(monkeypatch):
     plugin, params = method(AUTOENCODER, feature_matching=10.0), fresh("vae")
     plain = dataclasses.replace(plugin, feature_matching=0.0)
@@ -410,6 +413,7 @@ def test_a_projected_critic_scores_the_features_of_its_network():
     assert np.abs(expected.score - reversed_).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_projected_critic_teaches_through_its_network():
     plugin, params = projected(r1=0.0, r2=0.0), projected_params()
     before = metrics_of(plugin, "model", params)["generator_loss"]
@@ -418,6 +422,7 @@ def test_a_projected_critic_teaches_through_its_network():
     assert metrics_of(plugin, "model", params | {"model": better})["generator_loss"] < before
 
 
+@pytest.mark.slow
 def test_a_feature_network_gets_the_noise_level_of_the_critics_input():
     """The critic's loss, put together by hand from the features at the one level of noise there is."""
     plugin, params = projected(noise=(0.4, 0.4), r1=0.0, r2=0.0), projected_params()

@@ -299,7 +299,7 @@ def test_a_config_of_another_format_version_is_refused_in_one_line(recipe):
     text = configs.to_json(recipe)
     own = f'"format_version": {configs.FORMAT_VERSION}'
     for other in (text.replace(own, '"format_version": 7'), text.replace(f"{own},", "")):
-        with pytest.raises(UserError, match="config has format version [17], and this version of zoo reads 3"):
+        with pytest.raises(UserError, match=f"config has format version [17], and .* reads {configs.FORMAT_VERSION}"):
             configs.from_json(other)
 
 

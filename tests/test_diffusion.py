@@ -369,6 +369,7 @@ NET_CHANGES = dict(
     heads=4,
     patch_size=2,
     text="cross",
+    space_time="factorized",
     positions="learned",
     time_frequency=8.0,
     remat="all",

@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import pickle
 import sys
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.data import folder, images
+from zoo import media
+from zoo.data import folder, images, pipeline, videos
+from zoo.data.text import Tokenizer
 from zoo.errors import UserError
 
 
@@ -225,57 +228,109 @@ def test_damaged_zips(tmp_path):
         opened(tmp_path / "text.zip").text(0)
 
 
-def gif(values):
+def gif(values, **options):
     first, *others = [colour(value) for value in values]
-    return encoded(first, "GIF", save_all=True, append_images=others)
+    return encoded(first, "GIF", save_all=True, append_images=others, **dict(duration=100, loop=0) | options)
 
 
-def test_videos_of_gif_and_numbered_frames(tmp_path, capsys):
+def greys(item):
+    return item["inputs"][:, 0, 0, 0].astype(int).tolist()
+
+
+def near(found, expected):
+    return len(found) == len(expected) and np.abs(np.subtract(found, expected)).max() <= 4
+
+
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_videos_of_gif_and_numbered_frames(tmp_path, capsys, monkeypatch, memory):
+    monkeypatch.setattr(images, "MEMORY", memory)
     files = {f"walks/far/frame_{i}.png": 10 * i for i in range(12)}  # 10 comes after 9, not after 1
     files |= {"walks/far.txt": "far", "walks/near.gif": gif([0, 20, 40, 60, 80])}
     files |= {"walks/short.gif": gif([1, 2]), "walks/few/0.png": 1, "walks/still.png": 3}
-    source = opened(write(tmp_path, files), frames=3)
-    found = contents(source)
-    assert [text for _, text in found] == ["walks", "far"]
-    assert found[1][0] == [0, 60, 110]
-    assert np.abs(np.subtract(found[0][0], [0, 40, 80])).max() <= 2
-    assert source[0]["inputs"].shape == (3, 8, 8, 3)
+    source = opened(write(tmp_path, files), frames=3, own_fps=20)
+    items = {item["text"]: item for item in (source[i] for i in range(len(source)))}
+    assert near(greys(items["walks"]), [0, 20, 40]) and items["walks"]["frame_rate"] == pytest.approx(10)
+    assert near(greys(items["far"]), [0, 10, 20]) and items["far"]["frame_rate"] == 20
     said = capsys.readouterr().err
-    assert "walks/short.gif: it has 2 frames, fewer than the 3 of data.frames" in said and "walks/few: it has 1" in said
+    assert "walks/short.gif: it has 2 frames at 10/s, and 3 at 10/s need 3" in said and "walks/few: it has 1" in said
+    assert not memory or "left out 2 of the 4 items" in said
     with pytest.raises(UserError, match="no video"):
-        opened(write(tmp_path / "stills", {"a.png": 1}), frames=2)
+        opened(write(tmp_path / "stills", {"a.png": 1}), frames=2, own_fps=8)
+
+
+def test_parts_begin_anywhere_and_keep_their_frame_rate(tmp_path):
+    files = {f"walk/{i}.png": 10 * i for i in range(12)}
+    source = opened(write(tmp_path, files), frames=3, own_fps=24, fps=12)  # every second frame
+    assert greys(source[0]) == [0, 20, 40] and source[0]["frame_rate"] == 12
+    begins = {greys(source.part(0, place))[0] for place in np.linspace(0, 1, 50)}
+    assert begins == {10 * i for i in range(8)} and greys(source.part(0, 1.0)) == [70, 90, 110]
+    uneven = opened(tmp_path, frames=4, own_fps=24, fps=9)
+    assert greys(uneven[0]) == [0, 20, 50, 80]  # frames are left out, and none is made
+
+
+def test_training_gets_random_parts_that_depend_on_seed_and_place_alone(tmp_path):
+    source = opened(write(tmp_path, {f"walk/{i}.png": 10 * i for i in range(12)}), frames=3, own_fps=24)
+    tokenizer = Tokenizer.train(["walk"], 400, 8)
+    stream = lambda seed, start=0: pipeline.stream(source, tokenizer, 8, seed=seed, start=start)
+    batches = [batch["inputs"][:, :, 0, 0, 0] for batch in itertools.islice(stream(0), 4)]
+    begins = np.concatenate(batches)[:, 0]
+    assert len(set(begins.tolist())) > 5
+    np.testing.assert_array_equal(next(stream(0, start=2))["inputs"][:, :, 0, 0, 0], batches[2])
+    assert not np.array_equal(next(stream(1))["inputs"][:, :, 0, 0, 0], batches[0])
+
+
+def test_frames_of_a_gif_may_last_differently(tmp_path):
+    source = opened(write(tmp_path, {"a.gif": gif([0, 100, 200], duration=[100, 300, 100])}), frames=5)
+    assert near(greys(source[0]), [0, 100, 100, 100, 200]) and source[0]["frame_rate"] == pytest.approx(10)
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        ({"a/0.png": 1, "a/1.png": 2}, dict(frames=2), "numbered images, as those in a, have no frame rate"),
+        ({"a.gif": b""}, dict(frames=2, fps=0.0), "fps must be above 0, got 0"),
+        ({"a.png": 1}, dict(fps=8.0), "one frame has no frame rate, got fps=8"),
+        ({"a.png": 1}, dict(own_fps=8.0), "one frame has no frame rate, got own_fps=8"),
+        ({"a.gif": "none"}, dict(frames=2, fps=20.0), "none of the 1 items"),
+    ],
+)
+def test_frame_rates_that_cannot_be(tmp_path, capsys, files, options, message):
+    if files == {"a.gif": "none"}:
+        files = {"a.gif": gif([0, 20, 40, 60])}
+    with pytest.raises(UserError, match=message):
+        opened(write(tmp_path, files), **options)
+    if "none of" in message:
+        assert "it has 10 frames/s, fewer than the fps=20 of data.source" in capsys.readouterr().err
 
 
 def test_a_video_of_frames_at_the_top_and_one_named_by_metadata(tmp_path):
     frames = {f"{i}.png": i for i in range(4)}
-    assert contents(opened(write(tmp_path / "walk", frames), frames=2)) == [([0, 3], "walk")]
+    options = dict(frames=2, own_fps=8)
+    assert contents(opened(write(tmp_path / "walk", frames), **options)) == [([0, 1], "walk")]
     root = write(tmp_path / "set", {f"v.1/{name}": value for name, value in frames.items()})
     write(root, {"metadata.jsonl": lines(**{"v.1/": "a walk"})})
-    assert contents(opened(root, frames=2)) == [([0, 3], "a walk")]
+    assert contents(opened(root, **options)) == [([0, 1], "a walk")]
     (root / "metadata.jsonl").unlink()
     write(root, {"v.1.txt": "a way"})
-    assert contents(opened(root, frames=2)) == [([0, 3], "a way")]
-    opened(tmp_path / "walk", "train" if folder._fraction(".") >= 0.5 else "test", frames=2, holdout=0.5)
+    assert contents(opened(root, **options)) == [([0, 1], "a way")]
+    opened(tmp_path / "walk", "train" if folder._fraction(".") >= 0.5 else "test", holdout=0.5, **options)
 
 
-def mp4(path, values):
-    imageio = pytest.importorskip("imageio.v2")
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_files_of_ffmpeg_from_folder_and_zip(tmp_path, capsys, suffix):
     pytest.importorskip("imageio_ffmpeg")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    imageio.mimsave(path, [np.full((32, 32, 3), value, np.uint8) for value in values], fps=8)
-
-
-def test_mp4_from_folder_and_zip(tmp_path, capsys):
-    mp4(tmp_path / "set" / "a.mp4", range(0, 200, 20))
-    write(tmp_path / "set", {"bad.mp4": "x"})
+    frames = np.stack([np.full((32, 32, 3), value, np.uint8) for value in range(0, 200, 20)])
+    media.save(tmp_path / "set" / f"a{suffix}", frames, fps=8)
+    write(tmp_path / "set", {f"bad{suffix}": "x"})
     for path in (tmp_path / "set", zipped(tmp_path / "set", tmp_path / "set.zip")):
-        [(values, text)] = contents(opened(path, size=32, frames=4))
-        assert text == "set" and np.abs(np.subtract(values, [0, 60, 120, 180])).max() <= 4
-    assert capsys.readouterr().err.count("left out bad.mp4") == 2
+        source = opened(path, size=32, frames=4, fps=4)
+        assert len(source) == 1 and source[0]["text"] == "set" and source[0]["frame_rate"] == 4
+        assert near(greys(source[0]), [0, 40, 80, 120])
+    assert capsys.readouterr().err.count(f"left out bad{suffix}") == 2
 
 
-def test_mp4_without_imageio(tmp_path, monkeypatch):
-    folder._video_reader.cache_clear()
+def test_ffmpeg_without_imageio(tmp_path, monkeypatch):
+    videos._reader.cache_clear()
     monkeypatch.setitem(sys.modules, "imageio.v2", None)
     with pytest.raises(UserError, match=r"pip install zoo\[video\]"):
         opened(write(tmp_path, {"a.mp4": "x"}), frames=2)
@@ -358,9 +413,3 @@ def test_a_large_jpeg_is_what_its_png_is():
     versions = [Image.open(io.BytesIO(encoded(image, kind))) for kind in ("PNG", "JPEG")]
     exact, fast = (images.fit(version, 128).astype(int) for version in versions)
     assert abs(exact - fast).mean() < 4
-
-
-def test_spread():
-    assert images.spread(5, 5) == [0, 1, 2, 3, 4]
-    assert images.spread(9, 3) == [0, 4, 8]
-    assert images.spread(9, 1) == [0]

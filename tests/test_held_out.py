@@ -59,6 +59,7 @@ def test_a_test_split_that_is_the_training_data_is_noted(tiny, tmp_path, capsys,
     assert "on the training data, which the test split is: hold some out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_loss_is_the_mean_over_batches_and_devices(recipe):
     params = recipe.create_state().params
     stream, sums = recipe.stream(recipe.data.open("test")), []

@@ -337,11 +337,13 @@ def test_a_trace_of_some_steps_is_written(tiny, tmp_path, capsys):
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_before_the_trace_writes_what_there_is(tiny, tmp_path):
     loop.train(tiny({"loop.steps": 2, "loop.grid_every": 0}), tmp_path / "run", profile=100)
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec, tolerance",  # where a gradient is 0 but for rounding, Adam makes a whole step of it
     [("configs/diffusion.py:test", 1e-5), pytest.param("configs/gan.py:test", 1e-3, marks=SLOW)],

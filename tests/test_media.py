@@ -70,7 +70,7 @@ def test_wrapping_loses_nothing():
 METADATA = {"prompt": 'a "red" star; = # \\ ☃ é\nsecond line', "seed": "7"}
 
 
-@pytest.mark.parametrize("suffix", [".png", ".gif", ".mp4", ".PNG"])
+@pytest.mark.parametrize("suffix", [".png", ".gif", ".mp4", ".webm", ".PNG"])
 def test_metadata_round_trip(tmp_path, suffix):
     path = tmp_path / "new" / f"x{suffix}"
     frames = videos(1, 1, 16, 16)[0]
@@ -82,7 +82,7 @@ def test_metadata_round_trip(tmp_path, suffix):
 
 
 def test_a_long_text_survives(tmp_path):
-    for suffix in (".png", ".gif", ".mp4"):
+    for suffix in (".png", ".gif", ".mp4", ".webm"):
         media.save(tmp_path / f"x{suffix}", videos(1, 1, 16, 16)[0], metadata={"config": "long ☃ " * 700})
         assert media.read_metadata(tmp_path / f"x{suffix}") == {"config": "long ☃ " * 700}
 
@@ -105,16 +105,29 @@ def test_gif_keeps_frames_and_speed(tmp_path):
             assert abs(np.asarray(gif.convert("RGB")).astype(int) - frames[i]).max() <= 2
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (33, 47)])
-def test_mp4_keeps_frames_and_speed(tmp_path, height, width):
+def test_video_files_keep_frames_and_speed(tmp_path, height, width, suffix):
     imageio = pytest.importorskip("imageio.v2")
     frames = np.stack([np.full((height, width, 3), value, np.uint8) for value in (20, 100, 180)])
-    media.save(tmp_path / "x.mp4", frames, fps=5)
-    with imageio.get_reader(tmp_path / "x.mp4", format="FFMPEG") as video:
+    media.save(tmp_path / f"x{suffix}", frames, fps=5)
+    with imageio.get_reader(tmp_path / f"x{suffix}", format="FFMPEG") as video:
         assert video.get_meta_data()["fps"] == 5
         read = np.stack([frame for frame in video])
     assert read.shape == (3, height + height % 2, width + width % 2, 3)
     assert abs(read[:, :height, :width].astype(int) - frames).max() <= 4
+
+
+def test_a_sheet_shows_each_video_in_a_row():
+    frames = videos(2, 3, 96, 96)
+    sheet = media.sheet(frames, labels=["a", "b"])
+    assert sheet.shape[0] == 1 and sheet.shape[2] >= 3 * 96
+    for video in frames:
+        for frame in video:
+            windows = np.lib.stride_tricks.sliding_window_view(sheet[0], (96, 96, 3))[:, :, 0]
+            assert (windows[..., 0, 0, :] == frame[0, 0]).all(-1).any() and any(
+                (window == frame).all() for window in windows[(windows[..., 0, 0, :] == frame[0, 0]).all(-1)]
+            )
 
 
 def test_bad_files(tmp_path):
@@ -127,7 +140,7 @@ def test_bad_files(tmp_path):
         media.save(tmp_path / "x.gif", frames, fps=0)
     with pytest.raises(UserError, match="no file"):
         media.read_metadata(tmp_path / "x.png")
-    for suffix in (".png", ".gif", ".mp4"):
+    for suffix in (".png", ".gif", ".mp4", ".webm"):
         (tmp_path / f"bad{suffix}").write_bytes(b"nothing")
         with pytest.raises(UserError, match="damaged"):
             media.read_metadata(tmp_path / f"bad{suffix}")

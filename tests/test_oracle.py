@@ -22,14 +22,20 @@ def draw(name: str, count: int, size: int, frames: int = 1, seed: int = 0):
 @pytest.mark.parametrize(
     ("name", "size", "frames", "count"),
     [
-        ("one", 16, 1, 2000),
-        ("one", 32, 1, 2000),
-        ("full", 32, 1, 2000),
+        ("one", 16, 1, 500),
+        ("full", 32, 1, 500),
+        pytest.param("one", 16, 1, 2000, marks=pytest.mark.slow),
+        pytest.param("one", 32, 1, 2000, marks=pytest.mark.slow),
+        pytest.param("full", 32, 1, 2000, marks=pytest.mark.slow),
         pytest.param("full", 64, 1, 2000, marks=pytest.mark.slow),
         pytest.param("video", 32, 8, 500, marks=pytest.mark.slow),
         ("video", 32, 4, 100),
+        ("video_one", 16, 4, 60),
+        ("video_one", 16, 16, 30),
+        pytest.param("video_one", 16, 8, 500, marks=pytest.mark.slow),
+        pytest.param("video_one", 64, 8, 50, marks=pytest.mark.slow),
         ("video", 32, 16, 50),
-        ("video", 64, 8, 50),
+        pytest.param("video", 64, 8, 50, marks=pytest.mark.slow),
     ],
 )
 def test_clean_scenes_are_read_right(name, size, frames, count):
@@ -205,7 +211,7 @@ def test_bad_input():
         (image.astype(float), "full", "uint8"),
         (image[0], "full", "uint8"),
         (image[:, :16, :16], "full", "at least 32 px"),
-        (image, "video", "at least 4 frames"),
+        (np.repeat(image, 3, 0), "video", "use at least 4"),
         (np.repeat(image, 8, 0), "full", "has 1 frame"),
         (image, "ful", "did you mean 'full'"),
     ):
@@ -215,6 +221,42 @@ def test_bad_input():
         oracle.score(image, "a cat", "full")
     with pytest.raises(errors.UserError, match="2 captions"):
         oracle.table(image[None], ["a ring", "a ring"], "full")
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(4, 2), (8, 2), (16, 1)])
+def test_motion_is_read_at_other_frame_rates(rate, seconds):
+    rng = np.random.default_rng(rate)
+    for _ in range(40):
+        scene = world.draw_scene(rng, "video_one", "test_seen")
+        video = world.render(scene, 16, rate * seconds, rate)
+        assert oracle.observe(video, "video_one", rate).scene.facts() == scene.facts()
+        text = grammar.describe(scene, rng, omit=0.0)
+        assert oracle.score(video, text, "video_one", rate)["all"] is True
+
+
+def test_frames_in_another_order_show_another_motion():
+    moving = [scene for scene in draw("video_one", 300, 16, 8)[0] if scene.things[0].motion in world.DIRECTIONS]
+    rng, right = np.random.default_rng(0), []
+    for scene in moving:
+        video, text = world.render(scene, 16, 8), grammar.describe(scene, rng, omit=0.0)
+        for other in (video[::-1], video[rng.permutation(8)], video[[0] * 8]):
+            right.append(oracle.score(other, text, "video_one")["motion"])
+    assert not any(right) and len(right) > 300
+
+
+def test_one_frame_is_scored_without_its_motion():
+    scenes, videos, texts = draw("video_one", 50, 16, 8)
+    for scene, video, text in zip(scenes, videos, texts, strict=True):
+        scores = oracle.score(video[:1], text, "video_one")
+        assert scores["all"] is True and scores["motion"] is None and scores["speed"] is None
+        assert oracle.observe(video[:1], "video_one").scene.things[0].shape == scene.things[0].shape
+
+
+def test_a_thing_that_moves_aslant_is_not_read():
+    thing = Thing("circle", "red", "small", (0, 0), motion="right", speed="fast")
+    video = world.render(Scene("video_one", "black", (thing,)), 32, 8)
+    aslant = np.stack([np.roll(frame, i, axis=0) for i, frame in enumerate(video)])
+    assert oracle.observe(video, "video_one").scene and oracle.observe(aslant, "video_one").clutter
 
 
 def test_command_prints_the_curve():

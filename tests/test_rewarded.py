@@ -105,6 +105,7 @@ def test_abilities_see_the_changes(ability, same):
     assert not np.allclose(found, getattr(rewarded, ability)(still, *first, **options))
 
 
+@pytest.mark.slow
 def test_the_direct_gradient_is_that_of_the_mean_reward_of_images():
     rewarded, params = method(), fresh()
     (loss, metrics), grads = loss_of(rewarded, params)
@@ -341,7 +342,7 @@ def test_a_critic_of_latents_encodes_what_it_scores(critic):
     run.recipe.codec = SimpleNamespace(encode=lambda params, x: x / params)
     run = dataclasses.replace(run, params=run.params | {"frozen": {"latents": jnp.float32(2)}})
     np.testing.assert_allclose(model_eval.score(run, images, captions), expected, rtol=1e-4, atol=1e-5)
-    reward = rewards.build_reward(run, "scenes/one", run.shape, run.recipe.tokenizer, None)
+    reward = rewards.build_reward(run, "scenes/one", run.shape, None, run.recipe.tokenizer, None)
     found = reward({"reward": run.params}, pixels, run.conditions(captions))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -434,4 +435,4 @@ def test_what_cannot_reward_is_an_error(tiny, trained, critic, tmp_path, changes
 
 def test_the_oracle_rewards_scenes_alone():
     with pytest.raises(UserError, match="folder:somewhere"):
-        rewards.build_reward(None, "folder:somewhere", (1, 16, 16, 3), None, None)
+        rewards.build_reward(None, "folder:somewhere", (1, 16, 16, 3), None, None, None)

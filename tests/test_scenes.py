@@ -166,7 +166,7 @@ def test_captions_vary_and_leave_out(name):
     claims = [grammar.parse(text) for text in texts]
     assert any(c.background is None for c in claims) and any(c.background for c in claims)
     assert any(t.colour is None for c in claims for t in c.things)
-    if name != "one":
+    if world.WORLDS[name].most_things > 1:
         assert any(c.relations for c in claims) and any(c.count for c in claims)
 
 
@@ -360,15 +360,55 @@ def test_tensorflow_is_never_imported(tmp_path):
         (("entropy", "test_unseen", 16), "unknown split"),
         (("one", "train", 15), "at least 16 px"),
         (("full", "train", 16), "at least 32 px"),
-        (("video", "train", 32, 3), "at least 4 frames"),
+        (("video", "train", 32, 3), "3 frames at 3 frames/s do not show each motion: use at least 4"),
+        (("video", "train", 32, 8, 2.0), "8 frames at 2 frames/s"),
+        (("video_one", "train", 16, 8, 16.0), "for at least 1 s"),
+        (("video_one", "train", 16, 1, 8.0), "one frame has no frame rate, got fps=8"),
         (("full", "train", 32, 8), "stand still"),
-        (("one", "train", 16, 1, 0), "at least 1 example"),
+        (("one", "train", 16, 1, None, 0), "at least 1 example"),
     ],
 )
 def test_bad_input(arguments, message, tmp_path):
     with pytest.raises(errors.UserError, match=message):
         dataset.open_source(*arguments, cache=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_one_frame_of_a_video_is_an_image_whose_caption_names_no_motion(tmp_path):
+    for i in range(50):
+        video, moving, scene = dataset.make_example("video_one", "train", i, 16, 8, 8.0, omit=0.0)
+        image, still, same = dataset.make_example("video_one", "train", i, 16, 1, omit=0.0)
+        assert scene == same
+        np.testing.assert_array_equal(image, video[:1])
+        (claim,), (other,) = grammar.parse(moving).things, grammar.parse(still).things
+        assert claim.motion == scene.things[0].motion and other == dataclasses.replace(claim, motion=None, speed=None)
+        assert "video" not in still
+    videos = dataset.open_source("video_one", "train", 16, 8, fps=4.0, examples=10, cache=tmp_path)
+    images = dataset.open_source("video_one", "train", 16, examples=10, cache=tmp_path)
+    assert videos[0]["frame_rate"] == 4.0 and "frame_rate" not in images[0]
+
+
+@pytest.mark.parametrize("name", ["video_one", "video"])
+def test_movement_stops_at_the_edge_of_the_grid(name):
+    rules = world.world_named(name)
+    for scene in draw(name, 200):
+        ways = [world._cells_entered(thing, rules) for thing in scene.things]
+        cells = [cell for way in ways for cell in way]
+        assert len(set(cells)) == len(cells)  # no two things ever meet
+        for thing, way in zip(scene.things, ways, strict=True):
+            late, later = (world.pose(thing, rules, seconds).centre for seconds in (10.0, 11.0))
+            assert late == later
+            at_start = world.pose(thing, rules, 0.0).centre
+            moved = (np.array(late) - at_start) * rules.grid
+            np.testing.assert_allclose(moved, np.subtract(way[-1], way[0]), atol=1e-9)
+
+
+def test_a_video_lasts_as_long_as_its_frames_do():
+    thing = Thing("circle", "red", "small", (0, 0), motion="right", speed="fast")
+    video = world.render(Scene("video_one", "black", (thing,)), 64, frames=16, frame_rate=8)
+    columns = [np.nonzero(frame.any(axis=(0, 2)))[0].mean() for frame in video]
+    np.testing.assert_allclose(np.diff(columns[:9]), 32 / 8, atol=0.6)  # a cell in a second
+    np.testing.assert_allclose(np.diff(columns[8:]), 0, atol=1e-6)
 
 
 def test_cache_that_is_a_file_is_bad_input(tmp_path):

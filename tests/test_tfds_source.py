@@ -97,12 +97,20 @@ def test_template_text_and_splits(data_dir):
 
 
 def test_videos(data_dir):
-    source = opened(data_dir, "&image_feature=video", frames=2)
-    assert contents(source)[5][0] == [5, 105]
+    source = opened(data_dir, "&image_feature=video&own_fps=24&fps=8", frames=2)
+    assert contents(source)[5][0] == [5, 105] and source[5]["frame_rate"] == 8
+    source = opened(data_dir, "&image_feature=video&own_fps=24", frames=2)
+    of_last = [i for i in range(6) if source[i]["inputs"][0, 0, 0, 0] == 5]
+    seen = {source.part(*of_last, place)["inputs"][1, 0, 0, 0] for place in (0.0, 0.4, 0.9)}
+    assert seen == {5, 105}
     assert contents(opened(data_dir, "&image_feature=video"))[5][0] == [5]
-    assert contents(opened(data_dir, "&image_feature=frames", frames=2))[5][0] == [5, 55]
-    with pytest.raises(UserError, match="has 1 frames, fewer than the 2 of data.frames"):
-        opened(data_dir, frames=2)[0]
+    assert contents(opened(data_dir, "&image_feature=frames&own_fps=8", frames=2))[5][0] == [5, 55]
+    with pytest.raises(UserError, match="has 1 frames at 8/s, and 2 at 8/s need 2.*image_feature"):
+        opened(data_dir, "&own_fps=8", frames=2)[0]
+    with pytest.raises(UserError, match="it has 8 frames/s, fewer than the fps=16"):
+        opened(data_dir, "&image_feature=video&own_fps=8&fps=16", frames=2)[0]
+    with pytest.raises(UserError, match="have no frame rate: add own_fps="):
+        opened(data_dir, "&image_feature=video", frames=2)
 
 
 def test_other_sizes_are_noted_once(data_dir, capsys):

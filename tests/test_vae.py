@@ -293,7 +293,7 @@ def test_all_parameters_learn(architecture):
 # ---- images, noise and latents
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["autoencoder", pytest.param("hierarchical", marks=pytest.mark.slow)])
 def test_sampling_is_generating_of_drawn_noise(architecture):
     options = dict(shape=SHAPE, temperature=0.5)
     sampled = compiled(architecture, "sample", **options)(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PAD, END = 0, 1  # token ids; every caption ends in END, and PAD follows it
 NEGATIVE = "negative"
@@ -39,7 +40,13 @@ CONDITIONS = {
         encode=lambda texts, tokenize: tokenize([text or "" for text in texts]),
         empty=lambda x: jnp.zeros_like(x).at[..., 0].set(END),
         drops=True,
-    )
+    ),
+    "frame_rate": Condition(  # frames/s; empty is 0, of one frame
+        key="frame_rate",
+        encode=lambda rates, tokenize: np.array([rate or 0.0 for rate in rates], np.float32),
+        empty=jnp.zeros_like,
+        drops=False,
+    ),
 }
 
 

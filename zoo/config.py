@@ -28,7 +28,7 @@ flags.disclaim_key_flags()  # they belong to the command, whose --help lists the
 HERE = Path(__file__).parent
 RECIPES = next(folder for folder in (HERE / "configs", HERE.parent / "configs") if folder.is_dir())  # installed, or not
 HELP = {"--help", "-help", "-?", "--helpshort", "--helpfull"}  # flags that print help
-FORMAT_VERSION = 3  # of configs and checkpoints; another one is refused
+FORMAT_VERSION = 4  # of configs and checkpoints; another one is refused
 
 
 def arguments(text: str | None, known: Sequence[str]) -> set[str]:

@@ -113,6 +113,8 @@ class Training:
             params = self.recipe.state_shapes().params | {"frozen": self.frozen}
             self.sampler.check(params, self.recipe.conditions([""]))
         if not start:
+            if self.recipe.new_parts:
+                note(f"init: {self.recipe.config.init} lacks {', '.join(self.recipe.new_parts)}: they start as drawn")
             self.recipe.dependencies.write(self.workdir)
         with atomic(self.workdir / "config.json") as unfinished:
             unfinished.write_text(configs.to_json(self.recipe.config))
@@ -274,5 +276,5 @@ class Training:
         images = self.sampler(self.averaged(state), self.recipe.conditions(self.grid_prompts), seed=0)
         grid = media.grid(images, labels=self.grid_prompts)
         suffix = "png" if len(grid) == 1 else "gif"
-        media.save(self.workdir / "samples" / f"step_{step:07d}.{suffix}", grid)
+        media.save(self.workdir / "samples" / f"step_{step:07d}.{suffix}", grid, self.recipe.frame_rate)
         self.writer.image(step, "samples", grid[0])

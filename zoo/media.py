@@ -20,6 +20,7 @@ _VISIBLE = 96  # pixels: an image is scaled up by whole numbers until it is this
 _GAP = 8
 _FONT_SIZE = 12
 _LINE_HEIGHT = 15
+DEFAULT_FPS = 8
 
 
 def grid(
@@ -52,22 +53,42 @@ def grid(
     return np.pad(rows, ((0, 0), (_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255)
 
 
-def save(path: str | os.PathLike, frames: np.ndarray, fps: float = 8, metadata: dict[str, str] | None = None) -> None:
+def sheet(videos: np.ndarray, labels: Sequence[str] | None = None) -> np.ndarray:
+    """Lays the frames of each video out in a row, for a file that holds one image.
+
+    Args:
+      videos: uint8 (N, T, H, W, C), C 1 or 3, N at least 1.
+      labels: N texts.
+
+    Returns:
+      uint8 (1, H', W', 3).
+    """
+    scale = math.ceil(_VISIBLE / videos.shape[3])
+    frames = einops.repeat(videos, "n t h w c -> n t (h y) (w x) c", y=scale, x=scale)
+    frames = np.pad(frames, ((0, 0), (0, 0), (0, 0), (0, _GAP // 4), (0, 0)), constant_values=255)
+    rows = einops.rearrange(frames, "n t h w c -> n 1 h (t w) c")
+    return grid(rows, columns=1, labels=labels, scale=1)
+
+
+def save(
+    path: str | os.PathLike, frames: np.ndarray, fps: float | None = None, metadata: dict[str, str] | None = None
+) -> None:
     """Writes a file that appears whole or not at all; folders above it are made.
 
     Args:
-      path: ends in .png (one frame), .gif or .mp4.
-      frames: uint8 (T, H, W, 3). An MP4's odd sides get one more row or column, as the format demands.
-      fps: frames per second of a clip. A GIF keeps hundredths of a second and shows at most 50 fps; of equal
-        frames in a row it stores one, for as long as all of them.
+      path: ends in .png (one frame), .gif, .mp4 or .webm.
+      frames: uint8 (T, H, W, 3). Odd sides of MP4 and WebM get one more row or column, as the formats demand.
+      fps: frames per second of a video; None for 8. A GIF keeps hundredths of a second and shows at most 50 fps; of
+        equal frames in a row it stores one, for as long as all of them.
       metadata: texts that `read_metadata` gives back.
 
     Raises:
-      UserError: if the suffix is unknown, a PNG is to hold several frames, `fps` is not positive, or an MP4 is
-        needed, and imageio is not installed.
+      UserError: if the suffix is unknown, a PNG is to hold several frames, `fps` is not positive, or imageio is not
+        installed, which MP4 and WebM need.
     """
     path = Path(path)
     write = _writer(path, len(frames))
+    fps = DEFAULT_FPS if fps is None else fps
     if fps <= 0:
         raise UserError(f"fps {fps} is not positive: give frames per second, as 8")
     with atomic(path) as unfinished:
@@ -88,13 +109,13 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """Returns the texts that `save` put into a file; none if it has none.
 
     Args:
-      path: .png, .gif or .mp4 file.
+      path: .png, .gif, .mp4 or .webm file.
 
     Raises:
       UserError: if there is no such file, it cannot be read, or its suffix is unknown.
     """
     path = Path(path)
-    read = _for_suffix(path, {".png": _png_texts, ".gif": _gif_texts, ".mp4": _mp4_texts})
+    read = _for_suffix(path, {".png": _png_texts, ".gif": _gif_texts, ".mp4": _video_texts, ".webm": _video_texts})
     if not path.is_file():
         raise UserError(f"there is no file {path}: give a path that exists")
     try:
@@ -132,14 +153,14 @@ def _draw(lines: list[str], height: int, width: int, font) -> np.ndarray:
 
 
 def _writer(path: Path, frames: int) -> Callable:
-    write = _for_suffix(path, {".png": _write_png, ".gif": _write_gif, ".mp4": _write_mp4})
+    write = _for_suffix(path, {".png": _write_png, ".gif": _write_gif, ".mp4": _write_video, ".webm": _write_video})
     blocking = path if path.is_dir() else next((parent for parent in path.parents if parent.is_file()), None)
     if blocking:
         kind = "folder" if blocking.is_dir() else "file"
         raise UserError(f"{path} cannot be written: {blocking} is a {kind}; name another file")
     if write is _write_png and frames != 1:
-        raise UserError(f"a PNG holds one frame, not {frames}: name the file .gif or .mp4")
-    if write is _write_mp4:
+        raise UserError(f"a PNG holds one frame, not {frames}: name the file .gif, .mp4 or .webm")
+    if write is _write_video:
         _video_library()
     return write
 
@@ -165,14 +186,16 @@ def _write_gif(path: Path, frames: np.ndarray, fps: float, metadata: dict[str, s
     first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0, **note)
 
 
-def _write_mp4(path: Path, frames: np.ndarray, fps: float, metadata: dict[str, str]) -> None:
+def _write_video(path: Path, frames: np.ndarray, fps: float, metadata: dict[str, str]) -> None:
     imageio, _ = _video_library()
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     note = ["-metadata", f"comment={json.dumps(metadata)}"] if metadata else []
-    with imageio.get_writer(
-        path, format="FFMPEG", fps=fps, codec="libx264", quality=8, macro_block_size=1, output_params=note
-    ) as video:
+    # VP9 takes no quality from the library; its own is a constant rate factor.
+    webm = path.suffix.lower() == ".webm"
+    how = dict(codec="libvpx-vp9", quality=None) if webm else dict(codec="libx264", quality=8)
+    note += ["-crf", "20", "-b:v", "0"] if webm else []
+    with imageio.get_writer(path, format="FFMPEG", fps=fps, macro_block_size=1, output_params=note, **how) as video:
         for frame in frames:
             video.append_data(frame)
 
@@ -187,11 +210,11 @@ def _gif_texts(path: Path) -> dict[str, str]:
         return _from_comment(image.info.get("comment", b"").decode("utf-8", "replace"))
 
 
-def _mp4_texts(path: Path) -> dict[str, str]:
+def _video_texts(path: Path) -> dict[str, str]:
     _, ffmpeg = _video_library()
     command = [ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "ffmetadata", "-"]
     listed = subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
-    comment = re.search(r"^comment=((?:\\.|[^\\\n])*)", listed.stdout.decode(), re.MULTILINE | re.DOTALL)
+    comment = re.search(r"^(?i:comment)=((?:\\.|[^\\\n])*)", listed.stdout.decode(), re.MULTILINE | re.DOTALL)
     return _from_comment(re.sub(r"\\(.)", r"\1", comment[1])) if comment else {}
 
 

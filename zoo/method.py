@@ -333,6 +333,15 @@ def without_frozen(params: Mapping[str, Params]) -> dict[str, Params]:
     return {name: tree for name, tree in params.items() if name != "frozen"}
 
 
+def may_be_new(method: Any) -> tuple[str, ...]:
+    """Returns the names of modules that a run may lack from which this one starts, as a method declares them.
+
+    A method with such modules has the attribute `MAY_BE_NEW`; those of a wrapper are its base's.
+    """
+    inner = (may_be_new(method.base),) if hasattr(method, "base") else ()
+    return sum(inner, tuple(getattr(method, "MAY_BE_NEW", ())))
+
+
 def trained(method: Any, params: Mapping[str, Params]) -> dict[str, Params]:
     """Returns the trees of a run's players; for a rewarded run those of its base, with the changes added."""
     return without_frozen(method.base_params(params) if hasattr(method, "base_params") else params)

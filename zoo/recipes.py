@@ -26,6 +26,8 @@ def get_config(**sections) -> Config:
                 flip=False,
                 negatives=False,
                 latents="",
+                images="",
+                images_batch_size=0,
                 threads=0,
             ),
             method=dict(name=config_dict.placeholder(str)),

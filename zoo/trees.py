@@ -24,11 +24,20 @@ def path_name(path: tuple, separator: str = "/") -> str:
     return jax.tree_util.keystr(path, simple=True, separator=separator)
 
 
+def flatten(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by their paths, e.g. "layers/mlp/up/kernel"."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def completed(tree: Any, by: Any) -> Any:
+    """Returns a tree of the structure of `by`, with the leaves of `tree` where it has them."""
+    own = flatten(tree)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: own.get(path_name(path), leaf), by)
+
+
 def first_difference(a: Any, b: Any) -> str:
     """Returns the first difference of two trees, e.g. "mlp/up/kernel of shape (8, 8) and not (8, 16)"; "" if equal."""
-    a, b = (
-        {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)} for tree in (a, b)
-    )
+    a, b = ({path: leaf.shape for path, leaf in flatten(tree).items()} for tree in (a, b))
     for name in sorted(a | b):
         if name not in b or name not in a:
             return f"{'with' if name in a else 'without'} {name}"

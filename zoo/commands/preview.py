@@ -32,7 +32,7 @@ def preview(config: configs.Config, out: str | None = None) -> str:
     out = out or f"dry_run.{'png' if config.data.frames == 1 else 'gif'}"
     media.check_file(out, config.data.frames)
     source, recipe = prepare(config)
-    media.save(out, sheet(source, recipe))
+    media.save(out, sheet(source, recipe), recipe.frame_rate)
     shapes = recipe.state_shapes()
     flops = recipe.step_flops(loop.accumulate)
     memory, there = step_memory(recipe, loop), cost.device_memory()

@@ -29,7 +29,9 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "num", None, "Number of images, the prompts in turn; by default one per prompt.", lower_bound=1
     )
-    flags.DEFINE_string("out", "out.png", "File of the labelled grid: .png, .gif or .mp4.")
+    flags.DEFINE_string(
+        "out", "out.png", "File of the labelled grid: .png, of videos a sheet of all frames; .gif, .mp4 or .webm."
+    )
     flags.DEFINE_bool("score", False, "Also print the images' CLIPScore.")
     flags.DEFINE_integer("best_of", 1, "Make so many images of each prompt and keep the best.", lower_bound=1)
     flags.DEFINE_string(
@@ -62,10 +64,12 @@ def main(_: list[str]) -> None:
     """Runs the command on parsed flags."""
     sampling = sampling_flags.read()
     run, data = sampling.run, sampling.run.recipe.data
-    media.check_file(FLAGS.out, data.frames)
+    still = FLAGS.out.lower().endswith(".png")  # then videos are drawn as sheets
+    media.check_file(FLAGS.out, 1 if still else sampling.frames or data.frames)
     prompts = read_prompts(FLAGS.prompt, FLAGS.prompts_file, FLAGS.num, lambda: data.open("test"))
     world, count = oracle.world_of(data.source), FLAGS.best_of
-    reward = get_reward(FLAGS.reward, world) if count > 1 else None
+    fps = sampling.frame_rate
+    reward = get_reward(FLAGS.reward, world, fps) if count > 1 else None
     sampler, cond = sampling.sampler(), sampling.conditions([prompt for prompt in prompts for _ in range(count)])
 
     sampler.compile(run.params, cond)
@@ -81,18 +85,20 @@ def main(_: list[str]) -> None:
 
     about = sampling.about() | ({"best_of": count, "reward": FLAGS.reward} if reward else {})
     out = Path(FLAGS.out)
-    media.save(out, media.grid(images, labels=prompts), metadata=media.note(about | {"prompts": prompts}))
+    lay_out = media.sheet if still and images.shape[1] > 1 else media.grid
+    media.save(out, lay_out(images, labels=prompts), fps, media.note(about | {"prompts": prompts}))
     print(f"{rate} -> {out}")
     if FLAGS.each:
         for i, (image, prompt, number) in enumerate(zip(images, prompts, numbers, strict=True)):
             note = {"prompt": prompt} | media.note(about | {"number": int(number)})
-            media.save(out.with_suffix("") / f"{i:04d}{out.suffix}", image, metadata=note)
+            frames = media.sheet(image[None]) if still and len(image) > 1 else image
+            media.save(out.with_suffix("") / f"{i:04d}{out.suffix}", frames, fps, note)
         print(f"each by itself -> {out.with_suffix('')}/")
     if FLAGS.score:
         print(f"CLIPScore: {clip_reward(FLAGS.clip)(images, prompts).mean():.4f}")
     known = [i for i, prompt in enumerate(prompts) if oracle.understands(prompt)]
     if world and known:
-        table = oracle.table(images[known], [prompts[i] for i in known], world)
+        table = oracle.table(images[known], [prompts[i] for i in known], world, fps)
         scores = ", ".join(f"{name} {right.mean():.1%}" for name, right in table.items())
         print(f"oracle on {len(known)} captions: {scores}")
 

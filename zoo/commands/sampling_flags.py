@@ -30,6 +30,8 @@ def define(workdir_required: bool = True) -> None:
     flags.DEFINE_float("guidance", None, "Guidance scale, 0 for none.")
     flags.DEFINE_multi_string("option", [], "NAME=VALUE: another sampling option of the run's family.")
     flags.DEFINE_string("negative", "", "Text from which guidance leads away; by default the empty caption.")
+    flags.DEFINE_integer("frames", None, "Frames of a video; by default those of the run's data.", lower_bound=1)
+    flags.DEFINE_float("fps", None, "Frames per second of a video; by default that of the run's data.")
     flags.DEFINE_integer("seed", 0, "Seed of the images; the same seed gives the same images.")
     flags.DEFINE_integer("per_device", 16, "Images that a device makes at once.", lower_bound=1)
     flags.DEFINE_string("guide_workdir", None, "Autoguidance: run to guide away from; by default --workdir itself.")
@@ -50,6 +52,8 @@ class Sampling:
       seed: seed of the images.
       per_device: images that a device makes at once.
       negative: text from which guidance leads away.
+      frames: number of frames; None for that of the data.
+      frame_rate: frames/s of videos; None for images.
       options: sampling options that were given; the others are the config's.
       guided: option `guide`, if there is one.
     """
@@ -60,22 +64,25 @@ class Sampling:
     seed: int
     per_device: int
     negative: str
+    frames: int | None
+    frame_rate: float | None
     options: Mapping[str, Any]
     guided: Mapping[str, Any]
 
     def sampler(self) -> Sampler:
         """Returns the run's sampler with these options."""
-        return self.run.sampler(self.per_device, **self.options, **self.guided)
+        return self.run.sampler(self.per_device, self.frames, **self.options, **self.guided)
 
     def conditions(self, captions: list[str]) -> dict[str, Any]:
         """Returns the conditions of captions."""
-        return self.run.recipe.conditions(captions, self.negative)
+        return self.run.recipe.conditions(captions, self.negative, self.frame_rate)
 
     def about(self) -> dict[str, Any]:
         """Returns the origin of the images, for files."""
         settings = dict(self.run.recipe.config.sample) | dict(self.options)
         about = {"run": self.workdir, "checkpoint": self.run.step, "ema": self.ema, "seed": self.seed}
-        return about | {"negative": self.negative, "settings": settings}
+        video = {} if self.frame_rate is None else {"frames": self.frames or self.run.shape[0], "fps": self.frame_rate}
+        return about | {"negative": self.negative, "settings": settings} | video
 
 
 def read() -> Sampling:
@@ -84,7 +91,20 @@ def read() -> Sampling:
     guided = {}
     if FLAGS.guide_workdir or FLAGS.guide_checkpoint is not None or FLAGS.guide_ema:
         run, guided = _with_guide(run)
-    return Sampling(run, FLAGS.workdir, FLAGS.ema, FLAGS.seed, FLAGS.per_device, FLAGS.negative, read_options(), guided)
+    frame_rate = read_frame_rate(run, FLAGS.fps)
+    given = FLAGS.workdir, FLAGS.ema, FLAGS.seed, FLAGS.per_device, FLAGS.negative, FLAGS.frames, frame_rate
+    return Sampling(run, *given, read_options(), guided)
+
+
+def read_frame_rate(run: Run, given: float | None) -> float | None:
+    """Returns the frame rate of what the run makes; raises UserError where it is not one, or the run makes images."""
+    if given is None:
+        return run.recipe.frame_rate
+    if run.recipe.frame_rate is None:
+        raise UserError(f"--fps {given:g}: this run makes images, which have no frame rate; drop the flag")
+    if given <= 0:
+        raise UserError(f"--fps must be above 0, got {given:g}")
+    return given
 
 
 def read_options() -> dict[str, Any]:

@@ -125,7 +125,8 @@ def of_run(sampling: Sampling, split: str, num: int, references: str | None, ref
         "evaluations": sampler.evaluations,
     }
     data = recipe.data if reference is None else Data(reference, recipe.data.size, recipe.data.frames)
-    return Subject(Sample(made, texts, read_references(references, len(texts))), data, about, run)
+    sample = Sample(made, texts, read_references(references, len(texts)), sampling.frame_rate)
+    return Subject(sample, data, about, run)
 
 
 def of_folder(name: str, prompts: str | None, references: str | None, reference: str | None) -> Subject:

@@ -1,6 +1,5 @@
 """A folder of images or videos, or a zip of one, with captions beside them."""
 
-import functools
 import hashlib
 import io
 import itertools
@@ -8,23 +7,23 @@ import json
 import os
 import posixpath
 import re
-import tempfile
 import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from zoo.data import images
+from zoo.data import images, videos
 from zoo.errors import UserError, unknown_name_error
 from zoo.files import local
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-VIDEOS = (".gif", ".mp4")
+DECODED_TOGETHER = 64  # videos
 _METADATA = "metadata.jsonl"
 
 
@@ -41,7 +40,14 @@ class Item(NamedTuple):
 
 
 def open_source(
-    name: str, split: str, size: int, frames: int, holdout: float = 0.0, template: str | None = None
+    name: str,
+    split: str,
+    size: int,
+    frames: int,
+    holdout: float = 0.0,
+    template: str | None = None,
+    fps: float | None = None,
+    own_fps: float | None = None,
 ) -> "FolderSource":
     """Opens a folder, or a .zip of one, in which images may lie at any depth.
 
@@ -53,18 +59,23 @@ def open_source(
       name: path of the folder or zip.
       split: `train` or `test`. With `holdout` 0 both are the whole folder.
       size: side in pixels; other images are cropped at the centre and resized, and a note is printed once.
-      frames: 1 reads the images. More reads the videos: GIF, MP4, and folders of numbered images, each
-        sampled to this many frames spread evenly; shorter videos are left out with a note.
+      frames: 1 reads the images. More reads the videos: GIF, MP4, WebM, and folders of numbered images, of
+        which an item is this many frames in a row; shorter videos are left out with a note.
       holdout: the fraction of the names, 0 to below 1, that is in `test` and not in `train`. The name alone
         decides, so that adding files moves none; a folder and a zip of it are split alike.
       template: "a photo of a {}" makes a caption of a folder's name.
+      fps: frames/s of the items, for which frames of the file are left out; videos of fewer frames/s are left out
+        with a note. None for each file's own.
+      own_fps: frames/s of folders of numbered images, which do not contain it.
 
     Returns:
-      A source whose items are `{"inputs": uint8 (frames, size, size, 3), "text": str}`.
+      A source whose items are `{"inputs": uint8 (frames, size, size, 3), "text": str}`, and `"frame_rate"` of videos.
 
     Raises:
-      UserError: if there is no such folder, or it holds nothing that can be used.
+      UserError: if there is no such folder, it holds nothing that can be used, or a frame rate is missing, not positive
+        or that of images.
     """
+    videos.check_rates(frames, fps, own_fps)
     if split not in ("train", "test"):
         raise unknown_name_error("split", split, ("train", "test"))
     if not 0 <= holdout < 1:
@@ -72,17 +83,22 @@ def open_source(
     files = _open_files(name)
     notices = images.Notices()
     names = [n for n in files.names() if not _hidden(n)]
-    videos = dict(_images(names) if frames == 1 else _videos(names))
-    if not videos:
-        kind = "image (png, jpg, webp, bmp)" if frames == 1 else "video (gif, mp4, numbered frames)"
+    found = dict(_images(names) if frames == 1 else _videos(names))
+    if not found:
+        kind = "image (png, jpg, webp, bmp)" if frames == 1 else "video (gif, mp4, webm, numbered frames)"
         raise UserError(f"{name} holds no {kind}: give a folder that has some")
-    items = list(_with_captions(files, names, videos, template, notices))
+    items = list(_with_captions(files, names, found, template, notices))
     if not items:
         raise UserError(f"no line of {_METADATA} in {name} names a file that is there: check its file_name")
     items = _take(items, split, holdout)
     if not items:
         raise UserError(f"split {split} of {name} is empty with holdout {holdout}: give another holdout")
-    return FolderSource(files, items, size, frames, notices)
+    if frames == 1:
+        return FolderSource(files, items, size, frames, notices)
+    numbered = next((item.name for item in items if _suffix(item.files[0]) in IMAGES), None)
+    if numbered and own_fps is None:
+        raise UserError(f"{name}: numbered images, as those in {numbered}, have no frame rate: add own_fps=, as 24")
+    return VideoSource(files, items, size, frames, notices, fps, own_fps)
 
 
 def read_file(name: str, size: int, frames: int) -> np.ndarray:
@@ -91,7 +107,7 @@ def read_file(name: str, size: int, frames: int) -> np.ndarray:
     Args:
       name: path of an image, or where `frames` is more than 1, of a GIF or MP4.
       size: side in pixels; another image is cropped at the centre and resized, with a note.
-      frames: of a video, 1 for images.
+      frames: of a video, whose first ones are read; 1 for images.
 
     Returns:
       uint8 (frames, size, size, 3).
@@ -99,15 +115,15 @@ def read_file(name: str, size: int, frames: int) -> np.ndarray:
     Raises:
       UserError: if there is no such file, its suffix is another kind's, or it does not decode.
     """
-    path, suffixes = Path(name).expanduser(), IMAGES if frames == 1 else VIDEOS
+    path, suffixes = Path(name).expanduser(), IMAGES if frames == 1 else videos.SUFFIXES
     if not path.is_file():
         raise UserError(f"there is no file {name}: give a path that exists")
     if _suffix(path.name) not in suffixes:
         raise unknown_name_error(
             "kind of image" if frames == 1 else "kind of video", path.suffix or path.name, suffixes
         )
-    items = [Item(path.name, (path.name,), "")]
-    return FolderSource(_Folder(path.parent), items, size, frames, images.Notices())[0]["inputs"]
+    opened = _Folder(path.parent), [Item(path.name, (path.name,), "")], size, frames, images.Notices()
+    return (FolderSource(*opened) if frames == 1 else VideoSource(*opened))[0]["inputs"]
 
 
 class FolderSource:
@@ -123,7 +139,7 @@ class FolderSource:
         self._size = size
         self._frames = frames
         self._notices = notices
-        self._kept: np.ndarray | None = None
+        self._kept: Any = None
         if len(items) * frames * size * size * 3 <= images.MEMORY:
             self._decode_all()
 
@@ -151,6 +167,11 @@ class FolderSource:
         items = self._items
         shape = (self._frames, self._size, self._size, 3)
         self._kept, good = images.read_all(lambda i: self._decode(items[i]), len(items), shape)
+        self._keep(good)
+
+    def _keep(self, good: list[int]) -> None:
+        """Keeps the items of these numbers, with their captions."""
+        items = self._items
         if not good:
             raise self._nothing_decodes()
         if len(good) < len(items):
@@ -158,8 +179,8 @@ class FolderSource:
             self._notices.add("sum", f"left out {lost} of the {len(items)} items of {self._files}")
         self._items = [items[i]._replace(text=self._caption(items[i]), text_file="") for i in good]
 
-    def _decode(self, item: Item) -> np.ndarray | None:
-        """Returns uint8 (frames, size, size, 3), or None and a note if the item cannot be used."""
+    def _decode(self, item: Item) -> Any:
+        """Returns uint8 (1, size, size, 3), of a video a `Video`; or None and a note if the item cannot be used."""
         try:
             return self._read(item)
         except UserError:
@@ -168,15 +189,8 @@ class FolderSource:
             self._notices.add("broken", f"left out {item.name}: {_reason(error)}", times=3)
             return None
 
-    def _read(self, item: Item) -> np.ndarray:
-        if item.name.lower().endswith(".mp4"):
-            video = _mp4_frames(self._files.read(item.name), self._frames)
-        elif item.name.lower().endswith(".gif"):
-            video = _gif_frames(self._files.read(item.name), self._frames)
-        else:
-            chosen = [item.files[i] for i in _spread(len(item.files), self._frames)]
-            video = (Image.open(io.BytesIO(self._files.read(name))) for name in chosen)
-        return np.stack([self._fit(frame) for frame in video])
+    def _read(self, item: Item) -> Any:
+        return np.stack([self._fit(Image.open(io.BytesIO(self._files.read(name)))) for name in item.files])
 
     def _fit(self, image) -> np.ndarray:
         if image.size != (self._size, self._size):
@@ -185,6 +199,68 @@ class FolderSource:
 
     def _nothing_decodes(self) -> UserError:
         return UserError(f"none of the {len(self._items)} items of {self._files} can be read: check the files")
+
+
+class VideoSource(FolderSource):
+    """Random access to the videos of a folder, and to any part of each.
+
+    Args:
+      files: opened folder.
+      items: its videos.
+      size: side in pixels.
+      frames: frames of an item.
+      notices: notes that were printed.
+      fps: see `open_source`.
+      own_fps: see `open_source`.
+    """
+
+    def __init__(
+        self,
+        files: "_Folder | _Zip",
+        items: list[Item],
+        size: int,
+        frames: int,
+        notices: images.Notices,
+        fps: float | None = None,
+        own_fps: float | None = None,
+    ):
+        self._fps, self._own_fps = fps, own_fps
+        super().__init__(files, items, size, frames, notices)
+
+    def __getitem__(self, i: int) -> dict:
+        return self.part(i, 0.0)
+
+    def part(self, i: int, place: float) -> dict:
+        """Returns an item that begins elsewhere in its video, see `videos.Video.part`."""
+        for j in range(i, i + len(self)):
+            number = j % len(self)
+            video = self._decode(self._items[number]) if self._kept is None else self._kept[number]
+            if video is not None:
+                frames, rate = video.part(self._frames, self._fps, place)
+                return {"inputs": frames, "text": self.text(number), "frame_rate": rate}
+        raise self._nothing_decodes()
+
+    def _decode_all(self) -> None:
+        """Decodes all, until that takes too much memory."""
+        kept, used = [], 0
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(self._items), DECODED_TOGETHER):
+                kept += pool.map(self._decode, self._items[start : start + DECODED_TOGETHER])
+                used += sum(video.frames.nbytes for video in kept[start:] if video is not None)
+                if used > images.MEMORY:
+                    return
+        good = [i for i, video in enumerate(kept) if video is not None]
+        self._kept = [kept[i] for i in good]
+        self._keep(good)
+
+    def _read(self, item: Item) -> videos.Video:
+        suffix = _suffix(item.files[0])
+        if suffix in videos.SUFFIXES:
+            video = videos.read(suffix, self._files.read(item.name), self._fit)
+        else:
+            video = videos.Video(super()._read(item), self._own_fps or 0.0)
+        video.part(self._frames, self._fps, 0.0)  # raises where the item cannot be used
+        return video
 
 
 class _Folder:
@@ -255,7 +331,7 @@ def _images(names: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _videos(names: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    yield from ((name, (name,)) for name in names if _suffix(name) in VIDEOS)
+    yield from ((name, (name,)) for name in names if _suffix(name) in videos.SUFFIXES)
     numbered = [name for name in names if _suffix(name) in IMAGES and _number(name) is not None]
     for folder, found in itertools.groupby(sorted(numbered, key=posixpath.dirname), posixpath.dirname):
         yield folder or ".", tuple(sorted(found, key=lambda name: _number(name) or 0))
@@ -267,18 +343,18 @@ def _number(name: str) -> int | None:
 
 
 def _with_captions(
-    files: _Folder | _Zip, names: list[str], videos: dict, template: str | None, notices
+    files: _Folder | _Zip, names: list[str], found: dict, template: str | None, notices
 ) -> Iterator[Item]:
     """Yields an item for each video and caption; a note counts those that lack one of the two."""
     present = set(names)
     folders = {posixpath.dirname(n) for n in names if posixpath.basename(n) == _METADATA}
     captions = _metadata(files, folders)
-    missing = sorted(captions.keys() - videos.keys())
+    missing = sorted(captions.keys() - found.keys())
     if missing:
         count = sum(len(captions[name]) for name in missing)
         notices.add("missing", f"left out {count} captions of {files} without their file, as {missing[0]!r}")
     uncaptioned = []
-    for name, parts in videos.items():
+    for name, parts in found.items():
         beside = (posixpath.splitext(name)[0] if name in present else name) + ".txt"
         if name in captions:
             texts = captions[name]
@@ -360,40 +436,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image"
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _spread(count: int, frames: int) -> list[int]:
-    if count < frames:
-        raise ValueError(f"it has {count} frames, fewer than the {frames} of data.frames")
-    return images.spread(count, frames)
-
-
-def _gif_frames(data: bytes, frames: int) -> Iterator[Image.Image]:
-    image = Image.open(io.BytesIO(data))
-    for i in _spread(getattr(image, "n_frames", 1), frames):
-        image.seek(i)
-        yield image
-
-
-def _mp4_frames(data: bytes, frames: int) -> list[Image.Image]:
-    open_video = _video_reader()
-    # The decoder is another program: it reads files only.
-    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
-        file.write(data)
-        file.flush()
-        # The length in the file's header is not always the number of frames, so they are counted.
-        video: Any  # the library's readers can be iterated, which their class does not declare
-        with open_video(file.name) as video:
-            wanted = _spread(sum(1 for _ in video), frames)
-        with open_video(file.name) as video:
-            return [Image.fromarray(frame) for i, frame in enumerate(video) if i in wanted]
-
-
-@functools.cache
-def _video_reader():
-    try:
-        import imageio.v2 as imageio
-        import imageio_ffmpeg  # noqa: F401
-    except ImportError:
-        raise UserError("reading MP4 needs imageio: pip install zoo[video]") from None
-    return functools.partial(imageio.get_reader, format="FFMPEG")

@@ -62,11 +62,6 @@ def resized(where: object, found: tuple[int, int], size: int) -> str:
     )
 
 
-def spread(count: int, frames: int) -> list[int]:
-    """Returns `frames` indices spread evenly over 0 .. count - 1, the first and the last among them."""
-    return np.linspace(0, count - 1, frames).round().astype(int).tolist()
-
-
 def _centre_square(width: int, height: int) -> tuple[float, float, float, float]:
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2

@@ -29,7 +29,11 @@ ROUNDS = 6  # of the shuffle
 
 
 class Source(Protocol):
-    """Random access to images with captions. May have `text(i) -> str`, which decodes no image."""
+    """Random access to images or videos with captions.
+
+    May have `text(i) -> str`, which decodes no image, and of longer videos `part(i, place)`: the item that begins at a
+    place in [0, 1] of its video.
+    """
 
     def __len__(self) -> int: ...
 
@@ -54,6 +58,10 @@ class Joined:
     def text(self, i: int) -> str:
         """Returns the caption of an item."""
         return text_of(*self._place(i))
+
+    def part(self, i: int, place: float) -> dict[str, Any]:
+        """Returns an item that begins at a place in [0, 1] of its video."""
+        return part_of(*self._place(i), place)
 
     def _place(self, i: int) -> tuple[Source, int]:
         part = bisect.bisect_right(self._ends, i)
@@ -136,10 +144,12 @@ def stream(
 
     def batch(number: int) -> dict[str, Any]:
         first = number * batch_size + index * part
-        items = [source[i] for i in _shuffled(np.arange(first, first + part), len(source), seed).tolist()]
+        numbers = np.arange(first, first + part)
+        chosen = zip(_shuffled(numbers, len(source), seed).tolist(), _fractions(numbers, seed).tolist(), strict=True)
+        items = [part_of(source, i, place) for i, place in chosen]
         pixels = np.stack([item["inputs"] for item in items])
         if flip:
-            mirrored = _coins(np.arange(first, first + part), seed)
+            mirrored = _coins(numbers, seed)
             pixels[mirrored] = pixels[mirrored, :, :, ::-1]
         made = {"inputs": pixels, "cond": encode(items)}
         if negatives:
@@ -164,6 +174,12 @@ def text_of(source: Source, i: int) -> str:
     """Returns the caption of item `i`, without decoding an image where the source can."""
     text = getattr(source, "text", None)
     return source[i]["text"] if text is None else text(i)
+
+
+def part_of(source: Source, i: int, place: float) -> dict[str, Any]:
+    """Returns item `i`, which begins at a place in [0, 1] of its video where the source can."""
+    part = getattr(source, "part", None)
+    return source[i] if part is None else part(i, place)
 
 
 def _prefetched(batches: grain.MapDataset, options: grain.ReadOptions) -> Iterator[dict[str, Any]]:
@@ -197,6 +213,12 @@ def _shuffled(places: np.ndarray, length: int, seed: int) -> np.ndarray:
 def _coins(numbers: np.ndarray, seed: int) -> np.ndarray:
     """Returns a fair coin for each number, bool (N,)."""
     return _mixed(numbers.astype(np.uint64), np.random.default_rng(seed).integers(2**64, dtype=np.uint64)) >> 63 == 1
+
+
+def _fractions(numbers: np.ndarray, seed: int) -> np.ndarray:
+    """Returns a random fraction in [0, 1) for each number, float64 (N,)."""
+    key = np.random.default_rng((seed, 1)).integers(2**64, dtype=np.uint64)
+    return (_mixed(numbers.astype(np.uint64), key) >> np.uint64(11)) / 2.0**53
 
 
 def _mixed(numbers: np.ndarray, key: np.uint64) -> np.ndarray:

@@ -13,7 +13,7 @@ import tensorflow_datasets
 from PIL import Image
 from tensorflow_datasets.core import read_only_builder, registered
 
-from zoo.data import images
+from zoo.data import images, videos
 from zoo.errors import UserError, unknown_name_error
 from zoo.files import local
 
@@ -33,6 +33,8 @@ def open_source(
     names: str | None = None,
     train: str = "train",
     test: str = "test",
+    fps: float | None = None,
+    own_fps: float | None = None,
 ) -> "TfdsSource":
     """Opens a dataset that was prepared as array_record.
 
@@ -40,7 +42,7 @@ def open_source(
       name: NAME, NAME/CONFIG or NAME:VERSION.
       split: a split of the dataset, or a part of one as TFDS writes it: `train[:90%]`.
       size: side in pixels; other images are cropped at the centre and resized, and a note is printed once.
-      frames: 1 for images. More for videos, sampled to this many frames spread evenly.
+      frames: 1 for images. More for videos, of which an item is this many frames in a row.
       data_dir: where TFDS keeps its datasets, by default ~/tensorflow_datasets.
       template: makes a caption of a class name, in which "_" becomes " ".
       text_feature: the feature that holds the caption, instead of a class.
@@ -51,14 +53,19 @@ def open_source(
       train: the split, or part of one, that is meant by `train`.
       test: the split, or part of one, that is meant by `test`, where the dataset has no labelled one of that name. A
         part of the split that `train` names is left out there: train[:90%] and train[90%:].
+      fps: frames/s of the items, for which frames are left out; None for the dataset's own.
+      own_fps: frames/s of the dataset's videos, which do not contain it.
 
     Returns:
-      A source whose items are `{"inputs": uint8 (frames, size, size, 3), "text": str}`.
+      A source whose items are `{"inputs": uint8 (frames, size, size, 3), "text": str}`, and `"frame_rate"` of videos.
 
     Raises:
       UserError: if there is no such dataset, split or feature, it is not prepared as array_record, or there is not
-        one name for each class.
+        one name for each class; a frame rate is missing, not positive, that of images, or above the dataset's own.
     """
+    videos.check_rates(frames, fps, own_fps)
+    if frames > 1 and own_fps is None:
+        raise UserError(f"{name}: videos of TFDS have no frame rate: add own_fps=, as 24")
     if _base(train) == _base(test) and not ("[" in train and "[" in test):
         raise UserError(
             f"test={test} would be trained on too, by train={train}: leave it out there, as in "
@@ -75,16 +82,27 @@ def open_source(
     images = [key for key, feature in features.items() if isinstance(feature, _features.Image)]
     decoders = {key: tensorflow_datasets.decode.SkipDecoding() for key in images}
     records = _records(builder, name, split, decoders)
-    return TfdsSource(name, records, captions, image_feature, size, frames)
+    return TfdsSource(name, records, captions, image_feature, size, frames, fps, own_fps)
 
 
 class TfdsSource:
     """Random access to a TFDS split; safe to share between threads, and picklable.
 
-    What takes at most 1 GiB decoded is decoded once and kept, a larger split is decoded on access.
+    Images that take at most 1 GiB decoded are decoded once and kept; others, and videos, are decoded on access.
     """
 
-    def __init__(self, name: str, records, captions: "_Captions", image_feature: str, size: int, frames: int):
+    def __init__(
+        self,
+        name: str,
+        records,
+        captions: "_Captions",
+        image_feature: str,
+        size: int,
+        frames: int,
+        fps: float | None = None,
+        own_fps: float | None = None,
+    ):
+        self._fps, self._own_fps = fps, own_fps
         self._name = name
         self._records = records
         self._captions = captions
@@ -93,7 +111,7 @@ class TfdsSource:
         self._frames = frames
         self._notices = images.Notices()
         self._kept: np.ndarray | None = None
-        self._fits = len(records) * frames * size * size * 3 <= images.MEMORY
+        self._fits = frames == 1 and len(records) * size * size * 3 <= images.MEMORY
         self._texts: list[str] = [""] * len(records)
 
     def __len__(self) -> int:
@@ -104,8 +122,23 @@ class TfdsSource:
             self._keep_all()
         if self._kept is not None:
             return {"inputs": self._kept[i], "text": self._texts[i]}
+        return self.part(i, 0.0)
+
+    def part(self, i: int, place: float) -> dict:
+        """Returns an item that begins elsewhere in its video, see `videos.Video.part`."""
+        if self._frames == 1 and self._fits:
+            return self[i]
         record = self._records[i]
-        return {"inputs": self._pixels(record), "text": self._captions(record)}
+        if self._frames == 1:
+            return {"inputs": self._pixels(record), "text": self._captions(record)}
+        video = videos.Video(self._video(record), self._own_fps or 0.0)
+        try:
+            frames, rate = video.part(self._frames, self._fps, place)
+        except ValueError as error:
+            raise UserError(
+                f"an item of {self._name} cannot be used: {error}, or name the feature with videos by image_feature"
+            ) from None
+        return {"inputs": frames, "text": self._captions(record), "frame_rate": rate}
 
     def text(self, i: int) -> str:
         """Returns the caption of an item, without decoding its image, and before that of any other is read."""
@@ -115,7 +148,7 @@ class TfdsSource:
         """Reads the whole split, once, at the first access to an image."""
         with _keeping:
             if self._kept is None:
-                self._kept, _ = images.read_all(self._keep, len(self), (self._frames, self._size, self._size, 3))
+                self._kept, _ = images.read_all(self._keep, len(self), (1, self._size, self._size, 3))
 
     def _keep(self, i: int) -> np.ndarray:
         record = self._records[i]
@@ -123,14 +156,13 @@ class TfdsSource:
         return self._pixels(record)
 
     def _pixels(self, record: dict) -> np.ndarray:
+        """Returns the image of a record, or the first frame of its video, uint8 (1, size, size, 3)."""
+        return self._video(record)[:1]
+
+    def _video(self, record: dict) -> np.ndarray:
         found = record[self._image_feature]
         video = [Image.open(io.BytesIO(found))] if isinstance(found, bytes) else list(_as_video(found))
-        if len(video) < self._frames:
-            raise UserError(
-                f"an item of {self._name} has {len(video)} frames, fewer than the {self._frames} of data.frames:"
-                " lower data.frames, or name the feature that holds videos with image_feature"
-            )
-        return np.stack([self._fit(video[i]) for i in images.spread(len(video), self._frames)])
+        return np.stack([self._fit(frame) for frame in video])
 
     def _fit(self, image: Image.Image | np.ndarray) -> np.ndarray:
         found = image.size if isinstance(image, Image.Image) else image.shape[1::-1]

@@ -35,5 +35,5 @@ class Evaluator:
         """Returns {"score/all": 0.9, ...} of images made with these parameters of all players."""
         captions = self._real.require_captions()
         made = self._sampler(params, self._recipe.conditions(captions), seed=0)
-        scores, _ = evaluate(Sample(made, captions), self._context, self._measures)
+        scores, _ = evaluate(Sample(made, captions, frame_rate=self._recipe.frame_rate), self._context, self._measures)
         return {f"score/{name}": score.value for name, score in scores.items()}

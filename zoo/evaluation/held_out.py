@@ -33,7 +33,7 @@ class HeldOut:
     """
 
     def __init__(self, recipe: Recipe, source: Source, num: int):
-        batches = itertools.islice(recipe.stream(source), max(1, num // recipe.data.batch_size))
+        batches = itertools.islice(recipe.stream(source, split="test"), max(1, num // recipe.data.batch_size))
         self._batches = [jax.tree.map(lambda x: x[:, 0], parallel.stack_and_shard([batch])) for batch in batches]
         self._method, self._axis = recipe.method, parallel.Devices()
         self._losses = jax.pmap(self._on_a_batch, axis_name=parallel.AXIS_NAME, in_axes=(0, 0, None, None, 0))

@@ -5,10 +5,11 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import einops
 import numpy as np
 
 from zoo.errors import UserError
-from zoo.evaluation import distances, model_eval
+from zoo.evaluation import coherence, distances, model_eval
 from zoo.evaluation.accuracy import classification_accuracy
 from zoo.evaluation.bootstrap import interval, interval_of
 from zoo.evaluation.clip_score import clip_score, r_precision, ref_clip_score
@@ -39,7 +40,8 @@ def by_oracle(sample: Sample, context: EvalContext) -> dict[str, Score]:
     captions = sample.require_captions()
     if context.world is None:
         raise UserError("needs scenes: the oracle reads nothing else")
-    scores = {name: mean_score(right) for name, right in oracle.table(sample.images, captions, context.world).items()}
+    table = oracle.table(sample.images, captions, context.world, sample.frame_rate)
+    scores = {name: mean_score(right) for name, right in table.items()}
     return scores | {"unreadable": dataclasses.replace(scores["unreadable"], better="lower")}
 
 
@@ -74,6 +76,46 @@ def by_r_precision(sample: Sample, context: EvalContext) -> dict[str, Score]:
     """Share of images whose own caption is the nearest of many."""
     network, captions = context.network("clip"), sample.require_captions()
     return {"r_precision": mean_score(r_precision(sample.features(network), network.texts(captions), captions))}
+
+
+# ---- videos
+
+
+@measure("clip_score_per_frame", better="higher", network="clip", floor="shuffled")
+def by_clip_score_per_frame(sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """Mean CLIPScore of each frame alone."""
+    network, captions = context.network("clip"), sample.require_captions()
+    count = sample.require_videos().shape[1]
+    frames = einops.rearrange(sample.images, "n t h w c -> (n t) 1 h w c")
+    texts = np.repeat(network.texts(captions), count, axis=0)
+    scores = clip_score(network.images(frames), texts).reshape(-1, count).mean(axis=1)
+    return {"clip_score_per_frame": mean_score(scores)}
+
+
+@measure("motion", better="ceiling", floor="reordered")
+def by_motion(sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """Mean difference from frame to frame, and flicker, the change that does not go on."""
+    del context
+    videos = sample.require_videos()
+    return {"motion": mean_score(coherence.motion(videos)), "flicker": mean_score(coherence.flicker(videos))}
+
+
+@measure("coherence", better="higher", floor="reordered")
+def by_coherence(sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """Share of frames that show the same as the one before, and of those that are readable alone; displacement.
+
+    Displacement, in cells a frame, is near the ceiling where things move as fast as real ones.
+    """
+    if context.world is None:
+        raise UserError("needs scenes: the oracle reads nothing else")
+    videos = sample.require_videos()
+    moved = coherence.displacement(videos, context.world)
+    moved = moved[np.isfinite(moved)]
+    return {
+        "identity": mean_score(coherence.identity(videos, context.world)),
+        "readable_frames": mean_score(coherence.readable_frames(videos, context.world)),
+        **({"displacement": dataclasses.replace(mean_score(moved), better="ceiling")} if len(moved) else {}),
+    }
 
 
 # ---- distances and neighbours

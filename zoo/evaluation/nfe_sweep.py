@@ -41,7 +41,9 @@ def nfe_sweep(
     cond, rows = recipe.conditions(captions), []
     for count in steps:
         sampler = run.sampler(steps=count)
-        scores, _ = evaluate(Sample(sampler(run.params, cond, seed), captions), context, measures)
+        scores, _ = evaluate(
+            Sample(sampler(run.params, cond, seed), captions, frame_rate=run.recipe.frame_rate), context, measures
+        )
         values = {name: score.value for name, score in scores.items()}
         rows.append({"steps": count, "evaluations": sampler.evaluations, "scores": values})
     return rows

@@ -45,11 +45,13 @@ class Sample:
       images: uint8 (N, T, H, W, 3).
       captions: the N captions that they were made from, or None.
       references: other captions of each, at least one, or None.
+      frame_rate: frames/s of videos; None for images.
     """
 
     images: np.ndarray
     captions: Sequence[str] | None
     references: Sequence[Sequence[str]] | None = None
+    frame_rate: float | None = None
 
     @functools.cached_property
     def _features(self) -> dict[str, np.ndarray]:
@@ -60,6 +62,12 @@ class Sample:
         if network.identity not in self._features:
             self._features[network.identity] = network.images(self.images)
         return self._features[network.identity]
+
+    def require_videos(self) -> np.ndarray:
+        """Returns the videos. Raises UserError where they are images."""
+        if self.images.shape[1] == 1:
+            raise UserError("needs videos, and these are images")
+        return self.images
 
     def require_captions(self) -> Sequence[str]:
         """Returns the captions. Raises UserError where there are none."""
@@ -105,7 +113,7 @@ class EvalContext:
         """The first held-out images with captions, for evaluations of the run that take long."""
         self.require_run()
         real = self.require_held_out()
-        return Sample(real.images[:FEW], real.require_captions()[:FEW])
+        return Sample(real.images[:FEW], real.require_captions()[:FEW], frame_rate=real.frame_rate)
 
     @functools.cached_property
     def reconstructed(self) -> np.ndarray:
@@ -157,7 +165,8 @@ def first_of(data: Data, split: str, num: int) -> Sample:
             f"split {split!r} has {len(source)} items, fewer than {num}: lower --num (in training loop.score_num)"
         )
     real = [source[i] for i in range(num)]
-    return Sample(np.stack([item["inputs"] for item in real]), [item["text"] for item in real])
+    rate = real[0].get("frame_rate")
+    return Sample(np.stack([item["inputs"] for item in real]), [item["text"] for item in real], frame_rate=rate)
 
 
 # ---- the registry
@@ -171,8 +180,8 @@ class Measure:
       function: sample, context -> scores by name.
       better: "higher", "lower", or "ceiling": near the score of real images.
       network: feature network that it needs: "clip", "inception" or "".
-      floor: what stands beside the score as worthless: real images with "shuffled" captions, "scrambled" images, or ""
-        for measures of the run, which real images do not have.
+      floor: what stands beside the score as worthless: real images with "shuffled" captions, "scrambled" images,
+        videos with "reordered" frames, or "" for measures of the run, which real images do not have.
     """
 
     function: Callable[[Sample, EvalContext], dict[str, Score]]
@@ -241,7 +250,7 @@ def evaluate(sample: Sample, context: EvalContext, names: Sequence[str]) -> tupl
 
 def floor(real: Sample, context: EvalContext, names: Sequence[str]) -> dict[str, Score]:
     """Returns the scores of worthless samples made from real ones, see `Measure.floor`."""
-    makers = {"shuffled": shuffled, "scrambled": scrambled}
+    makers = {"shuffled": shuffled, "scrambled": scrambled, "reordered": reordered}
     parts = {kind: makers[kind](real, context.seed) for kind in {MEASURES[name].floor for name in names} if kind}
     scores = {}
     for name in names:
@@ -257,7 +266,13 @@ def shuffled(sample: Sample, seed: int) -> Sample:
     cycle = np.random.default_rng(seed).permutation(count)
     captions = np.empty(count, object)
     captions[cycle] = np.array(sample.captions, object)[np.roll(cycle, 1)]
-    return Sample(sample.images, captions.tolist(), sample.references)
+    return dataclasses.replace(sample, captions=captions.tolist())
+
+
+def reordered(sample: Sample, seed: int) -> Sample:
+    """Returns the same captions and videos, the frames of each in random order."""
+    rng = np.random.default_rng(seed)
+    return dataclasses.replace(sample, images=np.stack([rng.permutation(video) for video in sample.images]))
 
 
 def scrambled(sample: Sample, seed: int) -> Sample:

@@ -15,13 +15,14 @@ from zoo.scenes import oracle
 HostReward = Callable[[np.ndarray, Sequence[str]], np.ndarray]  # images (N, T, H, W, 3) and N prompts -> (N,)
 
 
-def get_reward(name: str, world: str | None) -> HostReward:
+def get_reward(name: str, world: str | None, frame_rate: float | None = None) -> HostReward:
     """Returns the reward of that name; higher is better.
 
     Args:
       name: "oracle", see `oracle.claims_right`; "zoo:clip" or the folder of a CLIP, CLIPScore; or the workdir of a run
         with the ability `method.Scorer`.
       world: world of the images, for the oracle.
+      frame_rate: frames/s of videos, for the oracle.
 
     Raises:
       UserError: another name, images that the oracle cannot read, or a run that lacks the ability.
@@ -30,7 +31,7 @@ def get_reward(name: str, world: str | None) -> HostReward:
         if world is None:
             raise UserError("the oracle reads scenes alone: use the reward zoo:clip")
         return lambda images, prompts: np.array(
-            [oracle.claims_right(*pair, world) for pair in zip(images, prompts, strict=True)]
+            [oracle.claims_right(*pair, world, frame_rate) for pair in zip(images, prompts, strict=True)]
         )
     run = open_any(name, "oracle")
     run.scorer()  # a run that lacks the ability is an error before images are made

@@ -25,7 +25,7 @@ from zoo.errors import UserError
 from zoo.method import Axis, Batch, Denoises, Output, normal_each, to_float
 from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.layers import smooth_attention
-from zoo.nets.transformer import Transformer
+from zoo.nets.transformer import NEW_FOR_VIDEOS, Transformer
 
 EPS_START = 0.99
 X_START = 1e-3  # of the way to noise, where x is predicted and training has no earliest time
@@ -108,6 +108,7 @@ class Diffusion:
     caption_drop: float = 0.1
 
     players: ClassVar[tuple[str, ...]] = ("model",)
+    MAY_BE_NEW = NEW_FOR_VIDEOS
     fake_kind: ClassVar[str] = "reconstruction"
     SampleOptions = SampleOptions
     LikelihoodOptions = LikelihoodOptions
@@ -131,9 +132,9 @@ class Diffusion:
             )
         t = jnp.zeros(len(inputs)) if t is None else t
         _, kept = self.network.apply({"params": params["model"]}, inputs, t, cond=cond, mutable=["intermediates"])
-        (layers,) = kept["intermediates"]["network"]["layers"]["tokens"]  # (layers, B T, h w, D)
-        sides = dict(t=inputs.shape[1], h=inputs.shape[2] // self.network.network.patch_size)
-        return list(einops.rearrange(layers, "l (b t) (h w) d -> l b t h w d", **sides))
+        (layers,) = kept["intermediates"]["network"]["layers"]["tokens"]  # (layers, B, T, h w, D)
+        rows = inputs.shape[2] // self.network.network.patch_size
+        return list(einops.rearrange(layers, "l b t (h w) d -> l b t h w d", h=rows))
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
         """See `Method.init`."""

@@ -7,6 +7,7 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zoo.conditions import PAD, Cond
 from zoo.config import build
@@ -14,11 +15,19 @@ from zoo.nets.layers import Attention, RMSNorm, SwiGLU, stack
 
 
 class Text(NamedTuple):
-    """An encoded text: `embeddings` (B, L, D), their number `lengths` (B,) int32, and their mean `pooled` (B, D)."""
+    """An encoded text, and the frame rate of the video that it describes.
+
+    Attributes:
+      embeddings: (B, L, D).
+      lengths: number of embeddings that count, (B,) int32.
+      pooled: mean of the embeddings, (B, D).
+      frame_rate: frames/s, (B,), 0 for one frame; None where the data has none.
+    """
 
     embeddings: jax.Array
     lengths: jax.Array
     pooled: jax.Array
+    frame_rate: jax.Array | None = None
 
 
 class Layer(nn.Module):
@@ -37,8 +46,26 @@ class Layer(nn.Module):
         return x + SwiGLU(dtype=self.dtype, name="mlp")(RMSNorm(self.dtype, name="mlp_norm")(x)), None
 
 
+class FrameRate(nn.Module):
+    """A frame rate as sines and cosines of its logarithm, then a linear layer that starts at zero: (B,) -> (B, width).
+
+    The rate 0, of one frame, stays zero.
+    """
+
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, frame_rate: jax.Array) -> jax.Array:
+        """frame_rate: (B,) frames/s -> (B, width)."""
+        octaves = jnp.log2(jnp.maximum(frame_rate, 1.0))[:, None] * np.pi * 2.0 ** -np.arange(4)
+        features = jnp.concatenate([jnp.sin(octaves), jnp.cos(octaves)], axis=-1) * (frame_rate > 0)[:, None]
+        start = nn.initializers.zeros
+        return nn.Dense(self.width, use_bias=False, kernel_init=start, dtype=self.dtype, name="out")(features)
+
+
 class TextTransformer(nn.Module):
-    """Conditioner of token ids: a bidirectional pre-norm transformer. Padding stands at the end only.
+    """Conditioner of token ids, and of a frame rate: a bidirectional pre-norm transformer. Padding is at the end only.
 
     Attributes:
       vocab_size: number of token ids.
@@ -60,19 +87,22 @@ class TextTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, cond: Cond) -> Text:
-        """cond["tokens"]: (B, L) int32 -> Text."""
+        """cond["tokens"]: (B, L) int32; cond["frame_rate"]: (B,) frames/s, where the data has it -> Text."""
         ids = cond["tokens"]
         present = ids != PAD
         lengths = present.sum(axis=-1).astype(jnp.int32)
         x = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, name="embedding")(ids)  # (B, L, D)
         positions = self.param("positions", nn.initializers.normal(0.02), (ids.shape[1], self.width))
         x = x + positions.astype(self.dtype)
+        frame_rate = cond.get("frame_rate")
+        if frame_rate is not None:  # added to the words, it reaches all that a network reads
+            x = x + FrameRate(self.width, self.dtype, name="frame_rate")(frame_rate)[:, None]
         layers = stack(Layer, self.depth, self.remat, in_axes=nn.broadcast)
         x, _ = layers(self.heads, self.dtype, self.attention, name="layers")(x, None, lengths)
         x = RMSNorm(self.dtype, name="norm")(x)
         mask = present[..., None].astype(jnp.float32)
         pooled = (x * mask).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1.0)
-        return Text(x, lengths, pooled.astype(self.dtype))
+        return Text(x, lengths, pooled.astype(self.dtype), frame_rate)
 
 
 class Conditioned(nn.Module):

@@ -136,11 +136,17 @@ def rotary_table(rows: int, columns: int, dim: int) -> np.ndarray:
     return np.concatenate([np.outer(row, frequencies), np.outer(column, frequencies)], axis=-1)
 
 
-def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
-    """Turns channel pairs of x, (B, N, heads, d), by angles, (N, d / 2)."""
-    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+def rotate(x: jax.Array, angles: np.ndarray | jax.Array) -> jax.Array:
+    """Turns channel pairs of x, (B, N, heads, d), by angles, (N, d / 2) or (B, N, d / 2)."""
+    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
+
+
+def time_angles(seconds: jax.Array, count: int) -> jax.Array:
+    """Times in seconds, (...), as angles (..., count), whose periods go from half a second to a minute."""
+    periods = 0.5 * 120.0 ** (np.arange(count) / max(count - 1, 1))
+    return seconds[..., None] * (2 * np.pi / periods)
 
 
 def sincos_table(rows: int, columns: int, dim: int) -> np.ndarray:
@@ -193,8 +199,8 @@ class Attention(nn.Module):
           context: (B, M, D'), or None.
           lengths: (B,) how many of all keys count; x's own keys come first, so padding is at the end.
           to_self: whether x attends to itself; False is plain cross-attention.
-          angles: rotary positions of x, (N, d / 2). The context has position 0: how its words about positions apply
-            then depends on the query's position alone.
+          angles: rotary positions of x, (N, d / 2) or (B, N, d / 2). The context has position 0: how its words about
+            positions apply then depends on the query's position alone.
         """
         width = x.shape[-1]
         shape = (self.heads, head_channels(width, self.heads))

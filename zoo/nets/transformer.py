@@ -6,8 +6,9 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from zoo.errors import unknown_name_error
+from zoo.errors import UserError, unknown_name_error
 from zoo.nets.conditioning import Text
 from zoo.nets.layers import (
     Attention,
@@ -19,47 +20,90 @@ from zoo.nets.layers import (
     rotary_table,
     sincos_table,
     stack,
+    time_angles,
     unpatchify,
 )
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """x: (B, N, D); shift, scale: (B, 1, D)."""
+    """x: (B, T, N, D); shift, scale: (B, 1, 1, D)."""
     return x * (1 + scale) + shift
 
 
+SPACE_TIME = {  # kind of attention -> rows of the main attention and their tokens, of a video's b t n
+    "spatial": "(b t) n",
+    "temporal": "(b n) t",
+    "factorized": "(b t) n",
+    "joint": "b (t n)",
+}
+WAVES = 16  # sines, and as many cosines, of a frame's time
+NEW_FOR_VIDEOS = "frame_rate", "seconds", "temporal", "temporal_modulation"  # modules that an image run lacks
+
+
 class Block(nn.Module):
-    """Attention, cross-attention with `text="cross"`, feed-forward; each behind a gate that starts at zero."""
+    """Attention, cross-attention with `text="cross"`, attention over time, feed-forward; each behind a gate from zero.
+
+    Attributes:
+      heads, text, dtype, attention, space_time: see `Transformer`.
+    """
 
     heads: int
     text: str
     dtype: Any
     attention: str
+    space_time: str = "spatial"
 
     @nn.compact
-    def __call__(self, x, condition, text, lengths, angles):
-        """x: (B, N, D); condition: (B, D); text: (B, L, D); lengths: (B,); angles: (N, d / 2) or None -> x, None."""
-        width = x.shape[-1]
-        parts = 7 if self.text == "cross" else 6
-        modulation = nn.Dense(parts * width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="modulation")
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m, *gate_c = jnp.split(
-            modulation(nn.silu(condition))[:, None], parts, axis=-1
-        )  # each (B, 1, D)
+    def __call__(self, x, condition, text, lengths, angles, time_angles):
+        """Returns x, None.
+
+        Args:
+          x: (B, T, N, D).
+          condition: (B, D).
+          text: for each row of `SPACE_TIME`, (rows, L, D).
+          lengths: (rows,).
+          angles: rotary positions of the main attention, (tokens, d / 2) or (rows, tokens, d / 2), or None.
+          time_angles: those of the attention over time, (B N, T, d / 2), or None.
+        """
+        frames, places = x.shape[1:3]
+        rows = SPACE_TIME[self.space_time]
+        in_rows = lambda y: einops.rearrange(y, f"b t n d -> {rows} d")
+        back = lambda y: einops.rearrange(y, f"{rows} d -> b t n d", t=frames, n=places)
+
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m, *gate_c = self._modulation(
+            condition, 7 if self.text == "cross" else 6, "modulation"
+        )
         attention = Attention(self.heads, self.dtype, self.attention, name="attention")
-        y = modulate(RMSNorm(self.dtype, scale=False)(x), shift_a, scale_a)
+        y = in_rows(modulate(RMSNorm(self.dtype, scale=False)(x), shift_a, scale_a))
         if self.text == "joint":
-            y = attention(y, context=text, lengths=x.shape[1] + lengths, angles=angles)
+            y = attention(y, context=text, lengths=y.shape[1] + lengths, angles=angles)
         else:
             y = attention(y, angles=angles)
-        x = x + gate_a * y
+        x = x + gate_a * back(y)
         if self.text == "cross":
             cross = Attention(self.heads, self.dtype, self.attention, name="cross")
-            y = cross(RMSNorm(self.dtype, name="cross_norm")(x), context=text, lengths=lengths, to_self=False)
-            x = x + gate_c[0] * y
+            y = in_rows(RMSNorm(self.dtype, name="cross_norm")(x))
+            x = x + gate_c[0] * back(cross(y, context=text, lengths=lengths, to_self=False))
+        if self.space_time == "factorized":
+            x = x + self._over_time(x, condition, time_angles)
         y = modulate(RMSNorm(self.dtype, scale=False)(x), shift_m, scale_m)
         x = x + gate_m * SwiGLU(dtype=self.dtype, name="mlp")(y)
         self.sow("intermediates", "tokens", x)  # for apply(..., mutable=["intermediates"])
         return x, None
+
+    def _modulation(self, condition, parts: int, name: str):
+        """Shifts, scales and gates that start at zero, each (B, 1, 1, D)."""
+        zeros = nn.initializers.zeros
+        dense = nn.Dense(parts * condition.shape[-1], kernel_init=zeros, dtype=self.dtype, name=name)
+        return jnp.split(dense(nn.silu(condition))[:, None, None], parts, axis=-1)
+
+    def _over_time(self, x, condition, angles):
+        """Attention of each place to itself in all frames, behind its gate: (B, T, N, D)."""
+        shift, scale, gate = self._modulation(condition, 3, "temporal_modulation")
+        y = modulate(RMSNorm(self.dtype, scale=False)(x), shift, scale)
+        attention = Attention(self.heads, self.dtype, self.attention, name="temporal")
+        y = attention(einops.rearrange(y, "b t n d -> (b n) t d"), angles=angles)
+        return gate * einops.rearrange(y, "(b n) t d -> b t n d", n=x.shape[2])
 
 
 class Transformer(nn.Module):
@@ -69,7 +113,11 @@ class Transformer(nn.Module):
       width, depth, heads: of the transformer.
       patch_size: pixels along a patch's side; must divide the image's.
       text: "joint" (one softmax over patches and words) or "cross" (a sub-layer of its own).
-      positions: "rotary" (axial, plus fixed sines and cosines, since words name absolute places) or "learned".
+      space_time: attention of a video's patches: "spatial" (each frame to itself), "temporal" (each place to itself),
+        "factorized" (spatial, then temporal, in every layer) or "joint" (all patches of all frames in one softmax).
+        Attention has positions along the axes that it covers alone, in time in seconds.
+      positions: "rotary" (axial, plus fixed sines and cosines, since words name absolute places) or "learned"; time is
+        rotary, plus sines and cosines.
       time_frequency: the highest, see `TimeEmbedding`; where derivatives by time are taken, it must be low.
       remat: see `layers.stack`.
       attention: see `layers.attend`.
@@ -80,6 +128,7 @@ class Transformer(nn.Module):
     heads: int = 6
     patch_size: int = 4
     text: str = "joint"
+    space_time: str = "spatial"
     positions: str = "rotary"
     time_frequency: float = 1000.0
     remat: str = "cheap"
@@ -95,9 +144,17 @@ class Transformer(nn.Module):
           t: (B,) in [0, 1].
           span: (B,) in [0, 1], duration over which the prediction is a mean, where one was given to `init` too.
           text: encoded conditions.
+
+        Raises:
+          UserError: an unknown value of an attribute, or a video without a frame rate where time has positions.
         """
-        if self.text not in ("joint", "cross"):
-            raise unknown_name_error("text attention", self.text, ("joint", "cross"))
+        for what, name, known in (
+            ("text attention", self.text, ("joint", "cross")),
+            ("space_time attention", self.space_time, SPACE_TIME),
+            ("positions", self.positions, ("rotary", "learned")),
+        ):
+            if name not in known:
+                raise unknown_name_error(what, name, known)
         condition = TimeEmbedding(self.width, self.dtype, self.time_frequency, name="time")(t)
         if span is not None:
             condition = condition + TimeEmbedding(self.width, self.dtype, self.time_frequency, name="span")(span)
@@ -106,30 +163,75 @@ class Transformer(nn.Module):
         patches = patchify(z, self.patch_size)  # (B, T, h, w, p*p*C)
         frames, rows, columns = patches.shape[1:4]
         x = nn.Dense(self.width, dtype=self.dtype, name="embed")(patches)
-        x = einops.rearrange(x, "b t h w d -> (b t) (h w) d")  # each frame attends to itself
-        each_frame = lambda y: jnp.repeat(y, frames, axis=0)
-        condition, words, lengths = each_frame(condition), each_frame(text.embeddings), each_frame(text.lengths)
+        x = einops.rearrange(x, "b t h w d -> b t (h w) d")
+        x, angles, time_angles = self._place(x, rows, columns, text.frame_rate)
+        count = {"(b t) n": frames, "(b n) t": rows * columns, "b (t n)": 1}[SPACE_TIME[self.space_time]]
+        words, lengths = jnp.repeat(text.embeddings, count, axis=0), jnp.repeat(text.lengths, count, axis=0)
 
-        x, angles = self._place(x, rows, columns)
         layers = stack(Block, self.depth, self.remat, in_axes=nn.broadcast)
-        x, _ = layers(self.heads, self.text, self.dtype, self.attention, name="layers")(
-            x, condition, words, lengths, angles
+        x, _ = layers(self.heads, self.text, self.dtype, self.attention, self.space_time, name="layers")(
+            x, condition, words, lengths, angles, time_angles
         )
 
         zeros = nn.initializers.zeros
         modulation = nn.Dense(2 * self.width, kernel_init=zeros, dtype=self.dtype, name="modulation")
-        shift, scale = jnp.split(modulation(nn.silu(condition))[:, None], 2, axis=-1)
+        shift, scale = jnp.split(modulation(nn.silu(condition))[:, None, None], 2, axis=-1)
         x = modulate(RMSNorm(self.dtype, scale=False)(x), shift, scale)
         x = nn.Dense(patches.shape[-1], kernel_init=zeros, dtype=jnp.float32, name="out")(x)
-        x = einops.rearrange(x, "(b t) (h w) d -> b t h w d", t=frames, h=rows)
-        return unpatchify(x, self.patch_size)
+        return unpatchify(einops.rearrange(x, "b t (h w) d -> b t h w d", h=rows), self.patch_size)
 
-    def _place(self, x: jax.Array, rows: int, columns: int):
-        """Adds positions to x, (B, h*w, D); returns it with the angles that attention turns by, or None."""
+    def _place(self, x: jax.Array, rows: int, columns: int, frame_rate: jax.Array | None):
+        """Adds positions to x, (B, T, N, D); returns it, and the angles that both kinds of attention turn by, or None.
+
+        Positions in time start at zero, so that a network that was trained on images is the same on each frame.
+        """
+        channels, joint = head_channels(self.width, self.heads), self.space_time == "joint"
+        space = None
+        if self.space_time != "temporal":
+            x, space = self._place_in_space(x, rows, columns, 4 * (channels // 6) if joint else channels)
+        if self.space_time == "spatial":
+            return x, space, None
+        seconds = seconds_of((x.shape[0], x.shape[1]), frame_rate)  # (B, T)
+        zeros = nn.initializers.zeros
+        dense = nn.Dense(self.width, use_bias=False, kernel_init=zeros, dtype=self.dtype, name="seconds")
+        waves = time_angles(seconds, WAVES)
+        x = x + dense(jnp.concatenate([jnp.sin(waves), jnp.cos(waves)], axis=-1))[:, :, None]
+        time = time_angles(seconds, channels // 2 - (space.shape[-1] if joint and space is not None else 0))
+        if joint:
+            return x, space_time_angles(space, time, rows * columns), None
+        time = jnp.repeat(time, rows * columns, axis=0)  # (B N, T, d / 2)
+        return (x, time, None) if self.space_time == "temporal" else (x, space, time)
+
+    def _place_in_space(self, x: jax.Array, rows: int, columns: int, channels: int):
+        """Adds positions in space to x, (B, T, N, D); returns it with angles (N, channels / 2), or None."""
         if self.positions == "rotary":
             table = sincos_table(rows, columns, self.width)
-            return x + table.astype(self.dtype), rotary_table(rows, columns, head_channels(self.width, self.heads))
-        if self.positions == "learned":
-            table = self.param("positions", nn.initializers.normal(0.02), (rows * columns, self.width))
-            return x + table.astype(self.dtype), None
-        raise unknown_name_error("positions", self.positions, ("rotary", "learned"))
+            return x + table.astype(self.dtype), rotary_table(rows, columns, channels)
+        table = self.param("positions", nn.initializers.normal(0.02), (rows * columns, self.width))
+        return x + table.astype(self.dtype), None
+
+
+def space_time_angles(space: np.ndarray | None, time: jax.Array, places: int) -> jax.Array:
+    """Joins angles of places, (N, a) or None, and of frames, (B, T, b), to those of all patches, (B, T N, a + b)."""
+    time = jnp.repeat(time, places, axis=1)
+    if space is None:
+        return time
+    space = np.tile(space, (time.shape[1] // places, 1))
+    return jnp.concatenate([jnp.broadcast_to(space, (len(time), *space.shape)), time], axis=-1)
+
+
+def seconds_of(shape: tuple[int, int], frame_rate: jax.Array | None) -> jax.Array:
+    """Returns the time of each frame of videos, (B, T).
+
+    Args:
+      shape: (B, T).
+      frame_rate: frames/s, (B,); None or 0 for one frame.
+
+    Raises:
+      UserError: several frames without a frame rate.
+    """
+    if frame_rate is None:
+        if shape[1] > 1:
+            raise UserError("attention over time needs the videos' frame rate: name it with the data, e.g. ?fps=8")
+        return jnp.zeros(shape)
+    return jnp.arange(shape[1]) / jnp.where(frame_rate > 0, frame_rate, 1.0)[:, None]

@@ -96,7 +96,12 @@ def recipe_of(metadata: Mapping[str, Any], read: Callable[[str], Any], for_train
     """
     config = configs.from_json(json.dumps(metadata["config"]))
     tokenizer = Tokenizer.from_json(json.dumps(metadata["tokenizer"]))
-    return Recipe(config, tokenizer, Dependencies(metadata, read, for_training), tuple(metadata["conditions"]))
+    return Recipe(config, tokenizer, Dependencies(metadata, read, for_training), *_of_data(metadata))
+
+
+def _of_data(metadata: Mapping[str, Any]) -> tuple[tuple[str, ...], float | None]:
+    """Returns the names of the conditions and the frame rate of the data."""
+    return tuple(metadata["conditions"]), metadata["frame_rate"]
 
 
 def prepare(
@@ -127,14 +132,30 @@ def prepare(
         init = dependencies.init_run(config)
         made = processes.from_first(lambda: first_tokenizer(config.init, init, data, source).to_json())
         tokenizer = Tokenizer.from_json(made)
-    names = saved["conditions"] if saved else processes.from_first(lambda: conditions.of_item(source[0]))
-    recipe = Recipe(config, tokenizer, dependencies, tuple(names))
+    names, frame_rate = _of_data(saved or processes.from_first(lambda: about_data(data, source[0])))
+    recipe = Recipe(config, tokenizer, dependencies, names, frame_rate)
     if recipe.codec:
         source = recipe.encoded(source, "train")
         lost = set(names) - set(conditions.of_item(source[0]))
         if lost:
             raise UserError(f"data.latents: latents keep captions alone, and the data has {', '.join(sorted(lost))}")
     return source, recipe
+
+
+def about_data(data: Data, item: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the names of the conditions and the frame rate of data, as JSON can write them.
+
+    Args:
+      data: section `data` of the config, built.
+      item: one of its items.
+
+    Raises:
+      UserError: videos without a frame rate.
+    """
+    frame_rate = item.get("frame_rate")
+    if data.frames > 1 and not frame_rate:
+        raise UserError(f"data.source: the videos of {data.source} have no frame rate: add it, e.g. ?fps=8")
+    return {"conditions": conditions.of_item(item), "frame_rate": frame_rate}
 
 
 def first_tokenizer(name: str, init: Run | None, data: Data, source: pipeline.Source) -> Tokenizer:
@@ -271,7 +292,7 @@ class Dependencies:
             if not self._for_training:
                 return None
             run = None if value == "oracle" else self.open(key, name, value, "oracle")
-            build = functools.partial(build_reward, run, recipe.data.source, recipe.data.shape)
+            build = functools.partial(build_reward, run, recipe.data.source, recipe.data.shape, recipe.frame_rate)
             return named(key, lambda: build(recipe.tokenizer, recipe.codec))
         run = self.open(key, name, value)
         check_shared(key, value, run, recipe)

@@ -17,11 +17,11 @@ from zoo.data import pipeline
 from zoo.data.text import Tokenizer
 from zoo.errors import UserError, unknown_name_error
 from zoo.families import build_method
-from zoo.method import Axis, Batch, Generates, trained
+from zoo.method import Axis, Batch, Generates, may_be_new, trained
 from zoo.runs.codec import Codec
 from zoo.runs.sampler import Sampler, sample_options
 from zoo.training import cost, optim, parallel, state
-from zoo.trees import first_difference
+from zoo.trees import completed, first_difference, flatten
 
 CAPTIONS_FOR_TOKENIZER = 20_000
 
@@ -40,10 +40,12 @@ class Data:
       flip: whether to mirror a random half of the images; wrong where captions contain "left".
       negatives: whether to give with each caption one that is wrong by a word, see `scenes.negatives`.
       latents: workdir of a trained autoencoder, whose latents are the inputs; "" for images.
+      images: images beside videos, a source like `source`, for methods that read both; "" for none.
+      images_batch_size: images over all devices of all processes; 0 without `images`.
       threads: threads that prepare batches ahead of need; 0 for one a core, at most 8.
 
     Raises:
-      UserError: there are fewer than 0 threads.
+      UserError: there are fewer than 0 threads, or images without a batch size or the other way round.
     """
 
     source: str
@@ -55,11 +57,17 @@ class Data:
     flip: bool = False
     negatives: bool = False
     latents: str = ""
+    images: str = ""
+    images_batch_size: int = 0
     threads: int = 0
 
     def __post_init__(self):
         if self.threads < 0:
             raise UserError(f"data.threads must be at least 0, got {self.threads}; 0 is one a core")
+        if bool(self.images) != (self.images_batch_size > 0):
+            raise UserError(
+                f"data.images {self.images!r} and data.images_batch_size {self.images_batch_size}: give both or none"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -69,6 +77,10 @@ class Data:
     def open(self, split: str) -> pipeline.Source:
         """Opens a split of the source."""
         return pipeline.open_source(self.source, split, self.size, self.frames)
+
+    def open_images(self, split: str) -> pipeline.Source:
+        """Opens a split of the images beside videos."""
+        return pipeline.open_source(self.images, split, self.size, 1)
 
     def train_tokenizer(self, source: pipeline.Source) -> Tokenizer:
         """Returns a tokenizer of the source's captions."""
@@ -137,12 +149,15 @@ class Recipe:
       optimizers: optimizer of each player.
       shape: shape of one input, (T, H, W, C).
       names: names of the conditions that its data has.
+      frame_rate: frames/s of its data; None for images.
+      new_parts: names of modules that the run of `config.init` lacks.
 
     Args:
       config: whole config.
       tokenizer: tokenizer of the captions.
       dependencies: opener of the frozen networks.
       names: names of the conditions that its data has.
+      frame_rate: frames/s of its data; None for images.
 
     Raises:
       UserError: the config has a key that nobody reads, or a value that cannot be used.
@@ -156,8 +171,10 @@ class Recipe:
         tokenizer: Tokenizer,
         dependencies: Opens,
         names: tuple[str, ...] = ("tokens",),
+        frame_rate: float | None = None,
     ):
         check_sections(config)
+        self.frame_rate = frame_rate
         self.config, self.tokenizer, self.dependencies, self.names = config, tokenizer, dependencies, names
         self.data = configs.build(Data, config.data, "data")
         self.codec = dependencies.codec(self.data)
@@ -165,6 +182,11 @@ class Recipe:
             raise UserError("data.flip mirrors images, and the inputs are latents (data.latents): drop one of them")
         open_dependency = functools.partial(dependencies.open_for, self)
         self.method = build_method(config.method, tokenizer.vocab_size, config.dtype, open_dependency)
+        if bool(self.data.images) != getattr(self.method, "READS_IMAGES", False):
+            raise UserError(
+                f"data.images {self.data.images!r}: the method joint reads images beside videos, and it alone does; "
+                f"method.name is {config.method.name}"
+            )
         if getattr(self.method, "INIT_IS_BASE", False):
             dependencies.freeze_base(config)
         self.optimizers = optim.build_all(config.players, self.method.players)
@@ -174,6 +196,7 @@ class Recipe:
             sample_options(self.method, dict(config.sample))
         elif config.sample:
             raise unknown_name_error("sampling option", next(iter(config.sample)), ())
+        self.new_parts: list[str] = []
         self._start = self._params_of_init()
         dependencies.release_init()
 
@@ -181,7 +204,7 @@ class Recipe:
         """Returns the same recipe with networks that compute in float32, its dependencies' too."""
         config = self.config.copy_and_resolve_references()
         config.dtype = "float32"
-        return Recipe(config, self.tokenizer, self.dependencies.exact(), self.names)
+        return Recipe(config, self.tokenizer, self.dependencies.exact(), self.names, self.frame_rate)
 
     def metadata(self) -> dict[str, Any]:
         """Returns the part of a checkpoint beside the state, as JSON can write it."""
@@ -190,32 +213,59 @@ class Recipe:
             "tokenizer": json.loads(self.tokenizer.to_json()),
             "latents": self.codec.scale if self.codec else {},
             "conditions": list(self.names),
+            "frame_rate": self.frame_rate,
             "frozen": self.dependencies.metadata,
         }
 
-    def conditions(self, captions: Sequence[str], negative: str = "") -> dict[str, Any]:
+    def conditions(
+        self, captions: Sequence[str], negative: str = "", frame_rate: float | None = None
+    ) -> dict[str, Any]:
         """Returns the conditions of captions, (N, ...).
 
         Args:
           captions: N texts.
           negative: text from which guidance leads away; "" for the empty caption.
+          frame_rate: frames/s; None for that of the data.
         """
-        encode = lambda lines: conditions.encode(self.names, [{"text": line} for line in lines], self.tokenizer.encode)
+        rate = self.frame_rate if frame_rate is None else frame_rate
+        items = lambda lines: [{"text": line, "frame_rate": rate} for line in lines]
+        encode = lambda lines: conditions.encode(self.names, items(lines), self.tokenizer.encode)
         return encode(captions) | ({NEGATIVE: encode([negative] * len(captions))} if negative else {})
 
-    def encoded(self, source: pipeline.Source, split: str) -> pipeline.Source:
-        """Returns an opened split as the network gets it: latents where `data.latents` names an autoencoder."""
+    def encoded(self, source: pipeline.Source, split: str, images: bool = False) -> pipeline.Source:
+        """Returns an opened split as the network gets it: latents where `data.latents` names an autoencoder.
+
+        Args:
+          source: opened split, of `data.source` or `data.images`.
+          split: name of the split.
+          images: whether it is of `data.images`.
+        """
         if self.codec is None:
             return source
-        about = {"data": self.data.source, "split": split, "size": self.data.size, "frames": self.data.frames}
+        name, frames = (self.data.images, 1) if images else (self.data.source, self.data.frames)
+        about = {"data": name, "split": split, "size": self.data.size, "frames": frames}
         return self.codec.source(self.dependencies.frozen["latents"], source, about)
 
-    def stream(self, source: pipeline.Source, start: int = 0) -> Iterator[Batch]:
-        """Returns this process's part of each batch, from step `start` on."""
+    def stream(self, source: pipeline.Source, start: int = 0, split: str = "train") -> Iterator[Batch]:
+        """Returns this process's part of each batch, with `images` where the data has them.
+
+        Args:
+          source: opened split of `data.source`.
+          start: step to begin at.
+          split: name of the split, for the images.
+        """
+        batches = self._stream(source, self.data.batch_size, start)
+        if not self.data.images:
+            return batches
+        images = self.encoded(self.data.open_images(split), split, images=True)
+        more = self._stream(images, self.data.images_batch_size, start)
+        return ({**batch, "images": one} for batch, one in zip(batches, more, strict=True))
+
+    def _stream(self, source: pipeline.Source, batch_size: int, start: int) -> Iterator[Batch]:
         return pipeline.stream(
             source,
             self.tokenizer,
-            self.data.batch_size,
+            batch_size,
             seed=self.config.seed,
             names=self.names,
             start=start,
@@ -225,11 +275,18 @@ class Recipe:
             threads=self.data.threads or None,
         )
 
-    def blank_batch(self, count: int) -> Batch:
-        """Returns a batch of `count` blank inputs and empty captions, for its shapes."""
+    def blank_batch(self, count: int, frames: int = 0) -> Batch:
+        """Returns a batch of `count` blank inputs, of the data's frames or as many, and empty captions."""
+        batch = self._blank(count, frames or self.shape[0])
+        if self.data.images:
+            batch["images"] = self._blank(max(1, count * self.data.images_batch_size // self.data.batch_size), 1)
+        return batch
+
+    def _blank(self, count: int, frames: int) -> dict[str, Any]:
         keys = ("cond", "negatives") if self.data.negatives else ("cond",)
         dtype = self.codec.dtype if self.codec else jnp.uint8
-        return {"inputs": jnp.zeros((count, *self.shape), dtype)} | dict.fromkeys(keys, self.conditions([""] * count))
+        inputs = jnp.zeros((count, frames, *self.shape[1:]), dtype)
+        return {"inputs": inputs} | dict.fromkeys(keys, self.conditions([""] * count))
 
     def create_state(self) -> state.State:
         """Returns a state with fresh parameters, drawn with the config's seed."""
@@ -240,7 +297,7 @@ class Recipe:
         """Returns the state before the first step, from the `config.init` run if there is one; call it once."""
         drawn, start = self.create_state(), self._start
         self._start = {}  # once is enough, and they are large
-        return drawn.start_from(start) if start else drawn
+        return drawn.start_from({player: completed(own, drawn.params[player]) for player, own in start.items()})
 
     def _params_of_init(self) -> dict[str, Any]:
         """Parameters of players to start from; none if there is no such run, or if it is the frozen base.
@@ -255,11 +312,15 @@ class Recipe:
         method = getattr(self.method, "base") if base else self.method  # noqa: B009, not every method has one
         fresh = jax.eval_shape(method.init, jax.random.key(0), self.blank_batch(1))
         shared = {player: params for player, params in trained(run.method, run.params).items() if player in fresh}
-        missing = [player for player in fresh if player not in shared]
-        if missing and (base or not shared):
-            raise UserError(f"init: {name} is a {type(run.method).__name__} without {missing[0]}; name another run")
+        lacking = [player for player in fresh if player not in shared]
+        if lacking and (base or not shared):
+            raise UserError(f"init: {name} is a {type(run.method).__name__} without {lacking[0]}; name another run")
+        allowed = set(may_be_new(method))
         for player, params in shared.items():
-            difference = first_difference(params, fresh[player])
+            own, wanted = flatten(params), flatten(fresh[player])
+            new = {path: allowed & set(path.split("/")) for path in wanted if path not in own}
+            self.new_parts += sorted(set().union(*new.values()))
+            difference = first_difference(own, {path: leaf for path, leaf in wanted.items() if not new.get(path)})
             if difference:
                 changes = configs.differences(run.recipe.config, self.config)
                 keys = "; ".join(change for change in changes if change.startswith(("method.", "data.")))
@@ -287,9 +348,27 @@ class Recipe:
         """Returns the state with shapes in place of arrays."""
         return jax.eval_shape(self.create_state)
 
-    def sampler(self, per_device: int = 16, **options: Any) -> Sampler:
-        """Returns a sampler with the config's options, changed by those given."""
-        return Sampler(self.method, self.shape, dict(self.config.sample) | options, per_device, self.codec)
+    def sampler(self, per_device: int = 16, frames: int | None = None, **options: Any) -> Sampler:
+        """Returns a sampler with the config's options, changed by those given.
+
+        Args:
+          per_device: samples that a device makes at once.
+          frames: number of frames; None for that of the data.
+          **options: sampling options.
+
+        Raises:
+          UserError: an option does not exist or has a wrong value, several frames of a run on images, or networks
+            that are made for another number of frames.
+        """
+        shape = (frames or self.shape[0], *self.shape[1:])
+        if shape[0] > 1 and self.frame_rate is None:
+            raise UserError(f"this run makes images, and {shape[0]} frames are a video: name a run of videos")
+        if shape != self.shape:
+            fresh = lambda frames: jax.eval_shape(self.method.init, jax.random.key(0), self.blank_batch(1, frames))
+            difference = first_difference(fresh(shape[0]), fresh(self.shape[0]))
+            if difference:
+                raise UserError(f"this run makes {self.shape[0]} frames alone, not {shape[0]}: with them, {difference}")
+        return Sampler(self.method, shape, dict(self.config.sample) | options, per_device, self.codec)
 
 
 def check_sections(config: Mapping[str, Any]) -> None:

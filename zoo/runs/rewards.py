@@ -25,11 +25,13 @@ class OracleReward:
       world: world of the scenes.
       tokenizer: tokenizer of the captions.
       codec: decodes latents; None for images.
+      frame_rate: frames/s of videos; None for images.
     """
 
     world: str
     tokenizer: Tokenizer
     codec: Codec | None = None
+    frame_rate: float | None = None
     differentiable = False
 
     def __call__(self, frozen: Mapping[str, Any], inputs: jax.Array, cond: Cond) -> jax.Array:
@@ -37,7 +39,8 @@ class OracleReward:
 
         def score(images, tokens):
             pairs = zip(np.asarray(images), self.tokenizer.decode(tokens), strict=True)
-            return np.array([oracle.claims_right(*pair, self.world) / oracle.ALL_RIGHT for pair in pairs], np.float32)
+            right = [oracle.claims_right(*pair, self.world, self.frame_rate) for pair in pairs]
+            return np.array(right, np.float32) / oracle.ALL_RIGHT
 
         images = to_uint8(decoded(self.codec, frozen, inputs))
         return jax.pure_callback(score, jax.ShapeDtypeStruct((len(images),), jnp.float32), images, cond["tokens"])
@@ -75,7 +78,12 @@ class ScoreReward:
 
 
 def build_reward(
-    run: Run | ClipRun | None, source: str, shape: tuple[int, ...], tokenizer: Tokenizer, codec: Codec | None
+    run: Run | ClipRun | None,
+    source: str,
+    shape: tuple[int, ...],
+    frame_rate: float | None,
+    tokenizer: Tokenizer,
+    codec: Codec | None,
 ):
     """Returns the reward that `method.reward` names.
 
@@ -83,6 +91,7 @@ def build_reward(
       run: scoring network; None for the oracle.
       source: data source of the recipe.
       shape: shape of its images, (T, H, W, C).
+      frame_rate: frames/s of its videos; None for images.
       tokenizer: its tokenizer.
       codec: its autoencoder, or None.
 
@@ -93,7 +102,7 @@ def build_reward(
         world = oracle.world_of(source)
         if world is None:
             raise UserError(f"method.reward: the oracle reads scenes alone, not {source}")
-        return OracleReward(world, tokenizer, codec)
+        return OracleReward(world, tokenizer, codec, frame_rate)
     run.scorer()
     if run.shape not in (None, shape):
         raise UserError(

@@ -59,9 +59,9 @@ class Run:
         """See `Recipe.conditions`."""
         return self.recipe.conditions(captions)
 
-    def sampler(self, per_device: int = 16, **options: Any) -> Sampler:
+    def sampler(self, per_device: int = 16, frames: int | None = None, **options: Any) -> Sampler:
         """See `Recipe.sampler`."""
-        return self.recipe.sampler(per_device, **options)
+        return self.recipe.sampler(per_device, frames, **options)
 
     def guided_by(self, guide: "Run") -> "Run":
         """Returns this run with the parameters of a guide, for a sampler with the option `guide=guide.method`."""
@@ -69,22 +69,31 @@ class Run:
         return dataclasses.replace(self, params=self.params | {"frozen": frozen})
 
     def sample(
-        self, captions: Sequence[str], seed: int = 0, negative: str = "", per_device: int = 16, **options: Any
+        self,
+        captions: Sequence[str],
+        seed: int = 0,
+        negative: str = "",
+        per_device: int = 16,
+        frames: int | None = None,
+        frame_rate: float | None = None,
+        **options: Any,
     ) -> np.ndarray:
-        """Makes one image for each caption.
+        """Makes one image, or video, for each caption.
 
         Args:
           captions: N texts.
           seed: seed of the images; image i is drawn with (seed, i).
           negative: text from which guidance leads away; "" for the empty caption.
           per_device: images that a device makes at once.
+          frames: number of frames; None for that of the data.
+          frame_rate: frames/s; None for that of the data.
           **options: sampling options, over the config's.
 
         Returns:
           uint8 (N, T, H, W, 3).
         """
-        sampler = self.sampler(min(per_device, len(captions)), **options)
-        return sampler(self.params, self.recipe.conditions(captions, negative), seed)
+        sampler = self.sampler(min(per_device, len(captions)), frames, **options)
+        return sampler(self.params, self.recipe.conditions(captions, negative, frame_rate), seed)
 
     def scorer(self) -> Callable[[Mapping[str, Any], jax.Array, Any], jax.Array]:
         """Returns the function (params, images float32 in [-1, 1], conditions) -> scores (B,).

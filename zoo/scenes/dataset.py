@@ -3,10 +3,11 @@
     source = open_source("one", "train", size=16)
     source[0]  # {"inputs": uint8 (1, 16, 16, 3), "text": "a large red star ...", "attributes": "{...}"}
 
-Names: `one`, `full` and `video` (see `zoo.scenes.world`); `modes`: 1,152 scenes, all equally likely; and `entropy`:
+Names: `one`, `full`, `video_one` and `video` (see `zoo.scenes.world`), the last two of videos, or of their first frames
+for images; `modes`: 1,152 scenes, all equally likely; and `entropy`:
 the same with noise in their low bits, so that their entropy is known.
-Example i of a split is a function of (split, i) alone: at every size and number of frames it shows the same
-scene under the same caption, and more examples only add to fewer.
+Example i of a split is a function of (split, i) alone: at every size, number of frames and frame rate it shows the
+same scene under the same caption (of one frame, without its motion), and more examples only add to fewer.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ from zoo.scenes.world import Scene
 
 # To be raised with any change of what is drawn or written: a cached data set of another version is not used.
 VERSION = "1.2.0"
-EXAMPLES = {"one": 20_000, "full": 100_000, "video": 20_000, "modes": 20_000, "entropy": 20_000}
+EXAMPLES = {"one": 20_000, "full": 100_000, "video": 20_000, "video_one": 20_000, "modes": 20_000, "entropy": 20_000}
 MOST_TEST_EXAMPLES = 2_000
 MEMORY = 2**30  # bytes of decoded examples that a source keeps: decoding is most of the cost of a small one
 
@@ -72,7 +73,13 @@ def entropy_bits_per_dim(size: int) -> float:
 
 
 def make_example(
-    name: str, split: str, index: int, size: int, frames: int, omit: float | None = None
+    name: str,
+    split: str,
+    index: int,
+    size: int,
+    frames: int,
+    frame_rate: float | None = None,
+    omit: float | None = None,
 ) -> tuple[np.ndarray, str, Scene]:
     """Returns example `index`: pixels uint8 (frames, size, size, 3), its caption, and the scene behind it."""
     rng = np.random.default_rng([worlds.SPLITS.index(split), index])
@@ -82,16 +89,17 @@ def make_example(
         text, pixels = describe(scene, rng, omit=0.0), worlds.render(scene, size, frames)
         return noisy(pixels, rng) if name == "entropy" else pixels, text, scene
     scene = worlds.draw_scene(rng, name, split)
-    return worlds.render(scene, size, frames), describe(scene, rng, omit), scene
+    return worlds.render(scene, size, frames, frame_rate), describe(scene, rng, omit, still=frames == 1), scene
 
 
 @dataclasses.dataclass(kw_only=True)
 class ScenesConfig(tfds.core.BuilderConfig):
-    """Which scenes: a name of `EXAMPLES`, pixels a side, frames, examples of `train`, and how often captions omit."""
+    """Which scenes: a name of `EXAMPLES`, pixels a side, frames and their rate, examples, how often captions omit."""
 
     world: str = "one"
     size: int = 16
     frames: int = 1
+    frame_rate: float | None = None
     examples: int = EXAMPLES["one"]
     omit: float | None = None
 
@@ -130,7 +138,9 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         if split != "train":
             count = min(MOST_TEST_EXAMPLES, max(1, count // 10))
         for i in tqdm.tqdm(range(count), desc=split, unit=" examples", leave=False):
-            pixels, text, scene = make_example(config.world, split, i, config.size, config.frames, config.omit)
+            pixels, text, scene = make_example(
+                config.world, split, i, config.size, config.frames, config.frame_rate, config.omit
+            )
             if config.frames == 1:
                 pixels = _to_png(pixels[0])
             yield i, {"inputs": pixels, "text": text, "attributes": scene.to_json()}
@@ -154,12 +164,16 @@ def _to_png(pixels: np.ndarray) -> io.BytesIO:
 class Source:
     """Random access to a split, from any thread or process: it is pickled as the call that opens it.
 
-    `source[i]` is {"inputs": uint8 (T, H, W, 3), "text": str, "attributes": str}.
+    `source[i]` is {"inputs": uint8 (T, H, W, 3), "text": str, "attributes": str}, and "frame_rate" of videos.
     """
 
     def __init__(self, builder: Scenes, split: str, folder: pathlib.Path):
         config = builder.builder_config
-        self._opened_with = (config.world, split, config.size, config.frames, config.examples, config.omit, folder)
+        self._opened_with = (
+            *(config.world, split, config.size, config.frames, config.frame_rate, config.examples, config.omit),
+            folder,
+        )
+        self._rate = {} if config.frame_rate is None else {"frame_rate": config.frame_rate}
         self._shape = (config.frames, config.size, config.size, 3)
         decoders = {"inputs": tfds.decode.SkipDecoding()} if config.frames == 1 else None
         reader: Any = builder  # the decorator of `as_data_source` loses its arguments
@@ -190,6 +204,7 @@ class Source:
             "inputs": pixels.reshape(self._shape),
             "text": example["text"].decode(),
             "attributes": example["attributes"].decode(),
+            **self._rate,
         }
 
 
@@ -198,6 +213,7 @@ def open_source(
     split: str,
     size: int,
     frames: int = 1,
+    fps: float | None = None,
     examples: int | None = None,
     omit: float | None = None,
     cache: str | os.PathLike | None = None,
@@ -212,24 +228,33 @@ def open_source(
       split: `train`, `test_seen` (nothing held out; also called `test`), or `test_unseen` (only scenes with
         something held out).
       size: height and width in pixels.
-      frames: of a video, which lasts one second whatever their number.
+      frames: number of frames; 1 for images.
+      fps: frames/s of a video, which must last at least a second; None for a video of one second.
       examples: of split `train`; the test splits have a tenth as many, at most 2,000. None: as in `EXAMPLES`.
       omit: how often a caption is silent about each attribute, in [0, 1); None: as in `grammar`. Not of
         `modes` and `entropy`, whose captions name everything.
       cache: folder for data sets; None: `$ZOO_CACHE`, else `~/.cache/zoo`.
 
     Raises:
-      UserError: unknown name or split; too few pixels, frames or examples for the world; an `omit` out of
-        range or of those two; a cache folder that cannot be written to.
+      UserError: unknown name or split; too few pixels, frames, frames/s or examples for the world; a frame rate of
+        images; an `omit` out of range or of those two; a cache folder that cannot be written to.
     """
     split = "test_seen" if split == "test" else split  # the name that all sources share
-    config = _config(name, split, size, frames, examples, omit)
+    config = _config(name, split, size, frames, fps, examples, omit)
     folder = pathlib.Path(cache).expanduser() if cache else caches.folder()
     with _quiet():
         return Source(_prepared(config, folder), split, folder)
 
 
-def _config(name: str, split: str, size: int, frames: int, examples: int | None, omit: float | None) -> ScenesConfig:
+def _config(
+    name: str,
+    split: str,
+    size: int,
+    frames: int,
+    fps: float | None,
+    examples: int | None,
+    omit: float | None,
+) -> ScenesConfig:
     if name not in EXAMPLES:
         raise errors.unknown_name_error("scenes", name, EXAMPLES)
     if split not in splits_of(name):
@@ -239,10 +264,7 @@ def _config(name: str, split: str, size: int, frames: int, examples: int | None,
         raise errors.UserError(
             f"scenes {name!r} of {size} px are not all different: use at least {world.smallest_image} px"
         )
-    if frames < world.fewest_frames:
-        raise errors.UserError(f"scenes {name!r} need at least {world.fewest_frames} frames, got {frames}")
-    if frames > 1 and not world.moves:
-        raise errors.UserError(f"scenes {name!r} stand still: use 1 frame, got {frames}, or scenes 'video'")
+    frame_rate = _frame_rate(world, frames, fps)
     examples = EXAMPLES[name] if examples is None else examples
     if examples < 1:
         raise errors.UserError(f"scenes {name!r} need at least 1 example, got {examples}")
@@ -250,8 +272,24 @@ def _config(name: str, split: str, size: int, frames: int, examples: int | None,
         raise errors.UserError(f"captions of scenes {name!r} name everything: drop omit")
     if omit is not None and not 0 <= omit < 1:
         raise errors.UserError(f"omit is a share of at least 0 and below 1, got {omit}")
-    label = f"{name}-{size}px-{frames}f-{examples}" + ("" if omit is None else f"-omit{omit}")
-    return ScenesConfig(name=label, world=name, size=size, frames=frames, examples=examples, omit=omit)
+    rate = "" if frame_rate is None else f"-{frame_rate:g}fps"
+    label = f"{name}-{size}px-{frames}f{rate}-{examples}" + ("" if omit is None else f"-omit{omit}")
+    return ScenesConfig(
+        name=label, world=name, size=size, frames=frames, frame_rate=frame_rate, examples=examples, omit=omit
+    )
+
+
+def _frame_rate(world: worlds.World, frames: int, fps: float | None) -> float | None:
+    """Returns the frame rate of videos of a world, None of images; raises UserError where they cannot be."""
+    if frames == 1 or not world.moves:
+        if frames > 1:
+            raise errors.UserError(f"scenes {world.name!r} stand still: use 1 frame, got {frames}, or 'scenes/video'")
+        if fps is not None:
+            raise errors.UserError(f"one frame has no frame rate, got fps={fps:g}: drop it, or set data.frames")
+        return None
+    rate = float(frames if fps is None else fps)
+    worlds.check_video(frames, rate)
+    return rate
 
 
 def _prepared(config: ScenesConfig, folder: pathlib.Path) -> Scenes:

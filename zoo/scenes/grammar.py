@@ -36,8 +36,9 @@ ADVERBS = {"slow": "slowly", "fast": "quickly"}
 OPPOSITES = {"left of": "right of", "above": "below"}
 RELATIONS = (*OPPOSITES, *OPPOSITES.values())
 
-# How often each attribute is left out. World `one` stands for small models: its captions name nearly all.
+# How often each attribute is left out. Worlds of one thing stand for small models: their captions name nearly all.
 OMIT_IN_ONE = {"colour": 0.05, "shape": 0.05, "size": 0.25, "position": 0.25, "background": 0.3}
+OMIT_IN_VIDEO_ONE = OMIT_IN_ONE | {"motion": 0.05, "speed": 0.2}
 OMIT = {
     "colour": 0.15,
     "shape": 0.15,
@@ -95,33 +96,35 @@ POSITIONS = tuple(
 # ---- writing
 
 
-def describe(scene: Scene, rng: np.random.Generator, omit: float | None = None) -> str:
+def describe(scene: Scene, rng: np.random.Generator, omit: float | None = None, still: bool = False) -> str:
     """Returns a caption that is true of the scene: lower case, one of at least three phrasings.
 
     Args:
       scene: what to describe.
       rng: chooses the words, and what to leave out.
       omit: how often each attribute is left out; None for the world's own rates. 0 names everything.
+      still: whether to describe the first frame alone: as it would be described in the video, without motion.
     """
-    rates = OMIT_IN_ONE if scene.world == "one" else OMIT
+    world = worlds.world_named(scene.world)
+    one = world.most_things == 1
+    rates = (OMIT_IN_VIDEO_ONE if world.moves else OMIT_IN_ONE) if one else OMIT
     if omit is not None:
         rates = dict.fromkeys(OMIT, omit)
-    several = worlds.world_named(scene.world).most_things > 1
     with_background = rng.random() >= rates["background"]
-    related = several and len(scene.things) > 1 and omit != 0 and rng.random() < RELATE
-    counted = several and rng.random() < COUNT
+    related = not one and len(scene.things) > 1 and omit != 0 and rng.random() < RELATE
+    counted = not one and rng.random() < COUNT
     things: list[Thing] = [scene.things[int(i)] for i in rng.permutation(len(scene.things))]
     if not counted:
         things = _keep_some(things, rng, rates.get("thing", 0.0), at_least=2 if related else 1)
     placed = [not (related and i < 2) for i in range(len(things))]
-    items = [_phrase(things[i], scene, rng, rates, placed[i]) for i in range(len(things))]
+    items = [_phrase(things[i], scene, rng, rates, placed[i], still) for i in range(len(things))]
     if related:
-        items[:2] = [f"{items[0]} {_relation(things[0], things[1], scene, rng)} {items[1]}"]
+        items[:2] = [f"{items[0]} {_relation(things[0], things[1], scene, rng, still)} {items[1]}"]
     text = _join(items, ", and " if related else " and ")
     if counted:
         noun = "thing" if rng.random() < 0.5 else "object"
         text = f"{COUNTS[len(things) - 1]} {noun}{'s' if len(things) > 1 else ''}: {text}"
-    return _sentence(text, scene, rng, with_background)
+    return _sentence(text, scene, rng, with_background, "video" if world.moves and not still else "picture")
 
 
 def _keep_some(things: list[Thing], rng: np.random.Generator, rate: float, at_least: int) -> list[Thing]:
@@ -129,7 +132,7 @@ def _keep_some(things: list[Thing], rng: np.random.Generator, rate: float, at_le
     return things[:at_least] + [thing for thing in spare if rng.random() >= rate]
 
 
-def _phrase(thing: Thing, scene: Scene, rng: np.random.Generator, rates: dict, placed: bool) -> str:
+def _phrase(thing: Thing, scene: Scene, rng: np.random.Generator, rates: dict, placed: bool, still: bool) -> str:
     world = worlds.world_named(scene.world)
     named = {name for name in rates if rng.random() >= rates[name]}
     noun = thing.shape if "shape" in named else ("thing", "object")[int(rng.integers(2))]
@@ -137,7 +140,8 @@ def _phrase(thing: Thing, scene: Scene, rng: np.random.Generator, rates: dict, p
     if placed and "position" in named:
         words.append(_place(position_name(thing.cell, world.grid)))
     if world.moves and "motion" in named:
-        words.append(_moving(thing, rng, "speed" in named))
+        motion = _moving(thing, rng, "speed" in named)
+        words.append("" if still else motion)
     text = " ".join(word for word in words if word)
     return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
 
@@ -154,12 +158,12 @@ def _moving(thing: Thing, rng: np.random.Generator, with_speed: bool) -> str:
     return f"{adverb} {motion}" if rng.random() < 0.5 else f"{motion} {adverb}"
 
 
-def _relation(first: Thing, second: Thing, scene: Scene, rng: np.random.Generator) -> str:
+def _relation(first: Thing, second: Thing, scene: Scene, rng: np.random.Generator, still: bool) -> str:
     true = [name for name in RELATIONS if _lies(name, first, second)]
     name = true[int(rng.integers(len(true)))]
     if name in ("left of", "right of") and rng.random() < 0.5:
         name = f"to the {name}"
-    return f"that starts {name}" if worlds.world_named(scene.world).moves else name
+    return f"that starts {name}" if worlds.world_named(scene.world).moves and not still else name
 
 
 def _lies(relation: str, first: Thing, second: Thing) -> bool:
@@ -176,7 +180,7 @@ def _join(items: list[str], last: str) -> str:
     return last.join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else items[0]
 
 
-def _sentence(text: str, scene: Scene, rng: np.random.Generator, with_background: bool) -> str:
+def _sentence(text: str, scene: Scene, rng: np.random.Generator, with_background: bool, kind: str) -> str:
     behind = f"on a {scene.background} background"
     counted = ":" in text
     family = int(rng.integers(3))
@@ -185,7 +189,6 @@ def _sentence(text: str, scene: Scene, rng: np.random.Generator, with_background
     if family == 2:
         if with_background and not counted:
             return f"{behind}: {text}"
-        kind = "video" if worlds.world_named(scene.world).moves else "picture"
         text = f"a {kind} of {text}"
     return f"{text} {behind}" if with_background else text
 
@@ -255,6 +258,12 @@ def _parse_thing(phrase: str, text: str) -> ThingClaim:
 
 
 # ---- comparing
+
+
+def without_motion(claims: Claims) -> Claims:
+    """Returns the claims that one frame can show."""
+    things = tuple(dataclasses.replace(thing, motion=None, speed=None) for thing in claims.things)
+    return dataclasses.replace(claims, things=things)
 
 
 def holds(claims: Claims, scene: Scene) -> dict[str, bool | None]:

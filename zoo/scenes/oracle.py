@@ -27,7 +27,7 @@ import numpy as np
 
 from zoo import errors
 from zoo.scenes import world as worlds
-from zoo.scenes.grammar import ATTRIBUTES, holds, parse
+from zoo.scenes.grammar import ATTRIBUTES, holds, parse, without_motion
 from zoo.scenes.world import Scene, Thing, World
 
 BACKGROUND_TOLERANCE = 32  # of each channel, out of 255
@@ -38,8 +38,9 @@ PHASES = 4  # templates a pixel, along each axis
 WHOLE = "all", "unreadable"  # of an image's score
 ALL_RIGHT = 2.0  # highest value of `claims_right`
 MOST_BLOBS = 6  # an image with more is not worth an explanation
-LEAST_DRIFT = 0.2  # cells a video, below which a thing does not move
+FARTHEST = 0.12  # cells from the way of a motion, on which a thing must be in each frame
 LONGEST_STEP = 0.5  # cells from frame to frame
+UNREAD = "", None  # motion and speed of one frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,27 +275,24 @@ def _between(low: float, high: float) -> float:
     return (low * high) ** 0.5
 
 
-def _motions(track: Track, cell: float) -> list[tuple[str, str | None]]:
+def _motions(track: Track, times: np.ndarray, world: World, cell: float) -> list[tuple[str, str | None]]:
     """Returns the (motion, speed) that a track's centres and areas allow; a turn needs the shapes."""
+    if len(times) == 1:
+        return [UNREAD]
     blobs = [blob for blob in track.blobs if blob is not None]
     seen = [blob is not None for blob in track.blobs]
     if not all(seen):
-        return _blinks(seen)
-    times = np.arange(len(seen)) / len(seen) * worlds.VIDEO_SECONDS
-    centres = np.stack([blob.centre for blob in blobs]) / cell
-    velocity, start = np.polyfit(times, centres, 1)
-    if np.abs(centres - start - times[:, None] * velocity).max() > LEAST_DRIFT:
-        return []
-    if np.abs(velocity).max() > LEAST_DRIFT:
-        return _movements(velocity)
+        return _blinks(seen, times)
+    movement = _movement(np.stack([blob.centre for blob in blobs]) / cell, times, world)
+    if movement is None or movement[0] != "static":
+        return [movement] if movement else []
     growth = float(np.sqrt(blobs[-1].area / blobs[0].area))
     if min(growth, 1 / growth) < _between(worlds.SMALLEST_SCALE["slow"], 1.0):
         return _growths(growth)
     return [("static", None), *itertools.product(["spinning"], worlds.SPEEDS)]
 
 
-def _blinks(seen: list[bool]) -> list[tuple[str, str | None]]:
-    times = [i / len(seen) * worlds.VIDEO_SECONDS for i in range(len(seen))]
+def _blinks(seen: list[bool], times: np.ndarray) -> list[tuple[str, str | None]]:
     return [
         ("blinking", speed)
         for speed in worlds.SPEEDS
@@ -302,13 +300,22 @@ def _blinks(seen: list[bool]) -> list[tuple[str, str | None]]:
     ]
 
 
-def _movements(velocity: np.ndarray) -> list[tuple[str, str | None]]:
-    if np.abs(velocity).min() > LEAST_DRIFT:
-        return []  # aslant
-    towards = tuple(np.sign(velocity) * (np.abs(velocity) > LEAST_DRIFT))
-    direction = next(name for name, step in worlds.DIRECTIONS.items() if step == towards)
-    fast = np.abs(velocity).max() > _between(*worlds.CELLS_PER_SECOND.values())
-    return [(direction, "fast" if fast else "slow")]
+def _movement(centres: np.ndarray, times: np.ndarray, world: World) -> tuple[str, str | None] | None:
+    """Returns the movement, or "static", whose way is nearest to centres (T, 2) in cells; None if none is near."""
+    cell = tuple(np.clip(centres[0].astype(int), 0, world.grid - 1).tolist())
+    ways: dict[tuple[str, str | None], np.ndarray] = {("static", None): np.zeros((len(times), 2))}
+    for direction, speed in itertools.product(worlds.DIRECTIONS, worlds.SPEEDS):
+        thing = Thing("circle", "red", "small", cell, motion=direction, speed=speed)
+        if direction in world.motions and worlds.can_move(thing, world):
+            places = [worlds.pose(thing, world, time).centre for time in times]
+            ways[direction, speed] = (np.array(places) - places[0]) * world.grid
+    distances = {movement: np.abs(_centred(centres) - _centred(way)).max() for movement, way in ways.items()}
+    nearest = min(distances, key=lambda movement: distances[movement])
+    return nearest if distances[nearest] <= FARTHEST else None
+
+
+def _centred(places: np.ndarray) -> np.ndarray:
+    return places - places.mean(axis=0)
 
 
 def _growths(growth: float) -> list[tuple[str, str | None]]:
@@ -316,13 +323,15 @@ def _growths(growth: float) -> list[tuple[str, str | None]]:
     return [("growing" if growth > 1 else "shrinking", "fast" if fast else "slow")]
 
 
-def _misfit(track: Track, patches: list[Patch | None], thing: Thing, world: World, size: int) -> float:
+def _misfit(
+    track: Track, patches: list[Patch | None], times: np.ndarray, thing: Thing, world: World, size: int
+) -> float:
     """Returns the part of a thing's energy that its track gets wrong, over all frames that show it."""
     wrong, energy = 0.0, 0.0
-    for i, (blob, patch) in enumerate(zip(track.blobs, patches, strict=True)):
+    for time, blob, patch in zip(times, track.blobs, patches, strict=True):
         if blob is None or patch is None:
             continue
-        pose = worlds.pose(thing, world, i / len(patches) * worlds.VIDEO_SECONDS)
+        pose = worlds.pose(thing, world, time)
         pixel, phase = np.divmod(blob.centre, 1)
         template = _template(thing.shape, pose.radius * size, pose.angle, phase, patch.half).ravel()
         template_energy = float(template @ template)
@@ -334,21 +343,23 @@ def _misfit(track: Track, patches: list[Patch | None], thing: Thing, world: Worl
 # ---- reading
 
 
-def observe(pixels: np.ndarray, world: str) -> Observation:
+def observe(pixels: np.ndarray, world: str, frame_rate: float | None = None) -> Observation:
     """Reads an image or a video.
 
     Args:
-      pixels: uint8 (T, H, W, 3), H == W. A video lasts one second, whatever its number of frames.
-      world: a name in `zoo.scenes.world.WORLDS`; `video` needs at least 4 frames, the others exactly 1.
+      pixels: uint8 (T, H, W, 3), H == W; one frame of a world that moves is read without motion.
+      world: a name in `zoo.scenes.world.WORLDS`.
+      frame_rate: frames/s of a video; None for a video of one second.
 
     Returns:
       all things that fit their template, ordered by cell, without jitter; and whether there is more.
 
     Raises:
-      UserError: unknown world, or pixels that are not of it.
+      UserError: unknown world, or pixels or a frame rate that are not of it.
     """
     rules = worlds.world_named(world)
-    _check(pixels, rules)
+    rate = len(pixels) if frame_rate is None else frame_rate
+    _check(pixels, rules, rate)
     background = _background(pixels)
     if background is None:
         return Observation(None, clutter=True)
@@ -360,13 +371,14 @@ def observe(pixels: np.ndarray, world: str) -> Observation:
     if max(len(blobs) for blobs, _ in found) > MOST_BLOBS:
         return Observation(None, clutter=True)
     tracks = _link([blobs for blobs, _ in found], LONGEST_STEP * _pixels_per_cell(rules, size))
-    things = [_thing(track, residues, background, rules, size) for track in tracks]
+    times = np.arange(len(pixels)) / rate
+    things = [_thing(track, times, residues, background, rules, size) for track in tracks]
     readable = sorted((thing for thing in things if thing is not None), key=lambda thing: thing.cell)
     clutter = len(readable) < len(things) or max(specks for _, specks in found) > smallest
     return Observation(Scene(world, background, tuple(readable)) if readable else None, clutter)
 
 
-def _check(pixels: np.ndarray, world: World) -> None:
+def _check(pixels: np.ndarray, world: World, frame_rate: float) -> None:
     good = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[1:] == (pixels.shape[1],) * 2 + (3,)
     if not good:
         raise errors.UserError(f"the oracle reads uint8 (T, H, H, 3), got {pixels.dtype} {pixels.shape}")
@@ -375,17 +387,19 @@ def _check(pixels: np.ndarray, world: World) -> None:
         raise errors.UserError(
             f"world {world.name!r} cannot be read at {size} px: use at least {world.smallest_image} px"
         )
-    if frames < world.fewest_frames or (frames > 1 and not world.moves):
-        raise errors.UserError(
-            f"world {world.name!r} has {'at least 4 frames' if world.moves else '1 frame'}, got {frames}"
-        )
+    if frames > 1 and not world.moves:
+        raise errors.UserError(f"world {world.name!r} has 1 frame, got {frames}")
+    if frames > 1:
+        worlds.check_video(frames, frame_rate)
 
 
-def _thing(track: Track, residues: np.ndarray, background: str, world: World, size: int) -> Thing | None:
+def _thing(
+    track: Track, times: np.ndarray, residues: np.ndarray, background: str, world: World, size: int
+) -> Thing | None:
     """Returns the thing that explains a track, None if none does well enough."""
     if track.blobs[0] is None:
         return None
-    motions = _motions(track, _pixels_per_cell(world, size)) if world.moves else [("static", None)]
+    motions = _motions(track, times, world, _pixels_per_cell(world, size)) if world.moves else [("static", None)]
     if not motions:
         return None
     half = _half_window(world, size)
@@ -403,7 +417,7 @@ def _thing(track: Track, residues: np.ndarray, background: str, world: World, si
     if world.moves:
         turns = [pair for pair in motions if pair[0] != "spinning" or shape not in worlds.ROUND]
         things = [dataclasses.replace(thing, motion=motion, speed=speed) for motion, speed in turns]
-        misfits = [_misfit(track, patches, thing, world, size) for thing in things]
+        misfits = [_misfit(track, patches, times, thing, world, size) for thing in things]
         misfit, thing = min(misfits), things[int(np.argmin(misfits))]
     return thing if misfit <= WORST_FIT else None
 
@@ -440,32 +454,56 @@ def _median(pixels: np.ndarray) -> np.ndarray:
     return np.median(np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (0, 1)), axis=(-2, -1))
 
 
-def read(pixels: np.ndarray, world: str) -> Scene | None:
+def centres(pixels: np.ndarray, world: str) -> np.ndarray:
+    """Returns the centre of the largest thing in each frame, (T, 2), down and right in cells; NaN where there is none.
+
+    Args:
+      pixels: as for `observe`.
+      world: as for `observe`.
+    """
+    rules, size = worlds.world_named(world), pixels.shape[1]
+    found = np.full((len(pixels), 2), np.nan)
+    background = _background(pixels)
+    if background is None:
+        return found
+    residues = pixels.astype(np.float32) - np.array(worlds.BACKGROUNDS[background], np.float32)
+    for i, residue in enumerate(residues):
+        blobs, _ = _blobs(residue, background, LEAST_AREA * _smallest_area(world, size))
+        if blobs:
+            found[i] = max(blobs, key=lambda blob: blob.area).centre / _pixels_per_cell(rules, size)
+    return found
+
+
+def read(pixels: np.ndarray, world: str, frame_rate: float | None = None) -> Scene | None:
     """Reads an image or a video, see `observe`. None if no thing in it is readable."""
-    return observe(pixels, world).scene
+    return observe(pixels, world, frame_rate).scene
 
 
 # ---- scoring
 
 
-def score(pixels: np.ndarray, text: str, world: str) -> dict[str, bool | None]:
+def score(pixels: np.ndarray, text: str, world: str, frame_rate: float | None = None) -> dict[str, bool | None]:
     """Compares an image with its caption.
 
     Args:
       pixels: uint8 (T, H, W, 3), as for `observe`.
       text: a caption of the grammar.
       world: as for `observe`.
+      frame_rate: as for `observe`.
 
     Returns:
       for each of `zoo.scenes.grammar.ATTRIBUTES` whether all claims about it are true, None without
-      a claim. An image that is not wholly readable is compared by what can be read of it, see `_read_roughly`.
-      `all`: nothing is false, nothing in the image is unreadable, and in world `one` there is one thing.
+      a claim; claims about motion are not compared with one frame. An image that is not wholly readable is compared
+      by what can be read of it, see `_read_roughly`.
+      `all`: nothing is false, nothing in the image is unreadable, and in a world of one thing there is one.
       `unreadable`: something in it is, or all.
 
     Raises:
       UserError: as `observe` and `zoo.scenes.grammar.parse`.
     """
-    observed, claims = observe(pixels, world), parse(text)
+    observed, claims = observe(pixels, world, frame_rate), parse(text)
+    if len(pixels) == 1 and worlds.world_named(world).moves:
+        claims = without_motion(claims)
     scene = observed.scene
     if scene is None or observed.clutter:
         right = holds(claims, _read_roughly(pixels, world, scene.things if scene else ()))
@@ -473,7 +511,7 @@ def score(pixels: np.ndarray, text: str, world: str) -> dict[str, bool | None]:
             right["count"] = False
         return right | {"all": False, "unreadable": True}
     right = holds(claims, scene)
-    alone = world != "one" or len(scene.things) == 1
+    alone = worlds.world_named(world).most_things > 1 or len(scene.things) == 1
     return right | {"all": alone and all(value is not False for value in right.values()), "unreadable": False}
 
 
@@ -483,9 +521,9 @@ def share_right(scores: dict[str, bool | None]) -> float | None:
     return float(np.mean(claims)) if claims else None
 
 
-def claims_right(pixels: np.ndarray, text: str, world: str) -> float:
+def claims_right(pixels: np.ndarray, text: str, world: str, frame_rate: float | None = None) -> float:
     """The share of a caption's claims that are right, in [0, 1], plus 1 if nothing is wrong, see `score`."""
-    scores = score(pixels, text, world)
+    scores = score(pixels, text, world, frame_rate)
     return (share_right(scores) or 0.0) + bool(scores["all"])
 
 
@@ -505,7 +543,9 @@ def understands(text: str) -> bool:
     return True
 
 
-def table(images: Sequence[np.ndarray] | np.ndarray, texts: Sequence[str], world: str) -> dict[str, np.ndarray]:
+def table(
+    images: Sequence[np.ndarray] | np.ndarray, texts: Sequence[str], world: str, frame_rate: float | None = None
+) -> dict[str, np.ndarray]:
     """Returns, for images (N, T, H, W, 3) and N captions, the `score`, 0 or 1, of each attribute and of the whole.
 
     An attribute has a value for each caption that names it; one that no caption names is left out.
@@ -514,12 +554,13 @@ def table(images: Sequence[np.ndarray] | np.ndarray, texts: Sequence[str], world
       images: uint8 (N, T, H, W, 3).
       texts: N captions of the grammar.
       world: as for `observe`.
+      frame_rate: as for `observe`, of all videos.
 
     Raises:
       UserError: as `score`, or another number of captions than images.
     """
     if len(images) != len(texts) or not texts:
         raise errors.UserError(f"{len(images)} images but {len(texts)} captions: give as many, at least 1")
-    rows = [score(image, text, world) for image, text in zip(images, texts, strict=True)]
+    rows = [score(image, text, world, frame_rate) for image, text in zip(images, texts, strict=True)]
     columns = {name: [row[name] for row in rows if row[name] is not None] for name in (*ATTRIBUTES, *WHOLE)}
     return {name: np.array(column, float) for name, column in columns.items() if column}

@@ -1,7 +1,7 @@
 """The scenes themselves: their things, how these are drawn, and the combinations that are kept for the tests.
 
 Lengths are in image widths unless a name gives another unit, so that a scene has no resolution; times are in
-seconds, so that a video has no frame rate. A video lasts `VIDEO_SECONDS`.
+seconds, so that a video has no frame rate. A video lasts as many seconds as its frames do at its frame rate.
 """
 
 import dataclasses
@@ -31,7 +31,8 @@ DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 MOTIONS = ("static", *DIRECTIONS, "spinning", "growing", "shrinking", "blinking")
 SPEEDS = ("slow", "fast")
 SPLITS = ("train", "test_seen", "test_unseen")
-VIDEO_SECONDS = 1
+SHORTEST_VIDEO = 1.0  # seconds: less does not show each motion and speed
+SLOWEST_RATE = 4.0  # frames/s, likewise
 
 CELLS_PER_SECOND = {"slow": 0.4, "fast": 1.0}
 # At 4 frames a video, one frame's turn stays below half a symmetry of every shape (36 degrees for the star).
@@ -51,9 +52,13 @@ class World:
     most_things: int
     diameter: dict[str, float]
     jitter: dict[str, float]
-    moves: bool
     smallest_image: int
-    fewest_frames: int
+    motions: tuple[str, ...] = ("static",)
+
+    @property
+    def moves(self) -> bool:
+        """Whether things move, so that the world has videos."""
+        return len(self.motions) > 1
 
 
 # Diameters and jitter leave a gap between any two things that is 1.5 pixels wide in the smallest image; in
@@ -61,9 +66,18 @@ class World:
 WORLDS = {
     world.name: world
     for world in (
-        World("one", 2, 1, {"small": 0.68, "large": 0.96}, {"small": 0.0, "large": 0.0}, False, 16, 1),
-        World("full", 3, 3, {"small": 0.52, "large": 0.76}, {"small": 0.17, "large": 0.05}, False, 32, 1),
-        World("video", 3, 2, {"small": 0.46, "large": 0.66}, {"small": 0.16, "large": 0.02}, True, 32, 4),
+        World("one", 2, 1, {"small": 0.68, "large": 0.96}, {"small": 0.0, "large": 0.0}, 16),
+        World("full", 3, 3, {"small": 0.52, "large": 0.76}, {"small": 0.17, "large": 0.05}, 32),
+        World("video", 3, 2, {"small": 0.46, "large": 0.66}, {"small": 0.16, "large": 0.02}, 32, MOTIONS),
+        World(
+            "video_one",
+            2,
+            1,
+            {"small": 0.62, "large": 0.88},
+            {"small": 0.12, "large": 0.04},
+            16,
+            ("static", *DIRECTIONS, "blinking"),
+        ),
     )
 }
 
@@ -201,23 +215,30 @@ def _draw_thing(rng: np.random.Generator, world: World) -> Thing:
     offset = tuple(rng.uniform(-jitter, jitter, 2).tolist()) if jitter else (0.0, 0.0)
     motion = "static"
     if world.moves:
-        motion = _choice(rng, tuple(m for m in MOTIONS if m != "spinning" or shape not in ROUND))
+        motion = _choice(rng, tuple(m for m in world.motions if m != "spinning" or shape not in ROUND))
     speed = None if motion == "static" else _choice(rng, SPEEDS)
     return Thing(shape, colour, size, (row, column), offset, motion, speed)
 
 
 def _have_room(things: tuple[Thing, ...], world: World) -> bool:
-    """Whether no two things ever enter the same cell, and none leaves the grid."""
-    cells = [cell for thing in things for cell in _cells_entered(thing)]
-    inside = all(0 <= place < world.grid for cell in cells for place in cell)
-    return inside and len(set(cells)) == len(cells)
+    """Whether no two things ever enter the same cell, and each that moves has a cell to move to."""
+    ways = [_cells_entered(thing, world) for thing in things]
+    moving = all(can_move(thing, world) for thing in things if thing.motion in DIRECTIONS)
+    cells = [cell for way in ways for cell in way]
+    return moving and len(set(cells)) == len(cells)
 
 
-def _cells_entered(thing: Thing) -> list[tuple[int, int]]:
-    if thing.motion not in DIRECTIONS:
-        return [thing.cell]
-    down, right = DIRECTIONS[thing.motion]
-    return [thing.cell, (thing.cell[0] + down, thing.cell[1] + right)]
+def can_move(thing: Thing, world: World) -> bool:
+    """Whether a thing that moves has a cell to move to."""
+    return len(_cells_entered(thing, world)) > 1
+
+
+def _cells_entered(thing: Thing, world: World) -> list[tuple[int, int]]:
+    """Returns the cells of a thing's way, which ends at the edge of the grid; its own alone where it cannot move."""
+    down, right = DIRECTIONS.get(thing.motion, (0, 0))
+    steps = range(world.grid if thing.motion in DIRECTIONS else 1)
+    way = [(thing.cell[0] + down * step, thing.cell[1] + right * step) for step in steps]
+    return [cell for cell in way if all(0 <= place < world.grid for place in cell)]
 
 
 def all_still_scenes(world: str) -> list[Scene]:
@@ -322,11 +343,11 @@ class Pose:
 
 
 def pose(thing: Thing, world: World, seconds: float) -> Pose:
-    """Returns where a thing is. Movement and turns go on at constant speed; see the constants above."""
+    """Returns where a thing is. It moves at constant speed as far as the edge of the grid; see the constants above."""
     radius = world.diameter[thing.size] / 2 / world.grid
     down, right = thing.offset
     if thing.motion in DIRECTIONS and thing.speed:
-        travelled = CELLS_PER_SECOND[thing.speed] * seconds
+        travelled = min(CELLS_PER_SECOND[thing.speed] * seconds, len(_cells_entered(thing, world)) - 1)
         down += DIRECTIONS[thing.motion][0] * travelled
         right += DIRECTIONS[thing.motion][1] * travelled
     centre = (
@@ -355,6 +376,15 @@ def is_visible(motion: str, speed: str | None, seconds: float) -> bool:
     return speed is None or motion != "blinking" or seconds % SECONDS_PER_BLINK[speed] < SECONDS_PER_BLINK[speed] / 2
 
 
+def check_video(frames: int, frame_rate: float) -> None:
+    """Raises `UserError` unless videos of so many frames at this rate show each motion and speed."""
+    if frame_rate < SLOWEST_RATE or frames < SHORTEST_VIDEO * frame_rate:
+        raise errors.UserError(
+            f"{frames} frames at {frame_rate:g} frames/s do not show each motion: use at least {SLOWEST_RATE:g} "
+            f"frames/s, for at least {SHORTEST_VIDEO:g} s"
+        )
+
+
 def render(scene: Scene, size: int, frames: int = 1, frame_rate: float | None = None) -> np.ndarray:
     """Draws a scene, anti-aliased.
 
@@ -362,7 +392,7 @@ def render(scene: Scene, size: int, frames: int = 1, frame_rate: float | None = 
       scene: what to draw.
       size: height and width in pixels.
       frames: how many, the first at time 0.
-      frame_rate: per second; None spreads the frames over `VIDEO_SECONDS`.
+      frame_rate: frames/s; None for a video of one second.
 
     Returns:
       uint8 (frames, size, size, 3). Frame 2i at twice a frame rate equals frame i, exactly.
@@ -372,7 +402,7 @@ def render(scene: Scene, size: int, frames: int = 1, frame_rate: float | None = 
     """
     if size < 1 or frames < 1 or (frame_rate is not None and frame_rate <= 0):
         raise errors.UserError(f"cannot draw {frames} frames of {size} px at rate {frame_rate}: use at least 1 of each")
-    rate = frames / VIDEO_SECONDS if frame_rate is None else frame_rate
+    rate = frames if frame_rate is None else frame_rate
     if all(thing.motion == "static" for thing in scene.things):
         return np.repeat(_render_frame(scene, size, 0.0)[None], frames, axis=0)
     return np.stack([_render_frame(scene, size, frame / rate) for frame in range(frames)])

@@ -16,15 +16,33 @@ def matmul_flops(function: Callable, *args) -> int:
     XLA's own count takes the body of a loop once, and our layers and steps are loops. Branches of a conditional
     count as the dearest; a while loop of unknown length counts once.
     """
-    return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
+    return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr, every_product)
 
 
-def _jaxpr_flops(jaxpr) -> int:
-    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+def attention_flops(function: Callable, *args) -> int:
+    """FLOPs of the products of queries with keys, and of weights with values, alone: of those with batch axes."""
+    return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr, has_batch_axes)
 
 
-def _equation_flops(equation) -> int:
+def every_product(equation) -> bool:
+    """Whether to count a matrix product: always."""
+    del equation
+    return True
+
+
+def has_batch_axes(equation) -> bool:
+    """Whether both sides of a matrix product depend on the sample: products with parameters have no batch axis."""
+    return equation.primitive.name == "dot_general" and bool(equation.params["dimension_numbers"][1][0])
+
+
+def _jaxpr_flops(jaxpr, counts: Callable) -> int:
+    return sum(_equation_flops(equation, counts) for equation in jaxpr.eqns)
+
+
+def _equation_flops(equation, counts: Callable) -> int:
     name, params = equation.primitive.name, equation.params
+    if name in ("dot_general", "conv_general_dilated") and not counts(equation):
+        return 0
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         shape = equation.invars[0].aval.shape
@@ -34,7 +52,7 @@ def _equation_flops(equation) -> int:
         out_channels = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
         return 2 * equation.outvars[0].aval.size * kernel.size // out_channels
     inner = [
-        _jaxpr_flops(getattr(p, "jaxpr", p))
+        _jaxpr_flops(getattr(p, "jaxpr", p), counts)
         for value in params.values()
         for p in (value if isinstance(value, tuple | list) else (value,))
         if hasattr(getattr(p, "jaxpr", p), "eqns")

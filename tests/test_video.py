@@ -1,0 +1,191 @@
+"""Videos through the loop: resume, devices, images beside them, a start from images, and sampling at other rates."""
+
+import dataclasses
+import functools
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from zoo import loop, media
+from zoo.errors import UserError
+from zoo.method import Axis, Output
+from zoo.runs.dependencies import open_run, prepare
+from zoo.training import parallel
+from zoo.training.state import Step
+
+VIDEO = "configs/video.py:test"
+TOGETHER = "configs/video.py:images,test"
+QUICK = {"loop.grid_every": 0, "loop.checkpoint_every": 2, "loop.steps": 4}
+
+
+@pytest.fixture(scope="module")
+def video(tiny, tmp_path_factory):
+    """Workdir of a run of four steps on videos and images, with checkpoints at 2 and 4."""
+    workdir = tmp_path_factory.mktemp("video") / "run"
+    loop.train(tiny(QUICK, TOGETHER), workdir)
+    return workdir
+
+
+def test_half_the_steps_and_the_other_half_equal_all_bit_for_bit(video, tiny, tmp_path, same, saved_state):
+    shutil.copytree(video, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    loop.train(tiny(QUICK, TOGETHER), tmp_path / "run")
+    for name, field in saved_state(video)[1].items():
+        assert same(field, saved_state(tmp_path / "run")[1][name]), name
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NoiseOfRows:
+    """A method whose noise is that of a row of the batch, however the batch is dealt out."""
+
+    method: Any
+    players = ("model",)
+
+    def loss(self, player, params, batch, rng, axis, step):
+        keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))(batch["row"])
+
+        def of_row(key, row):
+            alone = jax.tree.map(lambda x: x[None], row)
+            return self.method.loss(player, params, alone, key, Axis(), step)[0]
+
+        loss = jax.vmap(of_row)(keys, {name: batch[name] for name in ("inputs", "cond")}).mean()
+        return loss, Output({"loss": loss})
+
+
+def test_one_device_and_four_of_the_same_total_batch_agree(tiny):
+    source, recipe = prepare(tiny({}, VIDEO))
+    batch = next(recipe.stream(source)) | {"row": np.arange(8)}
+    state = recipe.create_state()
+    state = dataclasses.replace(state, params=jax.tree.map(lambda x: x + 0.01, state.params))
+
+    def gradient(batch, axis):
+        step = Step(NoiseOfRows(recipe.method), recipe.optimizers, 1, 0, axis)
+        return axis.pmean(step.gradient("model", state, {}, batch, jax.random.key(0))[0])
+
+    whole = jax.jit(lambda batch: gradient(batch, Axis()))(batch)
+    parts = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), batch)
+    dealt = jax.pmap(lambda part: gradient(part, parallel.Devices()), axis_name=parallel.AXIS_NAME)(parts)
+    assert optax.global_norm(whole) > 0.01
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[0], atol=1e-5), whole, dealt)
+
+
+def test_the_loss_of_both_is_the_weighted_sum(tiny):
+    source, recipe = prepare(tiny({"method.weight": 0.5}, TOGETHER))
+    batch = jax.tree.map(jnp.asarray, next(recipe.stream(source)))
+    assert batch["inputs"].shape[1] == 4 and batch["images"]["inputs"].shape[:2] == (16, 1)
+    assert (batch["cond"]["frame_rate"] == 4).all() and not batch["images"]["cond"]["frame_rate"].any()
+    params, base = recipe.create_state().params, recipe.method.base
+    total, output = recipe.method.loss("model", params, batch, jax.random.key(3), Axis(), 0)
+    keys = jax.random.split(jax.random.key(3))
+    videos = base.loss("model", params, batch, keys[0], Axis(), 0)[0]
+    images = base.loss("model", params, batch["images"], keys[1], Axis(), 0)[0]
+    np.testing.assert_allclose(total, videos + 0.5 * images, rtol=1e-6)
+    assert {"video_loss", "image_loss", "loss"} <= set(output.metrics)
+    assert output.metrics["loss"] == total and output.fake.shape == batch["inputs"].shape
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes", "message"),
+    [
+        (VIDEO, {"data.images": "scenes/one", "data.images_batch_size": 8}, "the method joint reads images"),
+        (TOGETHER, {"data.images": "", "data.images_batch_size": 0}, "the method joint reads images"),
+        (TOGETHER, {"data.images_batch_size": 0}, "give both or none"),
+        (TOGETHER, {"method.weight": 0.0}, "method.weight must be above 0, got 0"),
+        (VIDEO, {"data.source": "scenes/video_one?fps=8"}, "4 frames at 8 frames/s do not show each motion"),
+        (VIDEO, {"data.source": "scenes/one"}, "stand still"),
+    ],
+)
+def test_what_cannot_be_is_an_error(tiny, spec, changes, message):
+    with pytest.raises(UserError, match=message):
+        prepare(tiny(changes, spec))
+
+
+# ---- a start from images
+
+
+@pytest.fixture(scope="module")
+def images(tiny, tmp_path_factory):
+    """Workdir of a run on the first frames of the same scenes."""
+    workdir = tmp_path_factory.mktemp("images") / "run"
+    source = {"data.source": "scenes/video_one?examples=32", "data.frames": 1, "method.net.space_time": "spatial"}
+    loop.train(tiny(QUICK | source, VIDEO), workdir)
+    return workdir
+
+
+def test_a_video_run_starts_as_its_image_run_on_every_frame(images, tiny, tmp_path, capsys):
+    still = {"players.model.learning_rate": 0.0, "loop.steps": 1, "init": str(images)}
+    loop.train(tiny(QUICK | still, VIDEO), tmp_path / "run")
+    note = f"init: {images} lacks frame_rate, seconds, temporal, temporal_modulation: they start as drawn"
+    assert note in capsys.readouterr().err
+    video, image = open_run(tmp_path / "run"), open_run(images)
+    z, t = np.random.default_rng(0).normal(size=(2, 4, 16, 16, 3)).astype("f"), jnp.array([0.3, 0.7])
+    words = ["a red star at the top left", "a blue ring"]
+    found = video.method.apply(video.params, z, t, video.conditions(words))
+    each = lambda x: np.repeat(x, 4, axis=0)
+    cond = jax.tree.map(each, image.conditions(words))
+    expected = image.method.apply(image.params, z.reshape(8, 1, 16, 16, 3), each(t), cond)
+    np.testing.assert_allclose(found, np.asarray(expected).reshape(z.shape), atol=1e-6)
+
+
+def test_other_differences_stay_errors(images, tiny):
+    with pytest.raises(UserError, match=r"has another model, .*method.net.width: 32 -> 48"):
+        prepare(tiny({"init": str(images), "method.net.width": 48}, VIDEO))
+
+
+def test_an_image_run_does_not_start_from_a_video_run(video, tiny):
+    changes = {"data.source": "scenes/video_one?examples=32", "data.frames": 1, "method.net.space_time": "spatial"}
+    with pytest.raises(UserError, match="has another model, with .*frame_rate"):
+        prepare(tiny({"init": str(video)} | changes, VIDEO))
+
+
+# ---- sampling
+
+
+def test_another_rate_and_number_of_frames(video, command, tmp_path):
+    words = f"--workdir={video}", "--prompt=a red star moving right", "--num=2", "--steps=1"
+    done = command("sample.py", *words, "--frames=8", "--fps=8", f"--out={tmp_path / 'x.gif'}")
+    assert done.code == 0, done.err
+    with Image.open(tmp_path / "x.gif") as made:
+        assert made.info["duration"] == 120 and made.n_frames <= 8  # hundredths of a second
+    about = media.read_metadata(tmp_path / "x.gif")["zoo"]
+    assert '"fps": 8.0' in about and '"frames": 8' in about and "moving right" in about
+    done = command("sample.py", *words, f"--out={tmp_path / 'x.png'}")
+    assert done.code == 0 and Image.open(tmp_path / "x.png").width > 4 * 96
+
+
+def test_the_rate_matters_to_the_samples(video):
+    run = open_run(video)
+    slow, fast = (run.sample(["a red star"], frame_rate=rate, steps=1) for rate in (4.0, 16.0))
+    longer = run.sample(["a red star"], frames=6, steps=1)
+    assert slow.shape == (1, 4, 16, 16, 3) and longer.shape[1] == 6 and (slow != fast).any()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--fps=8"], "--fps 8: this run makes images, which have no frame rate"),
+        (["--frames=4", "--out=x.gif"], "this run makes images, and 4 frames are a video"),
+    ],
+)
+def test_an_image_run_makes_no_videos(trained, command, words, message):
+    done = command("sample.py", f"--workdir={trained}", "--prompt=a star", *words)
+    assert done.code == 2 and message in done.err
+
+
+def test_a_rate_that_is_none_is_an_error(video, command):
+    done = command("sample.py", f"--workdir={video}", "--prompt=a star", "--fps=0")
+    assert done.code == 2 and "--fps must be above 0, got 0" in done.err
+
+
+def test_the_step_takes_two_static_shapes(tiny):
+    source, recipe = prepare(tiny({}, TOGETHER))
+    step = recipe.step(1)
+    batch = jax.tree.map(lambda x: x[None], next(recipe.stream(source)))
+    state, metrics = jax.jit(step)(recipe.create_state(), {}, batch)
+    assert state.step == 1 and np.isfinite(metrics["model/image_loss"]).all()

@@ -1,0 +1,74 @@
+"""Images and videos together: the sum of a family's losses on a batch of videos and on one of images.
+
+Captioned images are many and show how things look; videos are few and show how they move (2204.03458, section 3.1).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+
+from zoo.errors import UserError
+from zoo.method import ABILITIES, Axis, Batch, Method, Output
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint:
+    """A family that is trained on videos, and on the images of `data.images`.
+
+    Attributes:
+      base: family.
+      vocab_size: number of token ids.
+      dtype: type that networks compute in.
+      weight: weight of the loss on images.
+
+    Raises:
+      UserError: a weight that is not positive.
+    """
+
+    base: Any
+    vocab_size: int
+    dtype: Any
+    weight: float = 1.0
+
+    READS_IMAGES: ClassVar[bool] = True  # batch["images"], a second batch of one frame each
+    FORWARDS: ClassVar[tuple[type, ...]] = ABILITIES
+
+    @staticmethod
+    def needs(fields: Mapping[str, Any]) -> type:
+        """Returns the ability that the base needs: none beside those of every family."""
+        del fields
+        return Method
+
+    def __post_init__(self):
+        if self.weight <= 0:
+            raise UserError(f"method.weight must be above 0, got {self.weight}")
+
+    @property
+    def players(self) -> tuple[str, ...]:
+        """The base's players."""
+        return self.base.players
+
+    def base_params(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The base's parameters, which are this method's."""
+        return params
+
+    def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
+        """See `Method.init`."""
+        return self.base.init(rng, batch)
+
+    def loss(
+        self, player: str, params, batch: Batch, rng: jax.Array, axis: Axis, step: jax.Array
+    ) -> tuple[jax.Array, Output]:
+        """See `Method.loss`. `fake` is a video.
+
+        Metrics: the base's, on the videos; `image_loss`, and `loss`, the weighted sum of both.
+        """
+        rng_videos, rng_images = jax.random.split(rng)
+        loss, output = self.base.loss(player, params, batch, rng_videos, axis, step)
+        image_loss, _ = self.base.loss(player, params, batch["images"], rng_images, axis, step)
+        total = loss + self.weight * image_loss
+        return total, Output(
+            output.metrics | {"video_loss": loss, "image_loss": image_loss, "loss": total}, output.fake
+        )
