@@ -594,8 +594,8 @@ def test_what_cannot_be_is_an_error(changes, message):
 
 
 @pytest.mark.parametrize(
-    "shape, message", [((8, 1, 10, 8, 3), "divisible by 4, got 10 x 8"), ((8, 2, 8, 8, 3), "not videos of 2 frames")]
+    "shape, message", [((8, 1, 10, 8, 3), "divisible by 4, got 10 x 8"), ((8, 2, 8, 8, 3), "the videos' frame rate")]
 )
-def test_a_generator_of_another_size_or_of_videos_is_refused(shape, message):
+def test_a_generator_of_another_size_or_of_videos_without_a_rate_is_refused(shape, message):
     with pytest.raises(UserError, match=message):
         jax.eval_shape(method().init, jax.random.key(0), dict(BATCH, inputs=np.zeros(shape, np.uint8)))

@@ -20,13 +20,13 @@ def drawn(count, frames=8, rate=None, seed=0):
 
 def test_a_frozen_video_neither_moves_nor_flickers():
     frozen = np.repeat(drawn(5)[0][:, :1], 8, axis=1)
-    assert not coherence.motion(frozen).any() and not coherence.flicker(frozen).any()
+    assert not coherence.change(frozen).any() and not coherence.flicker(frozen).any()
 
 
 def test_motion_and_flicker_against_the_definitions():
     steps = np.array([0, 10, 20, 30], np.uint8).reshape(1, 4, 1, 1, 1)
     blinks = np.array([0, 10, 0, 10], np.uint8).reshape(1, 4, 1, 1, 1)
-    assert coherence.motion(np.concatenate([steps, blinks])).tolist() == [10, 10]
+    assert coherence.change(np.concatenate([steps, blinks])).tolist() == [10, 10]
     assert coherence.flicker(np.concatenate([steps, blinks])).tolist() == [0, 20]
     with pytest.raises(UserError, match="at least 3 frames, got 2"):
         coherence.flicker(steps[:, :2])
@@ -61,17 +61,17 @@ def test_displacement_is_half_at_twice_the_frame_rate():
 def test_measures_of_videos_stand_between_ceiling_and_floor():
     videos, texts, _ = drawn(60)
     context = EvalContext({}, {}, None, "video_one")
-    names = ["oracle", "motion", "coherence"]
+    names = ["oracle", "change", "coherence"]
     real, _ = evaluate(Sample(videos, texts, frame_rate=8.0), context, names)
     worthless = floor(Sample(videos, texts, frame_rate=8.0), context, names)
     assert real["all"].value == real["identity"].value == real["readable_frames"].value == 1
     assert worthless["flicker"].value > 1.5 * real["flicker"].value
     assert worthless["displacement"].value > 1.3 * real["displacement"].value
     assert real["flicker"].better == "ceiling" == real["displacement"].better and real["identity"].better == "higher"
-    assert {MEASURES[name].floor for name in ("motion", "coherence")} == {"reordered"}
+    assert {MEASURES[name].floor for name in ("change", "coherence")} == {"reordered"}
 
 
-@pytest.mark.parametrize("name", ["motion", "coherence", "clip_score_per_frame"])
+@pytest.mark.parametrize("name", ["change", "coherence", "clip_score_per_frame"])
 def test_images_have_none(name):
     videos, texts, _ = drawn(2)
     context = EvalContext({"clip": None}, {}, None, "video_one")  # no network is needed to refuse

@@ -11,8 +11,12 @@ import pytest
 from zoo.conditions import END
 from zoo.errors import UserError
 from zoo.nets.conditioning import build_network
-from zoo.nets.transformer import NEW_FOR_VIDEOS, Transformer
-from zoo.trees import path_name
+from zoo.nets.critic import Critic
+from zoo.nets.hierarchy import Hierarchy
+from zoo.nets.synthesis import Synthesis
+from zoo.nets.time import NEW_FOR_VIDEOS
+from zoo.nets.transformer import Transformer
+from zoo.trees import completed, flatten, path_name
 
 NET = dict(width=24, depth=2, heads=2, patch_size=2, conditioner=dict(width=16, depth=1, heads=2))
 SHAPE = 2, 4, 4, 4, 3  # B, T, H, W, C
@@ -60,18 +64,7 @@ Z = np.random.default_rng(0).normal(size=SHAPE).astype("f")
 def test_a_factorized_network_begins_as_its_image_network_on_every_frame(text, positions):
     image, video = (network(text=text, positions=positions, space_time=kind) for kind in ("spatial", "factorized"))
     trained = rough(drawn(image, rate=None, frames=1))
-    new = drawn(video)
-
-    def taken(path, leaf):
-        own = trained
-        for key in path:
-            own = own.get(key.key, {}) if isinstance(own, dict) else {}
-        if hasattr(own, "shape"):
-            return own
-        assert set(path_name(path).split("/")) & set(NEW_FOR_VIDEOS), path_name(path)
-        return leaf
-
-    started = jax.tree_util.tree_map_with_path(taken, new)
+    started = started_from(trained, drawn(video))
     frames = einops.rearrange(Z, "b t h w c -> (b t) 1 h w c")
     t = jnp.repeat(jnp.linspace(0.3, 0.8, 2), 4)
     words = jax.tree.map(lambda x: np.repeat(x, 4, axis=0), cond(2, None))
@@ -81,7 +74,7 @@ def test_a_factorized_network_begins_as_its_image_network_on_every_frame(text, p
 
 @TEXTS
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_reads_what_its_name_says(text, kind):
+def test_each_kind_reads_the_patches_of_its_name(text, kind):
     """A patch's prediction depends on the patches in its row of attention, through two layers."""
     net = network(text=text, space_time=kind)
     params = rough(drawn(net))
@@ -146,3 +139,68 @@ def test_a_video_without_a_frame_rate_has_no_times():
 def test_unknown_kinds_are_errors():
     with pytest.raises(UserError, match="did you mean 'factorized'"):
         drawn(network(space_time="factorised"))
+
+
+# ---- the other networks
+
+
+HIERARCHY = dict(width=16, encoder_blocks=(1, 1), decoder_blocks=(1, 2), latent_dim=2, heads=2, mixtures=1)
+SYNTHESIS = dict(widths=(16, 16), patch_size=1, heads=2)
+CRITIC = dict(widths=(8, 16), patch_size=1)
+
+
+def other(kind, fields):
+    return build_network(kind, fields | {"conditioner": NET["conditioner"]}, "net", 32, jnp.float32)
+
+
+def noise_of(frames, rng):
+    shapes = other(Hierarchy, HIERARCHY).network.noise_shapes((frames, *SHAPE[2:]))
+    return [rng.normal(size=(2, *shape)).astype("f") for shape in shapes]
+
+
+def started_from(image, video):
+    """The parameters of a video network that takes all it can from an image network."""
+    old, new = flatten(image), flatten(video)
+    assert all(set(path.split("/")) & set(NEW_FOR_VIDEOS) for path in new if path not in old)
+    return completed(image, video)
+
+
+def test_a_hierarchy_of_videos_begins_as_that_of_images_and_then_reads_all_frames():
+    net, eps = other(Hierarchy, HIERARCHY), noise_of(4, np.random.default_rng(0))
+    apply = jax.jit(lambda params, x, eps, cond: net.apply({"params": params}, x, eps, cond=cond)[0])
+    first = [e[:, :, :1] for e in eps]
+    image = rough(net.init(jax.random.key(0), Z[:, :1], first, cond=cond(2, None))["params"])
+    video = net.init(jax.random.key(0), Z, eps, cond=cond(2))["params"]
+    params = started_from(image, video)
+    found = apply(params, Z, eps, cond(2))
+    for frame in range(4):
+        alone = apply(image, Z[:, frame : frame + 1], [e[:, :, frame : frame + 1] for e in eps], cond(2, None))
+        np.testing.assert_allclose(found[:, frame : frame + 1], alone, atol=1e-5)
+    changed = [e.at[:, :, 2].add(1.0) for e in map(jnp.asarray, eps)]
+    before, after = (apply(rough(video), Z, e, cond(2)) for e in (eps, changed))
+    assert (np.abs(after - before).max(axis=(0, 2, 3, 4)) > 1e-4).all()
+
+
+def test_a_generator_of_videos_makes_frames_of_one_noise_that_differ_by_their_times():
+    net, noise = other(Synthesis, SYNTHESIS), np.random.default_rng(0).normal(size=(2, 8)).astype("f")
+    start = lambda frames, rate: net.init(jax.random.key(0), noise, (frames, 4, 4, 3), cond=cond(2, rate))["params"]
+    image, video = start(1, None), start(4, 4.0)
+    assert set(flatten(video)) > set(flatten(image)) and started_from(image, video)
+    made = lambda rate: net.apply({"params": rough(video)}, noise, (4, 4, 4, 3), cond=cond(2, rate))
+    assert made(4.0).shape == (2, 4, 4, 4, 3)
+    assert (np.abs(np.diff(made(4.0), axis=1)).max(axis=(2, 3, 4)) > 1e-4).all()
+    assert np.abs(made(4.0) - made(8.0)).max() > 1e-4
+
+
+def test_a_critic_reads_the_order_of_frames():
+    net = other(Critic, CRITIC)
+    params = rough(net.init(jax.random.key(0), Z, cond=cond(2))["params"])
+    score = lambda x: net.apply({"params": params}, x, cond=cond(2)).score
+    flat = {path: leaf for path, leaf in flatten(params).items() if "temporal" in path}
+    assert flat and np.abs(score(Z) - score(Z[:, ::-1])).max() > 1e-3
+    still = jnp.repeat(jnp.asarray(Z[:, :1]), 4, axis=1)
+    gate = params | {
+        "network": params["network"] | {"temporal": jax.tree.map(jnp.zeros_like, params["network"]["temporal"])}
+    }
+    with_time = net.apply({"params": params}, still, cond=cond(2)).score
+    assert np.abs(with_time - net.apply({"params": gate}, still, cond=cond(2)).score).max() > 1e-4

@@ -373,16 +373,6 @@ def test_bits_per_dim_agree_with_the_loss_and_fall_with_more_samples():
     assert one.mean() == pytest.approx(np.mean(losses), rel=0.02)
 
 
-def test_frames_of_a_video_are_images_by_themselves():
-    """Given the caption."""
-    frames = BATCH["inputs"][:, 0].reshape(2, 2, *SHAPE[1:])
-    videos = dict(inputs=frames, cond=dict(tokens=BATCH["cond"]["tokens"][:2]))
-    raw = means_of(params(), to_float(frames), videos["cond"]["tokens"])[0]
-    for frame in range(2):
-        alone = means_of(params(), to_float(frames[:, frame, None]), videos["cond"]["tokens"])[0]
-        np.testing.assert_allclose(raw[:, frame, None], alone, atol=1e-5)
-
-
 def test_the_latents_of_an_autoencoder_are_its_posteriors_means():
     latents = compiled("autoencoder", "encode")(params("autoencoder"), PIXELS)
     assert latents.shape == (4, 1, 2, 2, 3) and latents.dtype == jnp.float32  # f4

@@ -7,7 +7,7 @@ from zoo.scenes import oracle
 from zoo.scenes.world import Scene
 
 
-def motion(videos: np.ndarray) -> np.ndarray:
+def change(videos: np.ndarray) -> np.ndarray:
     """Mean difference of a pixel from frame to frame, in levels of 255. A frozen video has none.
 
     Args:
@@ -25,7 +25,7 @@ def motion(videos: np.ndarray) -> np.ndarray:
 def flicker(videos: np.ndarray) -> np.ndarray:
     """Mean of |x[t+1] - 2 x[t] + x[t-1]| of a pixel: change that does not go on. A frozen video has none.
 
-    Set it beside `motion`: what moves changes twice where it passes, and what flickers changes in every frame.
+    Set it beside `change`: what moves changes twice where it passes, and what flickers changes in every frame.
 
     Args:
       videos: uint8 (N, T, H, W, C), T at least 3.
@@ -52,7 +52,7 @@ def identity(videos: np.ndarray, world: str) -> np.ndarray:
     Returns:
       float64 (N,); 0 for a video of fewer than two frames that are not empty.
     """
-    return np.array([_share_of_equal(_looks(video, world)) for video in videos])
+    return np.array([_share_of_equal(_appearances(video, world)) for video in videos])
 
 
 def readable_frames(videos: np.ndarray, world: str) -> np.ndarray:
@@ -65,7 +65,7 @@ def readable_frames(videos: np.ndarray, world: str) -> np.ndarray:
     Returns:
       float64 (N,); 0 for a video of empty frames.
     """
-    return np.array([np.mean([look is not None for look in _looks(video, world)] or [0.0]) for video in videos])
+    return np.array([np.mean([one is not None for one in _appearances(video, world)] or [0.0]) for video in videos])
 
 
 def displacement(videos: np.ndarray, world: str) -> np.ndarray:
@@ -90,17 +90,17 @@ def _float(videos: np.ndarray, least: int) -> np.ndarray:
     return videos.astype(np.float64)
 
 
-def _looks(video: np.ndarray, world: str) -> list[object]:
-    """Returns the look of each frame that is not empty: what it shows but for places; None where it cannot be read."""
+def _appearances(video: np.ndarray, world: str) -> list[object]:
+    """Returns what each frame shows that is not empty, but for places; None where it cannot be read."""
     found = [oracle.observe(frame[None], world) for frame in video]
     shown = [one for one in found if one.scene is not None or one.clutter]
-    return [None if one.clutter or one.scene is None else _look(one.scene) for one in shown]
+    return [None if one.clutter or one.scene is None else _appearance(one.scene) for one in shown]
 
 
-def _look(scene: Scene) -> tuple:
+def _appearance(scene: Scene) -> tuple:
     return scene.background, tuple(sorted((thing.colour, thing.shape, thing.size) for thing in scene.things))
 
 
-def _share_of_equal(looks: list[object]) -> float:
-    pairs = [a == b and a is not None for a, b in zip(looks, looks[1:], strict=False)]
+def _share_of_equal(appearances: list[object]) -> float:
+    pairs = [a == b and a is not None for a, b in zip(appearances, appearances[1:], strict=False)]
     return float(np.mean(pairs)) if pairs else 0.0

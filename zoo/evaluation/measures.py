@@ -92,12 +92,12 @@ def by_clip_score_per_frame(sample: Sample, context: EvalContext) -> dict[str, S
     return {"clip_score_per_frame": mean_score(scores)}
 
 
-@measure("motion", better="ceiling", floor="reordered")
-def by_motion(sample: Sample, context: EvalContext) -> dict[str, Score]:
+@measure("change", better="ceiling", floor="reordered")
+def by_change(sample: Sample, context: EvalContext) -> dict[str, Score]:
     """Mean difference from frame to frame, and flicker, the change that does not go on."""
     del context
     videos = sample.require_videos()
-    return {"motion": mean_score(coherence.motion(videos)), "flicker": mean_score(coherence.flicker(videos))}
+    return {"change": mean_score(coherence.change(videos)), "flicker": mean_score(coherence.flicker(videos))}
 
 
 @measure("coherence", better="higher", floor="reordered")

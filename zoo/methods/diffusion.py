@@ -25,7 +25,8 @@ from zoo.errors import UserError
 from zoo.method import Axis, Batch, Denoises, Output, normal_each, to_float
 from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.layers import smooth_attention
-from zoo.nets.transformer import NEW_FOR_VIDEOS, Transformer
+from zoo.nets.time import NEW_FOR_VIDEOS
+from zoo.nets.transformer import Transformer
 
 EPS_START = 0.99
 X_START = 1e-3  # of the way to noise, where x is predicted and training has no earliest time
@@ -108,7 +109,7 @@ class Diffusion:
     caption_drop: float = 0.1
 
     players: ClassVar[tuple[str, ...]] = ("model",)
-    MAY_BE_NEW = NEW_FOR_VIDEOS
+    MAY_BE_NEW: ClassVar[tuple[str, ...]] = NEW_FOR_VIDEOS
     fake_kind: ClassVar[str] = "reconstruction"
     SampleOptions = SampleOptions
     LikelihoodOptions = LikelihoodOptions

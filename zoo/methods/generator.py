@@ -18,6 +18,7 @@ from zoo.errors import UserError
 from zoo.method import Axis, Batch, Output, normal_each, to_float
 from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.synthesis import Synthesis
+from zoo.nets.time import NEW_FOR_VIDEOS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Generator:
     caption_drop: float = 0.0
 
     players: ClassVar[tuple[str, ...]] = ("model",)
+    MAY_BE_NEW: ClassVar[tuple[str, ...]] = NEW_FOR_VIDEOS
     fake_kind: ClassVar[str] = "sample"
     SampleOptions = SampleOptions
     inversion_options: ClassVar[Mapping[str, Any]] = {}

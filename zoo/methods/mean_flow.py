@@ -29,7 +29,8 @@ from zoo.errors import UserError, unknown_name_error
 from zoo.method import Axis, Batch, Output, normal_each, to_float
 from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.layers import smooth_attention
-from zoo.nets.transformer import NEW_FOR_VIDEOS, Transformer
+from zoo.nets.time import NEW_FOR_VIDEOS
+from zoo.nets.transformer import Transformer
 
 LEAST_ERROR = 1e-3  # c of the loss, see `norm_p`
 
@@ -85,7 +86,7 @@ class MeanFlow:
 
     players: ClassVar[tuple[str, ...]] = ("model",)
     SampleOptions = SampleOptions
-    MAY_BE_NEW = NEW_FOR_VIDEOS
+    MAY_BE_NEW: ClassVar[tuple[str, ...]] = NEW_FOR_VIDEOS
 
     def __post_init__(self):
         if self.prediction not in ("u", "x"):

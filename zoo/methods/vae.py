@@ -29,6 +29,7 @@ from zoo.method import Axis, Batch, Output, normal_each, to_float
 from zoo.nets.autoencoder import Autoencoder
 from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.hierarchy import Hierarchy
+from zoo.nets.time import NEW_FOR_VIDEOS
 
 NETS = {"hierarchical": Hierarchy, "autoencoder": Autoencoder}
 ACTIVE_BITS = 0.1  # a group of latents with a lower rate counts as inactive
@@ -94,6 +95,7 @@ class Vae:
     caption_drop: float = 0.1
 
     players: ClassVar[tuple[str, ...]] = ("model",)
+    MAY_BE_NEW: ClassVar[tuple[str, ...]] = NEW_FOR_VIDEOS
     fake_kind: ClassVar[str] = "reconstruction"
     SampleOptions = SampleOptions
     LikelihoodOptions = LikelihoodOptions

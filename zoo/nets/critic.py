@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from zoo.nets.conditioning import Text
 from zoo.nets.convolution import Residual, coarsest, downsample, merge_frames, split_frames
 from zoo.nets.layers import TimeEmbedding, patchify, stack
+from zoo.nets.time import TimeAttention
 
 
 class CriticOutput(NamedTuple):
@@ -28,7 +29,8 @@ class CriticOutput(NamedTuple):
 class Critic(nn.Module):
     """Residual convolutions without normalisation (R3GAN 2501.05441), projected on the caption (1802.05637, eq. 8).
 
-    Each frame of a video is joined with its difference from the one before; the score is the mean over frames.
+    Each frame of a video is joined with its difference from the one before; the last level attends over time, and the
+    score is the mean over frames.
 
     Attributes:
       patch_size: pixels along the side of a patch, one place of the first level.
@@ -61,6 +63,9 @@ class Critic(nn.Module):
             y = nn.Dense(width, dtype=self.dtype, name=f"embed_{level}")(y)
             blocks = stack(Residual, self.blocks, self.remat, in_axes=nn.broadcast)
             y, _ = blocks(self.bottleneck, self.dtype, name=f"level_{level}")(y, condition)
+            if level == len(self.widths) - 1:
+                rate = None if text.frame_rate is None else jnp.repeat(text.frame_rate, frames)
+                y = TimeAttention(1, frames, self.dtype, name="temporal")(y, rate)
             features.append(split_frames(y, frames))
 
         return CriticOutput(ProjectionHead(name="projection")(y, text.pooled, frames), features)

@@ -13,6 +13,7 @@ from zoo.errors import UserError
 from zoo.nets.conditioning import Text, TextAttentionBlock
 from zoo.nets.convolution import Bottleneck, merge_frames, split_frames
 from zoo.nets.layers import RMSNorm, patchify, sincos_table, stack, unpatchify
+from zoo.nets.time import TimeAttention
 
 LOG_STD = 5.0  # no log-std is larger or smaller than this, softly (NVAE 2007.03898)
 
@@ -68,11 +69,12 @@ class BottomUp(nn.Module):
 
 
 class TopDownBlock(nn.Module):
-    """An optional transformer layer, a group of latents, and a residual block (VDVAE)."""
+    """Optional attention to places, words and frames, a group of latents, and a residual block (VDVAE)."""
 
     hidden: int
     heads: int
     depth: int
+    frames: int
     dtype: Any
 
     @nn.compact
@@ -93,6 +95,7 @@ class TopDownBlock(nn.Module):
         width, dim, last = x.shape[-1], eps.shape[-1], depth_scaled_init(self.depth)
         if self.heads:
             x = TextAttentionBlock(self.heads, self.dtype, name="reading")(x, text)
+            x = TimeAttention(self.heads, self.frames, self.dtype, name="temporal")(x, text.frame_rate)
         zeros = nn.initializers.zeros  # the first prior is N(0, 1)
         raw, more = jnp.split(self._bottleneck("prior", 2 * dim + width, zeros)(x, text.pooled), [2 * dim], axis=-1)
         prior, latent = to_gaussian(raw), None
@@ -123,7 +126,7 @@ class TopDown(nn.Module):
 
     @nn.compact
     def __call__(
-        self, text: Text, noise: Sequence[jax.Array], levels: Sequence[jax.Array] | None
+        self, text: Text, noise: Sequence[jax.Array], levels: Sequence[jax.Array] | None, frames: int
     ) -> tuple[jax.Array, list[Latent | None]]:
         """Makes the features of images, level by level.
 
@@ -131,6 +134,7 @@ class TopDown(nn.Module):
           text: encoded conditions.
           noise: (groups, B, h, w, c) of each level, coarsest first.
           levels: of `BottomUp`, or None to generate.
+          frames: frames of a video, in rows of B.
 
         Returns:
           (B, h, w, D) of the finest level, and the latents of each, like noise; None where there is no posterior.
@@ -142,7 +146,7 @@ class TopDown(nn.Module):
             x = self._begin(x, (count, rows, columns), level)
             heads = self.heads if max(x.shape[1:3]) <= self.attention_size else 0
             blocks = stack(TopDownBlock, len(eps), self.remat, in_axes=(0, nn.broadcast, nn.broadcast))
-            x, latent = blocks(self.hidden, heads, depth, self.dtype, name=f"level_{level}")(
+            x, latent = blocks(self.hidden, heads, depth, frames, self.dtype, name=f"level_{level}")(
                 x, eps, text, None if levels is None else levels[level]
             )
             latents.append(latent)
@@ -159,7 +163,7 @@ class TopDown(nn.Module):
 class Hierarchy(nn.Module):
     """A hierarchical VAE: p(x | z) and all p(z_g | z_<g, caption) top down, q(z_g | z_<g, x, caption) beside them.
 
-    Each frame of a video is an image by itself, given the caption.
+    Frames of a video share the levels with attention, which is over time too; a group's latents are those of a frame.
 
     Attributes:
       patch_size: pixels along the side of a patch, one place of the finest level.
@@ -247,5 +251,5 @@ class Hierarchy(nn.Module):
         frames = noise[0].shape[2]
         text = jax.tree.map(lambda y: jnp.repeat(y, frames, axis=0), text)
         noise = [einops.rearrange(eps, "b n t h w c -> n (b t) h w c") for eps in noise]
-        x, latents = self.top_down(text, noise, levels)
+        x, latents = self.top_down(text, noise, levels, frames)
         return unpatchify(split_frames(self.head(self.norm(x)), frames), self.patch_size), latents

@@ -143,12 +143,6 @@ def rotate(x: jax.Array, angles: np.ndarray | jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
 
 
-def time_angles(seconds: jax.Array, count: int) -> jax.Array:
-    """Times in seconds, (...), as angles (..., count), whose periods go from half a second to a minute."""
-    periods = 0.5 * 120.0 ** (np.arange(count) / max(count - 1, 1))
-    return seconds[..., None] * (2 * np.pi / periods)
-
-
 def sincos_table(rows: int, columns: int, dim: int) -> np.ndarray:
     """Fixed sine-cosine positions of a grid, (rows * columns, dim)."""
     if dim % 4:

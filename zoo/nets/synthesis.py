@@ -12,10 +12,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.errors import UserError
 from zoo.nets.conditioning import Text, TextAttentionBlock
-from zoo.nets.convolution import Residual, coarsest, upsample
+from zoo.nets.convolution import Residual, coarsest, split_frames, upsample
 from zoo.nets.layers import stack, unpatchify
+from zoo.nets.time import TimeAttention, seconds_of, time_waves
+
+WAVES = 32  # sines and cosines of a frame's time
 
 
 class Block(nn.Module):
@@ -23,6 +25,7 @@ class Block(nn.Module):
 
     heads: int
     bottleneck: int
+    frames: int
     dtype: Any
 
     @nn.compact
@@ -30,20 +33,23 @@ class Block(nn.Module):
         """x: (B, h, w, D); style: (B, D') -> x, None. With 0 heads the text enters by the style alone."""
         if self.heads:
             x = TextAttentionBlock(self.heads, self.dtype, name="reading")(x, text)
+            x = TimeAttention(self.heads, self.frames, self.dtype, name="temporal")(x, text.frame_rate)
         shaping = nn.Dense(x.shape[-1], bias_init=nn.initializers.ones, dtype=self.dtype, name="shaping")
         x = x * shaping(style)[:, None, None]
         return Residual(self.bottleneck, self.dtype, name="residual")(x, style)
 
 
 class Synthesis(nn.Module):
-    """Noise and caption to an image, coarsest level first.
+    """Noise and caption to an image, or to a video, coarsest level first.
+
+    All frames of a video come of the same noise; their times are part of the style.
 
     Attributes:
       patch_size: pixels along the side of a patch, which is what the finest level makes as one.
       widths: channels of each level, finest first; each has half the side of the one before.
       blocks: of each level.
       bottleneck: how many times fewer channels there are inside a block.
-      attention_size: levels of at most this side attend to the text; all are conditioned on its mean.
+      attention_size: levels of at most this side attend to the text, and over time; all are conditioned on its mean.
       heads: of that attention.
       remat: see `layers.stack`.
     """
@@ -59,21 +65,25 @@ class Synthesis(nn.Module):
 
     @nn.compact
     def __call__(self, noise: jax.Array, shape: Sequence[int], *, text: Text) -> jax.Array:
-        """noise: (B, d); shape: of an image, (1, H, W, C); text: encoded -> (B, 1, H, W, C) float32."""
-        if shape[0] > 1:
-            raise UserError(f"this generator makes images, not videos of {shape[0]} frames: set data.frames=1")
+        """noise: (B, d); shape: of a video, (T, H, W, C); text: encoded -> (B, T, H, W, C) float32."""
+        frames = shape[0]
         rows, columns = coarsest("generator", shape, self.patch_size, self.widths)
         style = jnp.concatenate([noise.astype(self.dtype), text.pooled], axis=-1)
         for i in range(2):
-            style = nn.gelu(nn.Dense(self.widths[-1], dtype=self.dtype, name=f"style_{i}")(style))  # (B, D)
+            if i == 1 and frames > 1:
+                seconds = seconds_of((len(noise), frames), text.frame_rate)
+                times = nn.Dense(self.widths[-1], dtype=self.dtype, name="seconds")(time_waves(seconds, WAVES))
+                style = einops.rearrange(style[:, None] + times, "b t d -> (b t) d")
+                text = jax.tree.map(lambda y: jnp.repeat(y, frames, axis=0), text)
+            style = nn.gelu(nn.Dense(self.widths[-1], dtype=self.dtype, name=f"style_{i}")(style))  # (B T, D)
 
         x = self.param("constant", nn.initializers.normal(1.0), (rows, columns, self.widths[-1])).astype(self.dtype)
-        x = jnp.broadcast_to(x, (len(noise), *x.shape))  # (B, h, w, D)
+        x = jnp.broadcast_to(x, (len(style), *x.shape))  # (B T, h, w, D)
         for level, width in reversed(list(enumerate(self.widths))):
             if level < len(self.widths) - 1:
                 x = nn.Dense(width, dtype=self.dtype, name=f"embed_{level}")(upsample(x))
             heads = self.heads if max(x.shape[1:3]) <= self.attention_size else 0
             blocks = stack(Block, self.blocks, self.remat, in_axes=nn.broadcast)
-            x, _ = blocks(heads, self.bottleneck, self.dtype, name=f"level_{level}")(x, text, style)
+            x, _ = blocks(heads, self.bottleneck, frames, self.dtype, name=f"level_{level}")(x, text, style)
         x = nn.Dense(self.patch_size**2 * shape[-1], dtype=jnp.float32, name="out")(x)
-        return unpatchify(einops.rearrange(x, "b h w p -> b 1 h w p"), self.patch_size)
+        return unpatchify(split_frames(x, frames), self.patch_size)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.errors import UserError, unknown_name_error
+from zoo.errors import unknown_name_error
 from zoo.nets.conditioning import Text
 from zoo.nets.layers import (
     Attention,
@@ -20,9 +20,9 @@ from zoo.nets.layers import (
     rotary_table,
     sincos_table,
     stack,
-    time_angles,
     unpatchify,
 )
+from zoo.nets.time import seconds_of, time_angles, time_waves
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -36,8 +36,7 @@ SPACE_TIME = {  # kind of attention -> rows of the main attention and their toke
     "factorized": "(b t) n",
     "joint": "b (t n)",
 }
-WAVES = 16  # sines, and as many cosines, of a frame's time
-NEW_FOR_VIDEOS = "frame_rate", "seconds", "temporal", "temporal_modulation"  # modules that an image run lacks
+WAVES = 32  # sines and cosines of a frame's time
 
 
 class Block(nn.Module):
@@ -194,8 +193,7 @@ class Transformer(nn.Module):
         seconds = seconds_of((x.shape[0], x.shape[1]), frame_rate)  # (B, T)
         zeros = nn.initializers.zeros
         dense = nn.Dense(self.width, use_bias=False, kernel_init=zeros, dtype=self.dtype, name="seconds")
-        waves = time_angles(seconds, WAVES)
-        x = x + dense(jnp.concatenate([jnp.sin(waves), jnp.cos(waves)], axis=-1))[:, :, None]
+        x = x + dense(time_waves(seconds, WAVES))[:, :, None]
         time = time_angles(seconds, channels // 2 - (space.shape[-1] if joint and space is not None else 0))
         if joint:
             return x, space_time_angles(space, time, rows * columns), None
@@ -218,20 +216,3 @@ def space_time_angles(space: np.ndarray | None, time: jax.Array, places: int) ->
         return time
     space = np.tile(space, (time.shape[1] // places, 1))
     return jnp.concatenate([jnp.broadcast_to(space, (len(time), *space.shape)), time], axis=-1)
-
-
-def seconds_of(shape: tuple[int, int], frame_rate: jax.Array | None) -> jax.Array:
-    """Returns the time of each frame of videos, (B, T).
-
-    Args:
-      shape: (B, T).
-      frame_rate: frames/s, (B,); None or 0 for one frame.
-
-    Raises:
-      UserError: several frames without a frame rate.
-    """
-    if frame_rate is None:
-        if shape[1] > 1:
-            raise UserError("attention over time needs the videos' frame rate: name it with the data, e.g. ?fps=8")
-        return jnp.zeros(shape)
-    return jnp.arange(shape[1]) / jnp.where(frame_rate > 0, frame_rate, 1.0)[:, None]

@@ -1,0 +1,74 @@
+"""Time within videos: the seconds of frames, and attention of each place to itself in all frames."""
+
+from typing import Any
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.errors import UserError
+from zoo.nets.layers import Attention, RMSNorm, head_channels
+
+NEW_FOR_VIDEOS = "frame_rate", "seconds", "temporal", "temporal_modulation"  # modules that an image run lacks
+SHORTEST, LONGEST = 0.5, 60.0  # seconds: periods of the waves that tell times
+
+
+def seconds_of(shape: tuple[int, int], frame_rate: jax.Array | None) -> jax.Array:
+    """Returns the time of each frame of videos, (B, T).
+
+    Args:
+      shape: (B, T).
+      frame_rate: frames/s, (B,); None or 0 for one frame.
+
+    Raises:
+      UserError: several frames without a frame rate.
+    """
+    if frame_rate is None:
+        if shape[1] > 1:
+            raise UserError("attention over time needs the videos' frame rate: name it with the data, e.g. ?fps=8")
+        return jnp.zeros(shape)
+    return jnp.arange(shape[1]) / jnp.where(frame_rate > 0, frame_rate, 1.0)[:, None]
+
+
+def time_angles(seconds: jax.Array, count: int) -> jax.Array:
+    """Times in seconds, (...), as angles (..., count) of waves from `SHORTEST` to `LONGEST`."""
+    periods = SHORTEST * (LONGEST / SHORTEST) ** (np.arange(count) / max(count - 1, 1))
+    return seconds[..., None] * (2 * np.pi / periods)
+
+
+def time_waves(seconds: jax.Array, width: int) -> jax.Array:
+    """Times in seconds, (...), as sines and cosines, (..., width)."""
+    angles = time_angles(seconds, -(-width // 2))
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[..., :width]
+
+
+class TimeAttention(nn.Module):
+    """Attention of each place to itself in all frames, behind a gate that starts at zero.
+
+    Attributes:
+      heads: of the attention.
+      frames: frames of a video; with one, the layer is the identity and has no parameters.
+      dtype: type that the layers compute in.
+    """
+
+    heads: int
+    frames: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, frame_rate: jax.Array | None) -> jax.Array:
+        """x: (B T, h, w, D); frame_rate: frames/s of each row, (B T,) -> like x."""
+        if self.frames == 1:
+            return x
+        rate = None if frame_rate is None else frame_rate[:: self.frames]
+        (_, rows, columns, width), places = x.shape, x.shape[1] * x.shape[2]
+        seconds = seconds_of((len(x) // self.frames, self.frames), rate)  # (B, T)
+        each_place = lambda y: jnp.repeat(y, places, axis=0)
+        y = einops.rearrange(RMSNorm(self.dtype, name="norm")(x), "(b t) h w d -> (b h w) t d", t=self.frames)
+        y = y + each_place(time_waves(seconds, width)).astype(self.dtype)
+        angles = each_place(time_angles(seconds, head_channels(width, self.heads) // 2))
+        y = Attention(self.heads, self.dtype, name="attention")(y, angles=angles)
+        gate = self.param("gate", nn.initializers.zeros, (width,)).astype(self.dtype)
+        return x + gate * einops.rearrange(y, "(b h w) t d -> (b t) h w d", h=rows, w=columns)
