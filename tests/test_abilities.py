@@ -38,7 +38,7 @@ BY_A_REWARD = {
     "vae": "Generates HasLikelihood Reconstructs Invertible Autoencodes",
     "generator": "Generates Reconstructs Invertible",
 }
-BESIDE_IMAGES = OF_FAMILIES  # all that the family itself has
+BESIDE_IMAGES = {name: able.replace(" HasFakeSample", "") for name, able in OF_FAMILIES.items()}
 REWARD = SimpleNamespace(differentiable=True)
 
 

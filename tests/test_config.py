@@ -24,6 +24,7 @@ KINDS = {
     "flow": ["jet", "jet,critic"],
     "diffusion": ["critic", "few_steps", "reward", "policy"],
     "gan": ["projected"],
+    "video": ["stills", "images"],
 }
 RECIPES = [
     f"{file}:{kind},{words}"
@@ -284,6 +285,7 @@ def test_invertible_families_have_inversion_options_of_sampling():
         ("vae", ("autoencoder", "cpu", "test")),
         ("gan", ("projected", "demo", "test")),
         ("mean_flow", ("cpu", "demo")),
+        ("video", ("images", "stills", "demo", "test")),
         ("clip", ("demo", "test")),
     ],
 )

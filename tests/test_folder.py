@@ -247,10 +247,10 @@ def test_videos_of_gif_and_numbered_frames(tmp_path, capsys, monkeypatch, memory
     files = {f"walks/far/frame_{i}.png": 10 * i for i in range(12)}  # 10 comes after 9, not after 1
     files |= {"walks/far.txt": "far", "walks/near.gif": gif([0, 20, 40, 60, 80])}
     files |= {"walks/short.gif": gif([1, 2]), "walks/few/0.png": 1, "walks/still.png": 3}
-    source = opened(write(tmp_path, files), frames=3, own_fps=20)
+    source = opened(write(tmp_path, files), frames=3, own_fps=20, fps=10)
     items = {item["text"]: item for item in (source[i] for i in range(len(source)))}
     assert near(greys(items["walks"]), [0, 20, 40]) and items["walks"]["frame_rate"] == pytest.approx(10)
-    assert near(greys(items["far"]), [0, 10, 20]) and items["far"]["frame_rate"] == 20
+    assert near(greys(items["far"]), [0, 20, 40]) and items["far"]["frame_rate"] == 10
     said = capsys.readouterr().err
     assert "walks/short.gif: it has 2 frames at 10/s, and 3 at 10/s need 3" in said and "walks/few: it has 1" in said
     assert not memory or "left out 2 of the 4 items" in said
@@ -265,7 +265,27 @@ def test_parts_begin_anywhere_and_keep_their_frame_rate(tmp_path):
     begins = {greys(source.part(0, place))[0] for place in np.linspace(0, 1, 50)}
     assert begins == {10 * i for i in range(8)} and greys(source.part(0, 1.0)) == [70, 90, 110]
     uneven = opened(tmp_path, frames=4, own_fps=24, fps=9)
-    assert greys(uneven[0]) == [0, 20, 50, 80]  # frames are left out, and none is made
+    assert greys(uneven[0]) == [0, 30, 50, 80]  # frames are left out, and none is made
+
+
+@pytest.mark.parametrize(
+    ("own", "fps", "expected"),
+    [(29.97, 15, [0, 2, 4, 6]), (29.97, 10, [0, 3, 6, 9]), (23.976, 24, [0, 1, 2, 3]), (25, 10, [0, 2, 5, 8])],
+)
+def test_frames_are_those_nearest_to_the_times(own, fps, expected):
+    video = videos.Video(np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1), own)
+    if own < fps * (1 - videos.SAME_RATE) or own < fps and fps / own - 1 > videos.SAME_RATE:
+        with pytest.raises(ValueError, match="fewer than the fps"):
+            video.part(4, fps, 0.0)
+    else:
+        assert video.part(4, fps, 0.0)[0].ravel().tolist() == expected
+
+
+def test_own_rates_that_differ_are_an_error(tmp_path):
+    files = {"a.gif": gif([0, 20, 40, 60], duration=100), "b.gif": gif([0, 20, 40, 60], duration=50)}
+    with pytest.raises(UserError, match=r"have 10 and 20 frames/s: name one that all have, as \?fps=10"):
+        opened(write(tmp_path, files), frames=2)
+    assert len(opened(tmp_path, frames=2, fps=10)) == 2
 
 
 def test_training_gets_random_parts_that_depend_on_seed_and_place_alone(tmp_path):

@@ -389,9 +389,9 @@ def test_debugging_looks_at_every_step_of_a_call_and_at_losses_first():
         stop(model_grad_norm=[math.nan, 1.0], model_loss=[math.nan, 1.0])
 
 
-def test_the_number_of_threads_may_change(copied, short):
+def test_the_number_of_threads_and_workers_may_change(copied, short):
     config = short.copy_and_resolve_references()
-    config.data.threads = 3
+    config.data.threads, config.data.workers = 3, 0
     assert loop.train(config, copied).step == 4
 
 

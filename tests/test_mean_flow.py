@@ -90,10 +90,11 @@ def test_the_true_average_velocity_is_where_training_rests(gaussian, changes):
         assert abs(slope(1.0, caption)) < 0.01 and slope(1.1, caption) > 0.1 and slope(0.9, caption) < -0.1
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5])
-def test_any_number_of_steps_ends_at_the_same_images(gaussian, steps):
+@pytest.mark.parametrize("prediction", [dict(), IMAGES], ids=["u", "x"])
+@pytest.mark.parametrize("steps", [1, 2, 5, 50])
+def test_any_number_of_steps_ends_at_the_same_images(gaussian, steps, prediction):
     tokens = batch(np.zeros(3))["cond"]["tokens"]
-    found = method().sample({"model": 1.0}, keys(3), tokens, SHAPE, steps=steps, shift=2.0)
+    found = method(**prediction).sample({"model": 1.0}, keys(3), tokens, SHAPE, steps=steps, shift=2.0)
     np.testing.assert_allclose(found, MEAN + 0.1 + STD * normal_each(keys(3), SHAPE), atol=1e-4)
     guided = method(guidance=2.0).sample({"model": 1.0}, keys(3), tokens, SHAPE, steps=steps)
     np.testing.assert_allclose(guided - found, 2 * 0.1, atol=1e-4)
@@ -192,7 +193,8 @@ def test_times_are_in_order_and_equal_in_the_configured_share(equal):
     assert (r <= t).all() and t.max() < 1 and r.min() > 0
     assert float((r == t).mean()) == pytest.approx(equal, abs=0.03)
     later = method(data_proportion=equal, time_min=0.3)._draw_two_times(jax.random.key(0), 4000)
-    np.testing.assert_allclose(later, np.maximum([r, t], 0.3), atol=1e-6)
+    np.testing.assert_allclose(later[1], np.maximum(t, 0.3), atol=1e-6)
+    np.testing.assert_allclose(later[0], np.where(r == t, later[1], r), atol=1e-6)
 
 
 @pytest.mark.slow

@@ -210,6 +210,18 @@ def workers():
     return [thread for thread in threading.enumerate() if "grain" in thread.name]
 
 
+@pytest.mark.slow
+def test_worker_processes_prepare_the_same_batches(tmp_path):
+    for i in range(30):
+        Image.fromarray(np.full((8, 8, 3), 8 * i, np.uint8)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(f"a grey of {i}")
+    source = pipeline.open_source(f"folder:{tmp_path}", "train", 8, 1)
+    tokenizer = Tokenizer.train([source.text(i) for i in range(30)], 400, 8)
+    options = dict(flip=True, negatives=True, start=3)
+    alone, shared = (take(7, source, tokenizer, 4, workers=count, **options) for count in (0, 2))
+    assert all(same(a, b) for a, b in zip(alone, shared, strict=True))
+
+
 @pytest.mark.parametrize("end", ["close", "forget"])
 def test_threads_end_with_the_consumer(tokenizer, end):
     stream = pipeline.stream(Numbers(50), tokenizer, 8, seed=0, threads=3)

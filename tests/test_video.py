@@ -96,6 +96,7 @@ def test_the_loss_of_both_is_the_weighted_sum(tiny):
         (VIDEO, {"data.images": "scenes/one", "data.images_batch_size": 8}, "the method joint reads images"),
         (TOGETHER, {"data.images": "", "data.images_batch_size": 0}, "the method joint reads images"),
         (TOGETHER, {"data.images_batch_size": 0}, "give both or none"),
+        (TOGETHER, {"data.images": "scenes/video_two"}, "did you mean"),
         (TOGETHER, {"method.weight": 0.0}, "method.weight must be above 0, got 0"),
         (VIDEO, {"data.source": "scenes/video_one?fps=8"}, "4 frames at 8 frames/s do not show each motion"),
         (VIDEO, {"data.source": "scenes/one"}, "stand still"),
@@ -176,6 +177,47 @@ def test_the_rate_matters_to_the_samples(video):
 def test_an_image_run_makes_no_videos(trained, command, words, message):
     done = command("sample.py", f"--workdir={trained}", "--prompt=a star", *words)
     assert done.code == 2 and message in done.err
+
+
+def test_one_frame_has_no_rate_and_short_videos_no_oracle(video, command, tmp_path):
+    run = open_run(video)
+    image = run.sample(["a red star"], frames=1, steps=1)
+    sampler = run.sampler(1, 1, steps=1)
+    np.testing.assert_array_equal(image, sampler(run.params, run.recipe.conditions(["a red star"], frame_rate=0.0), 0))
+    words = f"--workdir={video}", "--prompt=a red star", "--steps=1", "--frames=3", f"--out={tmp_path / 'x.gif'}"
+    done = command("sample.py", *words)
+    assert done.code == 0 and "no oracle: 3 frames at 4 frames/s do not show each motion" in done.out
+    done = command("sample.py", *words, "--best_of=2", "--reward=oracle")
+    assert done.code == 2 and "--reward oracle: 3 frames" in done.err
+
+
+def test_editing_keeps_frames_and_rate(video, command, tmp_path):
+    words = "vary", f"--workdir={video}", "--prompt=a red star", "--steps=1", "--guidance=0"
+    done = command("zoo/commands/edit.py", *words, "--fps=8", f"--out={tmp_path / 'x.gif'}")
+    assert done.code == 2 and "edit keeps the number and rate of the frames" in done.err
+    done = command("zoo/commands/edit.py", *words, f"--out={tmp_path / 'x.png'}")
+    assert done.code == 2 and "a PNG holds one frame, not 4" in done.err
+
+
+def test_a_family_whose_networks_differ_for_images_is_refused(tiny):
+    config = tiny({}, TOGETHER)
+    config.method.base, config.sample = tiny({}, "configs/flow.py:test").method, {}
+    with pytest.raises(UserError, match="a Flow cannot train on images beside videos"):
+        prepare(config)[1].create_state()
+
+
+def test_images_that_cannot_be_dealt_out_are_an_error_before_training(tiny, tmp_path):
+    with pytest.raises(UserError, match="data.images_batch_size 6 cannot be divided by 4 devices"):
+        loop.train(tiny({"data.images_batch_size": 6}, TOGETHER), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_frozen_base_has_all_its_parts(images, tiny):
+    config = tiny({"init": str(images)}, "configs/diffusion.py:policy,test")
+    config.method.base = tiny({}, VIDEO).method
+    config.data = tiny({}, VIDEO).data
+    with pytest.raises(UserError, match="has another model, without .*frame_rate"):
+        prepare(config)
 
 
 def test_a_rate_that_is_none_is_an_error(video, command):

@@ -56,11 +56,11 @@ def train(config: configs.Config, workdir: str | Path, profile: int = 0, debug_n
 
 
 def check_workdir(workdir: Path, config: configs.Config, saved: str | None) -> None:
-    """Raises UserError if config.json or the newest checkpoint (`saved`) differs in more than `loop` and threads."""
+    """Raises UserError if config.json or the newest checkpoint (`saved`) differs, but for `loop` and data's workers."""
     file = workdir / "config.json"
     for text in filter(None, (saved, file.read_text() if file.exists() else None)):
         changes = configs.differences(configs.from_json(text, str(file)), config)
-        other = [change for change in changes if not change.startswith(("loop.", "data.threads:"))]
+        other = [change for change in changes if not change.startswith(("loop.", "data.threads:", "data.workers:"))]
         if other:
             raise UserError(f"{workdir} holds another run; it differs in {'; '.join(other)}; choose another --workdir")
     if file.exists() and changes:
@@ -88,6 +88,8 @@ class Training:
         self.source, self.recipe = prepare(config, saved, workdir)
         self.frozen = self.recipe.dependencies.frozen
         parallel.per_device(self.recipe.data.batch_size, self.loop.accumulate)
+        if self.recipe.data.images:
+            parallel.per_device(self.recipe.data.images_batch_size, self.loop.accumulate, "data.images_batch_size")
 
     def run(self) -> State:
         """See `train`."""

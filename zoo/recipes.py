@@ -29,6 +29,7 @@ def get_config(**sections) -> Config:
                 images="",
                 images_batch_size=0,
                 threads=0,
+                workers=0,
             ),
             method=dict(name=config_dict.placeholder(str)),
             players=dict(),

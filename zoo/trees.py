@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -35,9 +36,16 @@ def completed(tree: Any, by: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: own.get(path_name(path), leaf), by)
 
 
-def first_difference(a: Any, b: Any) -> str:
-    """Returns the first difference of two trees, e.g. "mlp/up/kernel of shape (8, 8) and not (8, 16)"; "" if equal."""
+def first_difference(a: Any, b: Any, may_lack: Collection[str] = ()) -> str:
+    """Returns the first difference of two trees, e.g. "mlp/up/kernel of shape (8, 8) and not (8, 16)"; "" if equal.
+
+    Args:
+      a: tree.
+      b: tree.
+      may_lack: parts of paths of which `a` may lack leaves.
+    """
     a, b = ({path: leaf.shape for path, leaf in flatten(tree).items()} for tree in (a, b))
+    b = {path: shape for path, shape in b.items() if path in a or not set(may_lack) & set(path.split("/"))}
     for name in sorted(a | b):
         if name not in b or name not in a:
             return f"{'with' if name in a else 'without'} {name}"

@@ -97,8 +97,10 @@ def main(words: list[str]) -> None:
         raise unknown_name_error("action", words[0], ACTIONS)
     if len(words) != 1:
         raise UserError(f"give one action of {', '.join(ACTIONS)}; got {' '.join(words)}")
-    media.check_file(FLAGS.out)
     sampling = sampling_flags.read()
+    media.check_file(FLAGS.out, sampling.run.shape[0])
+    if FLAGS.frames or FLAGS.fps:
+        raise UserError("edit keeps the number and rate of the frames: drop --frames and --fps")
     if sampling.negative and not FLAGS.prompt:
         raise UserError("--negative is for images that --prompt samples: drop it")
     request = Request(**{field.name: getattr(FLAGS, field.name) for field in dataclasses.fields(Request)})
@@ -106,7 +108,7 @@ def main(words: list[str]) -> None:
     images, names = ACTIONS[words[0]](sampling, editor, request)
     settings = {name: value for name, value in editor.settings.items() if name != "guide"}
     about = sampling.about() | {"action": words[0], "settings": settings, "flags": dataclasses.asdict(request)}
-    media.save(FLAGS.out, laid_out(images, names, Path(FLAGS.out)), metadata=media.note(about))
+    media.save(FLAGS.out, laid_out(images, names, Path(FLAGS.out)), sampling.frame_rate, media.note(about))
     print(f"{', '.join(names)} -> {FLAGS.out}")
 
 
@@ -116,7 +118,7 @@ def read_images(sampling: Sampling, request: Request, count: int) -> np.ndarray:
     if named != count:
         raise UserError(f"needs {count} input image(s) by --image, --item or --prompt; got {named}")
     data = sampling.run.recipe.data
-    found = [folder.read_file(name, data.size, data.frames) for name in request.image]
+    found = [folder.read_file(name, data.size, data.frames, sampling.frame_rate) for name in request.image]
     if request.item:
         source = data.open("test")
         for number in request.item:

@@ -21,7 +21,9 @@ def define_flags() -> None:
     """Defines the flags of this command."""
     flags.DEFINE_enum("world", "full", list(worlds.WORLDS), "World of the scenes.")
     flags.DEFINE_integer("size", 32, "Side of the images, in pixels.", lower_bound=1)
-    flags.DEFINE_integer("num", 500, "Number of images, or videos of 8 frames at 8 frames/s.", lower_bound=1)
+    flags.DEFINE_integer("num", 500, "Number of images or videos.", lower_bound=1)
+    flags.DEFINE_integer("frames", None, "Frames of a video; by default 8 where things move, else 1.", lower_bound=1)
+    flags.DEFINE_float("fps", None, "Frames per second; by default such that a video lasts a second.")
 
 
 def main(_: list[str]) -> None:
@@ -29,16 +31,16 @@ def main(_: list[str]) -> None:
     rng = np.random.default_rng(0)
     world, size = FLAGS.world, FLAGS.size
     moves = worlds.world_named(world).moves
-    frames = 8 if moves else 1
+    frames, fps = FLAGS.frames or (8 if moves else 1), FLAGS.fps
     scenes = [worlds.draw_scene(rng, world, "test_seen") for _ in range(FLAGS.num)]
-    texts = [describe(scene, rng, omit=0.0) for scene in scenes]
-    clean = [worlds.render(scene, size, frames) for scene in scenes]
+    texts = [describe(scene, rng, omit=0.0, still=frames == 1) for scene in scenes]
+    clean = [worlds.render(scene, size, frames, fps) for scene in scenes]
     damages = [(f"blur {sigma}", [blur(p, sigma) for p in clean]) for sigma in BLURS]
     damages += [(f"noise {std}", [add_noise(p, std, rng) for p in clean]) for std in NOISES]
-    if moves:
+    if frames > 1:
         damages += [("shuffled", [rng.permutation(p) for p in clean]), ("reversed", [p[::-1] for p in clean])]
     for damage, images in damages:
-        row = {name: right.mean() for name, right in table(images, texts, world).items()}
+        row = {name: right.mean() for name, right in table(images, texts, world, fps).items()}
         print(f"{damage:<12}" + "  ".join(f"{name} {value:.3f}" for name, value in row.items()))
 
 

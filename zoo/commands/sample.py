@@ -70,6 +70,9 @@ def main(_: list[str]) -> None:
     world, count = oracle.world_of(data.source), FLAGS.best_of
     fps = sampling.frame_rate
     reward = get_reward(FLAGS.reward, world, fps) if count > 1 else None
+    unread = oracle.unreadable(world, sampling.frames or data.frames, fps) if world else ""
+    if count > 1 and FLAGS.reward == "oracle" and unread:
+        raise UserError(f"--reward oracle: {unread}")
     sampler, cond = sampling.sampler(), sampling.conditions([prompt for prompt in prompts for _ in range(count)])
 
     sampler.compile(run.params, cond)
@@ -97,7 +100,9 @@ def main(_: list[str]) -> None:
     if FLAGS.score:
         print(f"CLIPScore: {clip_reward(FLAGS.clip)(images, prompts).mean():.4f}")
     known = [i for i, prompt in enumerate(prompts) if oracle.understands(prompt)]
-    if world and known:
+    if unread:
+        print(f"no oracle: {unread}")
+    elif world and known:
         table = oracle.table(images[known], [prompts[i] for i in known], world, fps)
         scores = ", ".join(f"{name} {right.mean():.1%}" for name, right in table.items())
         print(f"oracle on {len(known)} captions: {scores}")

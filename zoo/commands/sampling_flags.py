@@ -75,7 +75,8 @@ class Sampling:
 
     def conditions(self, captions: list[str]) -> dict[str, Any]:
         """Returns the conditions of captions."""
-        return self.run.recipe.conditions(captions, self.negative, self.frame_rate)
+        rate = 0.0 if self.frames == 1 else self.frame_rate  # one frame has none
+        return self.run.recipe.conditions(captions, self.negative, rate)
 
     def about(self) -> dict[str, Any]:
         """Returns the origin of the images, for files."""

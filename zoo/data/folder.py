@@ -65,7 +65,7 @@ def open_source(
         decides, so that adding files moves none; a folder and a zip of it are split alike.
       template: "a photo of a {}" makes a caption of a folder's name.
       fps: frames/s of the items, for which frames of the file are left out; videos of fewer frames/s are left out
-        with a note. None for each file's own.
+        with a note. None for the files' own, which must be the same.
       own_fps: frames/s of folders of numbered images, which do not contain it.
 
     Returns:
@@ -101,13 +101,14 @@ def open_source(
     return VideoSource(files, items, size, frames, notices, fps, own_fps)
 
 
-def read_file(name: str, size: int, frames: int) -> np.ndarray:
+def read_file(name: str, size: int, frames: int, fps: float | None = None) -> np.ndarray:
     """Reads one file as `open_source` would.
 
     Args:
       name: path of an image, or where `frames` is more than 1, of a GIF or MP4.
       size: side in pixels; another image is cropped at the centre and resized, with a note.
       frames: of a video, whose first ones are read; 1 for images.
+      fps: frames/s of a video; None for its own.
 
     Returns:
       uint8 (frames, size, size, 3).
@@ -123,7 +124,7 @@ def read_file(name: str, size: int, frames: int) -> np.ndarray:
             "kind of image" if frames == 1 else "kind of video", path.suffix or path.name, suffixes
         )
     opened = _Folder(path.parent), [Item(path.name, (path.name,), "")], size, frames, images.Notices()
-    return (FolderSource(*opened) if frames == 1 else VideoSource(*opened))[0]["inputs"]
+    return (FolderSource(*opened) if frames == 1 else VideoSource(*opened, fps))[0]["inputs"]
 
 
 class FolderSource:
@@ -224,7 +225,7 @@ class VideoSource(FolderSource):
         fps: float | None = None,
         own_fps: float | None = None,
     ):
-        self._fps, self._own_fps = fps, own_fps
+        self._fps, self._own_fps, self._rate = fps, own_fps, 0.0
         super().__init__(files, items, size, frames, notices)
 
     def __getitem__(self, i: int) -> dict:
@@ -236,9 +237,19 @@ class VideoSource(FolderSource):
             number = j % len(self)
             video = self._decode(self._items[number]) if self._kept is None else self._kept[number]
             if video is not None:
+                self._check_rate(video)
                 frames, rate = video.part(self._frames, self._fps, place)
                 return {"inputs": frames, "text": self.text(number), "frame_rate": rate}
         raise self._nothing_decodes()
+
+    def _check_rate(self, video: videos.Video) -> None:
+        """Raises UserError where videos keep rates of their own that differ."""
+        self._rate = self._rate or video.rate
+        if self._fps is None and abs(video.rate / self._rate - 1) > videos.SAME_RATE:
+            raise UserError(
+                f"videos of {self._files} have {self._rate:g} and {video.rate:g} frames/s: name one that all have, as "
+                f"?fps={min(self._rate, video.rate):g}"
+            )
 
     def _decode_all(self) -> None:
         """Decodes all, until that takes too much memory."""
@@ -247,10 +258,12 @@ class VideoSource(FolderSource):
             for start in range(0, len(self._items), DECODED_TOGETHER):
                 kept += pool.map(self._decode, self._items[start : start + DECODED_TOGETHER])
                 used += sum(video.frames.nbytes for video in kept[start:] if video is not None)
-                if used > images.MEMORY:
+                if used * len(self._items) > images.MEMORY * len(kept):  # as much as all of them are expected to take
                     return
         good = [i for i, video in enumerate(kept) if video is not None]
         self._kept = [kept[i] for i in good]
+        for video in self._kept:
+            self._check_rate(video)
         self._keep(good)
 
     def _read(self, item: Item) -> videos.Video:

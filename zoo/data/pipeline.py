@@ -1,16 +1,18 @@
 """The one way from a source to batches: a stream that any step of a run can be entered at."""
 
 import bisect
+import dataclasses
 import functools
 import inspect
 import os
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 import grain
 import numpy as np
+from absl import flags
 
 from zoo import conditions
 from zoo.data import folder, tfds
@@ -105,6 +107,7 @@ def stream(
     negatives: bool = False,
     shard: tuple[int, int] = (0, 1),
     threads: int | None = None,
+    workers: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """Batches without end, shuffled anew each epoch. Item i of the stream is a function of (seed, i) alone.
 
@@ -122,6 +125,8 @@ def stream(
         of all processes, in order, are the batch of a single one.
       threads: how many prepare batches ahead of need, each one at a time; by default one a core, at most 8.
         They end when the iterator is closed or no longer used.
+      workers: processes that prepare batches, each with so many threads; 0 for none but this one. The batches are the
+        same.
 
     Returns:
       An iterator of `{"inputs": uint8 (B, T, H, W, 3), "cond": {"tokens": int32 (B, L)}}`, B = batch_size / count,
@@ -137,31 +142,60 @@ def stream(
         raise UserError("the data source is empty: give one that holds an image")
     threads = threads or min(os.cpu_count() or 1, MOST_THREADS)
     part = batch_size // count
-    tokens_of = functools.lru_cache(_CACHED_TEXTS)(lambda text: tokenizer.encode([text])[0])  # captions come again
-    encode = functools.partial(
-        conditions.encode, names, tokenize=lambda texts: np.stack([tokens_of(text) for text in texts])
-    )
-
-    def batch(number: int) -> dict[str, Any]:
-        first = number * batch_size + index * part
-        numbers = np.arange(first, first + part)
-        chosen = zip(_shuffled(numbers, len(source), seed).tolist(), _fractions(numbers, seed).tolist(), strict=True)
-        items = [part_of(source, i, place) for i, place in chosen]
-        pixels = np.stack([item["inputs"] for item in items])
-        if flip:
-            mirrored = _coins(numbers, seed)
-            pixels[mirrored] = pixels[mirrored, :, :, ::-1]
-        made = {"inputs": pixels, "cond": encode(items)}
-        if negatives:
-            rngs = (np.random.default_rng((seed, i, 1)) for i in range(first, first + part))
-            pairs = zip(items, rngs, strict=True)
-            made["negatives"] = encode([item | {"text": swap_word(item["text"], rng)} for item, rng in pairs])
-        return made
-
+    read = _Batches(source, tokenizer, tuple(names), batch_size, index * part, part, seed, flip, negatives)
     # An element of Grain's is a whole batch: its own shuffle, repeat and batch cost 10 us an item while they
     # hold the interpreter's lock, several times the work itself when images are small and in memory.
-    batches = grain.MapDataset.range(start, _FOREVER).map(batch)
-    return _prefetched(batches, grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1))
+    batches = grain.MapDataset.range(start, _FOREVER).map(read)
+    return _prefetched(batches, grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1), workers)
+
+
+@dataclasses.dataclass(eq=False)
+class _Batches:
+    """Number of a batch -> the part of it that is one process's; can be sent to other processes.
+
+    Attributes:
+      source, tokenizer, names, batch_size, seed, flip, negatives: see `stream`.
+      offset: place in the batch at which the part begins.
+      part: items of the part.
+    """
+
+    source: Source
+    tokenizer: Tokenizer
+    names: tuple[str, ...]
+    batch_size: int
+    offset: int
+    part: int
+    seed: int
+    flip: bool
+    negatives: bool
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_tokens_of"}
+
+    @functools.cached_property
+    def _tokens_of(self) -> Callable[[str], np.ndarray]:
+        return functools.lru_cache(_CACHED_TEXTS)(lambda text: self.tokenizer.encode([text])[0])  # captions come again
+
+    def _encode(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        tokenize = lambda texts: np.stack([self._tokens_of(text) for text in texts])
+        return conditions.encode(self.names, items, tokenize)
+
+    def __call__(self, number: int) -> dict[str, Any]:
+        first = number * self.batch_size + self.offset
+        numbers = np.arange(first, first + self.part)
+        items = _shuffled(numbers, len(self.source), self.seed).tolist()
+        places = _fractions(numbers, self.seed).tolist()
+        items = [part_of(self.source, i, place) for i, place in zip(items, places, strict=True)]
+        pixels = np.stack([item["inputs"] for item in items])
+        if self.flip:
+            mirrored = _coins(numbers, self.seed)
+            pixels[mirrored] = pixels[mirrored, :, :, ::-1]
+        made = {"inputs": pixels, "cond": self._encode(items)}
+        if self.negatives:
+            rngs = (np.random.default_rng((self.seed, i, 1)) for i in range(first, first + self.part))
+            pairs = zip(items, rngs, strict=True)
+            made["negatives"] = self._encode([item | {"text": swap_word(item["text"], rng)} for item, rng in pairs])
+        return made
 
 
 def captions(source: Source, limit: int = 100_000) -> list[str]:
@@ -182,8 +216,13 @@ def part_of(source: Source, i: int, place: float) -> dict[str, Any]:
     return source[i] if part is None else part(i, place)
 
 
-def _prefetched(batches: grain.MapDataset, options: grain.ReadOptions) -> Iterator[dict[str, Any]]:
-    iterator = iter(batches.to_iter_dataset(options))
+def _prefetched(batches: grain.MapDataset, options: grain.ReadOptions, workers: int) -> Iterator[dict[str, Any]]:
+    prepared = batches.to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, which without a command line have defaults
+            flags.FLAGS.mark_as_parsed()
+        prepared = prepared.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    iterator = iter(prepared)
     try:
         yield from iterator
     finally:

@@ -157,11 +157,12 @@ class TfdsSource:
 
     def _pixels(self, record: dict) -> np.ndarray:
         """Returns the image of a record, or the first frame of its video, uint8 (1, size, size, 3)."""
-        return self._video(record)[:1]
+        return self._video(record)
 
     def _video(self, record: dict) -> np.ndarray:
         found = record[self._image_feature]
         video = [Image.open(io.BytesIO(found))] if isinstance(found, bytes) else list(_as_video(found))
+        video = video[:1] if self._frames == 1 else video
         return np.stack([self._fit(frame) for frame in video])
 
     def _fit(self, image: Image.Image | np.ndarray) -> np.ndarray:

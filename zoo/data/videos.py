@@ -11,6 +11,7 @@ from PIL import Image
 
 from zoo.errors import UserError
 
+SAME_RATE = 1e-3  # of rates, which files round
 SUFFIXES = (".gif", ".mp4", ".webm")
 
 
@@ -40,9 +41,9 @@ class Video(NamedTuple):
           ValueError: the video is too short, or its own rate is lower.
         """
         fps = fps or self.rate
-        if fps > self.rate * 1.001:  # files round their rates
+        if fps > self.rate * (1 + SAME_RATE):
             raise ValueError(f"it has {self.rate:g} frames/s, fewer than the fps={fps:g} of data.source")
-        offsets = np.floor(np.arange(frames) * self.rate / fps + 1e-6).astype(int)
+        offsets = np.rint(np.arange(frames) * max(self.rate / fps, 1.0)).astype(int)
         spare = len(self.frames) - 1 - offsets[-1]
         if spare < 0:
             raise ValueError(

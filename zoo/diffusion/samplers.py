@@ -128,6 +128,20 @@ def time_grid(steps: int, *, shift: float = 1.0, start: float = 1.0, end: float 
     return end + (start - end) * shift_time(jnp.linspace(1.0, 0.0, steps + 1), shift)
 
 
+def grid_to_zero(steps: int, *, shift: float, start: float = 1.0, first: float = 0.0) -> jax.Array:
+    """Returns the (steps + 1,) times of `time_grid` down to 0, of which the last step begins no earlier than `first`.
+
+    Args:
+      steps: number of steps.
+      shift: see `time_grid`.
+      start: time of the noise.
+      first: earliest time at which the network was trained.
+    """
+    if steps == 1 or start * shift_time(1 / steps, shift) >= first:
+        return time_grid(steps, shift=shift, start=start)
+    return jnp.append(time_grid(steps - 1, shift=shift, start=start, end=first), 0.0)
+
+
 def integrate(
     sampler: str,
     predict: Predict,

@@ -101,10 +101,11 @@ def find_direction(editor: Editor, items: Sequence[dict[str, Any]], attribute: s
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-    """Real images of one thing each: uint8 (N, T, H, W, 3) and the N scenes that they show."""
+    """Real images of one thing each: uint8 (N, T, H, W, 3), their N scenes, and the frame rate of videos."""
 
     pixels: np.ndarray
     scenes: list[Scene]
+    frame_rate: float | None = None
 
 
 def of_one_thing(source: Source, count: int) -> Images:
@@ -119,7 +120,7 @@ def of_one_thing(source: Source, count: int) -> Images:
     if len(found) < 2:
         raise UserError(f"the data has {len(found)} images of one thing, and this needs more: give more examples")
     scenes = [Scene.from_json(item["attributes"]) for item in found]
-    return Images(np.stack([item["inputs"] for item in found]), scenes)
+    return Images(np.stack([item["inputs"] for item in found]), scenes, found[0].get("frame_rate"))
 
 
 # ---- the requested change
@@ -156,16 +157,18 @@ def choose(scene: Scene, kind: str, rng: np.random.Generator) -> str:
     return str(rng.choice(shown or others))
 
 
-def compare(image: np.ndarray, wanted: Scene, kind: str) -> dict[str, bool]:
+def compare(image: np.ndarray, wanted: Scene, kind: str, frame_rate: float | None = None) -> dict[str, bool]:
     """Returns the oracle's result for an edited image, for each of `OUTCOMES`.
 
     An image of no readable thing, or of several, is neither changed nor kept; one with anything unreadable beside
     the thing is not kept.
     """
-    observed = oracle.observe(image, wanted.world)
+    observed = oracle.observe(image, wanted.world, frame_rate)
     if observed.scene is None or len(observed.scene.things) != 1:
         return dict.fromkeys(OUTCOMES, False)
     found, requested = words(observed.scene), words(wanted)
+    if len(image) == 1:  # one frame shows no motion
+        requested = {name: value for name, value in requested.items() if name not in ("motion", "speed")}
     changed = found[kind] == requested[kind]
     kept = not observed.clutter and all(found[name] == requested[name] for name in requested if name != kind)
     return {"changed": changed, "kept": kept, "both": changed and kept}
@@ -232,19 +235,21 @@ class Arithmetic:
                 made = self.again
                 if strength:
                     made = self.editor.generate(edits.move(self.noise, by, strength), self.none)
-                found[way] |= shares(made, wanted, kind, f" @{strength:g}")
+                found[way] |= shares(made, wanted, kind, f" @{strength:g}", self.test.frame_rate)
         made = self.editor.generate(self.captioned_noise, [self._caption(scene) for scene in wanted])
-        found["caption"] = shares(made, wanted, kind)
+        found["caption"] = shares(made, wanted, kind, frame_rate=self.test.frame_rate)
         return found
 
     def _caption(self, scene: Scene) -> str:
         """The whole caption, in the same words for the same random numbers."""
-        return describe(scene, np.random.default_rng(self.seed), omit=0.0)
+        return describe(scene, np.random.default_rng(self.seed), omit=0.0, still=self.test.frame_rate is None)
 
 
-def shares(images: np.ndarray, wanted: Sequence[Scene], kind: str, suffix: str = "") -> dict[str, Score]:
+def shares(
+    images: np.ndarray, wanted: Sequence[Scene], kind: str, suffix: str = "", frame_rate: float | None = None
+) -> dict[str, Score]:
     """The shares of edited images that the oracle finds changed, kept and both, with intervals of 95%."""
-    outcomes = [compare(image, scene, kind) for image, scene in zip(images, wanted, strict=True)]
+    outcomes = [compare(image, scene, kind, frame_rate) for image, scene in zip(images, wanted, strict=True)]
     values = {name: np.array([row[name] for row in outcomes], float) for name in OUTCOMES}
     return {f"{kind} {name}{suffix}": Score(float(x.mean()), interval(x)) for name, x in values.items()}
 

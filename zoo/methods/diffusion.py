@@ -18,8 +18,8 @@ from zoo import conditions
 from zoo.conditions import Cond
 from zoo.diffusion import guidance as guides
 from zoo.diffusion import ode
-from zoo.diffusion.paths import Path, Prediction, draw_times, expand, get_path, shift_time, squared_error
-from zoo.diffusion.samplers import ddim_transition, get_sampler, integrate, time_grid
+from zoo.diffusion.paths import Path, Prediction, draw_times, expand, get_path, squared_error
+from zoo.diffusion.samplers import ddim_transition, get_sampler, grid_to_zero, integrate
 from zoo.distributions import LEVELS, normal_log_prob, sum_except_batch, to_bits_per_dim
 from zoo.errors import UserError
 from zoo.method import Axis, Batch, Denoises, Output, normal_each, to_float
@@ -257,12 +257,7 @@ class Diffusion:
 
     def _times(self, options: SampleOptions) -> jax.Array:
         """Times of the sampler, (steps + 1,); the last step goes from no earlier than the first time to 0."""
-        even = functools.partial(time_grid, shift=options.shift, start=self._last_time)
-        times = even(options.steps)
-        before_last = self._last_time * shift_time(1 / options.steps, options.shift)
-        if options.steps == 1 or before_last >= self._first_time:
-            return times
-        return jnp.append(even(options.steps - 1, end=self._first_time), 0.0)
+        return grid_to_zero(options.steps, shift=options.shift, start=self._last_time, first=self._first_time)
 
     @property
     def _first_time(self) -> float:

@@ -31,7 +31,6 @@ from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.jet import Jet
 from zoo.nets.layers import smooth_attention
 from zoo.nets.tarflow import TarFlow
-from zoo.nets.time import NEW_FOR_VIDEOS
 
 NETS = {"tarflow": TarFlow, "jet": Jet}
 NOISES = ("gaussian", "uniform")
@@ -90,7 +89,6 @@ class Flow:
     caption_drop: float = 0.1
 
     players: ClassVar[tuple[str, ...]] = ("model",)
-    MAY_BE_NEW: ClassVar[tuple[str, ...]] = NEW_FOR_VIDEOS
     fake_kind: ClassVar[str] = "sample"
     SampleOptions = SampleOptions
     LikelihoodOptions = LikelihoodOptions

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from zoo import conditions
 from zoo.conditions import Cond
 from zoo.diffusion.paths import LINEAR, draw_times, expand
-from zoo.diffusion.samplers import time_grid
+from zoo.diffusion.samplers import grid_to_zero
 from zoo.distributions import sum_except_batch
 from zoo.errors import UserError, unknown_name_error
 from zoo.method import Axis, Batch, Output, normal_each, to_float
@@ -40,7 +40,7 @@ class SampleOptions:
     """Options of sampling.
 
     Attributes:
-      steps, shift: see `diffusion.samplers.time_grid`.
+      steps, shift: see `diffusion.samplers.grid_to_zero`.
     """
 
     steps: int = 1
@@ -151,7 +151,8 @@ class MeanFlow:
 
     def sample(self, params, rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: SampleOptions) -> jax.Array:
         """See `Generates.sample`."""
-        z, times = normal_each(rng, shape), time_grid(options.steps, shift=options.shift)
+        first = self.time_min if self.prediction == "x" else 0.0
+        z, times = normal_each(rng, shape), grid_to_zero(options.steps, shift=options.shift, first=first)
 
         def step(z, times):
             t, r = jnp.broadcast_to(times[:, None], (2, len(z)))
@@ -170,6 +171,5 @@ class MeanFlow:
         two = draw_times(
             rng_two, 2 * count, "logit_normal", mean=self.time_mean, std=self.time_std, shift=self.time_shift
         ).reshape(2, count)
-        two = jnp.maximum(two, self.time_min)
-        t = two.max(axis=0)
+        t = jnp.maximum(two.max(axis=0), self.time_min)
         return jnp.where(jax.random.uniform(rng_same, (count,)) < self.data_proportion, t, two.min(axis=0)), t

@@ -12,7 +12,7 @@ from zoo.errors import UserError
 from zoo.nets.layers import Attention, RMSNorm, head_channels
 
 NEW_FOR_VIDEOS = "frame_rate", "seconds", "temporal", "temporal_modulation"  # modules that an image run lacks
-SHORTEST, LONGEST = 0.5, 60.0  # seconds: periods of the waves that tell times
+SHORTEST, LONGEST = 0.5, 60.0  # seconds: periods of the waves of times
 
 
 def seconds_of(shape: tuple[int, int], frame_rate: jax.Array | None) -> jax.Array:

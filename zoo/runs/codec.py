@@ -105,20 +105,21 @@ class Codec:
             array.flush()
 
         key = [cache.fingerprint(source, about, range(len(source))), tree_hash(params), self.scale]
-        return Latents(cache.kept("latents", key, write), pipeline.captions(source, limit=len(source)))
+        texts, rate = pipeline.captions(source, limit=len(source)), source[0].get("frame_rate")
+        return Latents(cache.kept("latents", key, write), texts, {} if rate is None else {"frame_rate": rate})
 
 
 class Latents:
-    """A source whose inputs are latents, (T, h, w, c)."""
+    """A source whose inputs are latents, (T, h, w, c), with captions and what all items share, as a frame rate."""
 
-    def __init__(self, array: np.ndarray, texts: list[str]):
-        self._array, self._texts = array, texts
+    def __init__(self, array: np.ndarray, texts: list[str], more: dict[str, Any]):
+        self._array, self._texts, self._more = array, texts, more
 
     def __len__(self) -> int:
         return len(self._array)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return {"inputs": np.asarray(self._array[i]), "text": self._texts[i]}
+        return {"inputs": np.asarray(self._array[i]), "text": self._texts[i], **self._more}
 
     def text(self, i: int) -> str:
         """Returns the caption of an item."""

@@ -43,9 +43,10 @@ class Data:
       images: images beside videos, a source like `source`, for methods that read both; "" for none.
       images_batch_size: images over all devices of all processes; 0 without `images`.
       threads: threads that prepare batches ahead of need; 0 for one a core, at most 8.
+      workers: processes that prepare batches, each with so many threads; 0 for the training process alone.
 
     Raises:
-      UserError: there are fewer than 0 threads, or images without a batch size or the other way round.
+      UserError: there are fewer than 0 threads or workers, or images without a batch size or the other way round.
     """
 
     source: str
@@ -60,10 +61,11 @@ class Data:
     images: str = ""
     images_batch_size: int = 0
     threads: int = 0
+    workers: int = 0
 
     def __post_init__(self):
-        if self.threads < 0:
-            raise UserError(f"data.threads must be at least 0, got {self.threads}; 0 is one a core")
+        if self.threads < 0 or self.workers < 0:
+            raise UserError(f"data.threads {self.threads} and data.workers {self.workers} must be at least 0")
         if bool(self.images) != (self.images_batch_size > 0):
             raise UserError(
                 f"data.images {self.images!r} and data.images_batch_size {self.images_batch_size}: give both or none"
@@ -273,6 +275,7 @@ class Recipe:
             negatives=self.data.negatives,
             shard=(jax.process_index(), jax.process_count()),
             threads=self.data.threads or None,
+            workers=self.data.workers,
         )
 
     def blank_batch(self, count: int, frames: int = 0) -> Batch:
@@ -315,12 +318,11 @@ class Recipe:
         lacking = [player for player in fresh if player not in shared]
         if lacking and (base or not shared):
             raise UserError(f"init: {name} is a {type(run.method).__name__} without {lacking[0]}; name another run")
-        allowed = set(may_be_new(method))
+        allowed = set() if base else set(may_be_new(method))
         for player, params in shared.items():
-            own, wanted = flatten(params), flatten(fresh[player])
-            new = {path: allowed & set(path.split("/")) for path in wanted if path not in own}
-            self.new_parts += sorted(set().union(*new.values()))
-            difference = first_difference(own, {path: leaf for path, leaf in wanted.items() if not new.get(path)})
+            new = [set(path.split("/")) & allowed for path in flatten(fresh[player]).keys() - flatten(params).keys()]
+            self.new_parts += sorted(set().union(*new))
+            difference = first_difference(params, fresh[player], allowed)
             if difference:
                 changes = configs.differences(run.recipe.config, self.config)
                 keys = "; ".join(change for change in changes if change.startswith(("method.", "data.")))
@@ -365,7 +367,7 @@ class Recipe:
             raise UserError(f"this run makes images, and {shape[0]} frames are a video: name a run of videos")
         if shape != self.shape:
             fresh = lambda frames: jax.eval_shape(self.method.init, jax.random.key(0), self.blank_batch(1, frames))
-            difference = first_difference(fresh(shape[0]), fresh(self.shape[0]))
+            difference = first_difference(fresh(shape[0]), fresh(self.shape[0]), may_be_new(self.method))
             if difference:
                 raise UserError(f"this run makes {self.shape[0]} frames alone, not {shape[0]}: with them, {difference}")
         return Sampler(self.method, shape, dict(self.config.sample) | options, per_device, self.codec)

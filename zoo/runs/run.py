@@ -93,7 +93,8 @@ class Run:
           uint8 (N, T, H, W, 3).
         """
         sampler = self.sampler(min(per_device, len(captions)), frames, **options)
-        return sampler(self.params, self.recipe.conditions(captions, negative, frame_rate), seed)
+        rate = 0.0 if frames == 1 else frame_rate  # one frame has none
+        return sampler(self.params, self.recipe.conditions(captions, negative, rate), seed)
 
     def scorer(self) -> Callable[[Mapping[str, Any], jax.Array, Any], jax.Array]:
         """Returns the function (params, images float32 in [-1, 1], conditions) -> scores (B,).

@@ -302,7 +302,7 @@ def words(scene: Scene) -> dict[str, set[Any]]:
     true |= {"position": {position_name(thing.cell, grid) for thing in scene.things}}
     true |= {"count": {COUNTS[len(scene.things) - 1]}, "background": {scene.background}}
     if worlds.world_named(scene.world).moves:
-        true["motion"] = {MOTION_PHRASES[thing.motion] for thing in scene.things}
+        true["motion"] = {MOTION_PHRASES[thing.motion] for thing in scene.things if thing.motion}
         true["speed"] = {ADVERBS[thing.speed] for thing in scene.things if thing.speed}
     return true
 

@@ -534,6 +534,17 @@ def world_of(source: str) -> str | None:
     return name if source.startswith("scenes") and name in worlds.WORLDS else None
 
 
+def unreadable(world: str, frames: int, frame_rate: float | None) -> str:
+    """Returns why videos of a world cannot be read, whatever they show; "" where they can."""
+    rules = worlds.world_named(world)
+    try:
+        if frames > 1 and rules.moves:
+            worlds.check_video(frames, frames if frame_rate is None else frame_rate)
+    except errors.UserError as error:
+        return str(error)
+    return ""
+
+
 def understands(text: str) -> bool:
     """Whether a caption is of the grammar, so that the oracle can compare an image with it."""
     try:

@@ -78,12 +78,12 @@ def unreplicate(tree):
     return jax.tree.map(lambda x: np.asarray(x)[0, ...], own)
 
 
-def per_device(batch_size: int, accumulate: int = 1) -> int:
+def per_device(batch_size: int, accumulate: int = 1, key: str = "data.batch_size") -> int:
     """Returns the examples of a device in a global batch; raises UserError if they cannot be dealt out evenly."""
     devices = jax.device_count()
     if batch_size % (devices * accumulate):
         raise UserError(
-            f"data.batch_size {batch_size} cannot be divided by {devices} devices x {accumulate} "
+            f"{key} {batch_size} cannot be divided by {devices} devices x {accumulate} "
             f"accumulated parts; use a multiple of {devices * accumulate}"
         )
     return batch_size // devices

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import jax
 
 from zoo.errors import UserError
-from zoo.method import ABILITIES, Axis, Batch, Method, Output
+from zoo.method import ABILITIES, Axis, Batch, HasFakeSample, Method, Output, may_be_new
+from zoo.trees import first_difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Joint:
       weight: weight of the loss on images.
 
     Raises:
-      UserError: a weight that is not positive.
+      UserError: a weight that is not positive, or a base with other networks for images than for videos.
     """
 
     base: Any
@@ -33,7 +34,7 @@ class Joint:
     weight: float = 1.0
 
     READS_IMAGES: ClassVar[bool] = True  # batch["images"], a second batch of one frame each
-    FORWARDS: ClassVar[tuple[type, ...]] = ABILITIES
+    FORWARDS: ClassVar[tuple[type, ...]] = tuple(ability for ability in ABILITIES if ability is not HasFakeSample)
 
     @staticmethod
     def needs(fields: Mapping[str, Any]) -> type:
@@ -55,8 +56,16 @@ class Joint:
         return params
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
-        """See `Method.init`."""
-        return self.base.init(rng, batch)
+        """See `Method.init`. Raises UserError where the base's networks for images are not those for videos."""
+        params = self.base.init(rng, batch)
+        images = jax.eval_shape(self.base.init, rng, batch["images"])
+        difference = first_difference(images, params, may_be_new(self.base))
+        if difference:
+            raise UserError(
+                f"method.base: a {type(self.base).__name__} cannot train on images beside videos: for images it is a "
+                f"network {difference}"
+            )
+        return params
 
     def loss(
         self, player: str, params, batch: Batch, rng: jax.Array, axis: Axis, step: jax.Array
