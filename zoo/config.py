@@ -232,3 +232,9 @@ def _check_config_flags(argv: Sequence[str]) -> None:
         key = word.split("=")[0].removeprefix("-config.")
         if word.startswith("-config.") and key not in known:
             raise unknown_name_error("config key", key, known)
+
+
+def parse_no_flags() -> None:
+    """Gives all flags their defaults where no command line was parsed, as from Python: libraries read some."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

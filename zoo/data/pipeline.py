@@ -12,9 +12,8 @@ from urllib.parse import parse_qsl
 
 import grain
 import numpy as np
-from absl import flags
 
-from zoo import conditions
+from zoo import conditions, config
 from zoo.data import folder, tfds
 from zoo.data.text import Tokenizer
 from zoo.errors import UserError, unknown_name_error
@@ -219,8 +218,7 @@ def part_of(source: Source, i: int, place: float) -> dict[str, Any]:
 def _prefetched(batches: grain.MapDataset, options: grain.ReadOptions, workers: int) -> Iterator[dict[str, Any]]:
     prepared = batches.to_iter_dataset(options)
     if workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, which without a command line have defaults
-            flags.FLAGS.mark_as_parsed()
+        config.parse_no_flags()  # Grain reads flags of its own
         prepared = prepared.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     iterator = iter(prepared)
     try:
