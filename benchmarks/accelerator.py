@@ -32,6 +32,7 @@ RECIPES = {
     "GAN": ["configs/gan.py"],
     "Jet": ["configs/flow.py:jet"],
     "autoencoder": ["configs/vae.py:autoencoder"],
+    "video and images": ["configs/video.py:images"],
     "diffusion, attention by XLA": [DIFFUSION, "--config.method.net.attention=xla"],
     "diffusion, float32": [DIFFUSION, "--config.dtype=float32"],
     "diffusion with a critic": [f"{DIFFUSION}:critic"],

@@ -42,7 +42,9 @@ def test_they_stand_beside_the_metrics_of_training(tiny, tmp_path):
 
 def test_the_noise_is_the_same_each_time_and_the_items_are_those_of_the_test_split(recipe, monkeypatch):
     seen, plain = [], type(recipe).stream
-    monkeypatch.setattr(type(recipe), "stream", lambda self, source: seen.append(source) or plain(self, source))
+    monkeypatch.setattr(
+        type(recipe), "stream", lambda self, source, **at: seen.append(source) or plain(self, source, **at)
+    )
     assert losses(recipe) == losses(recipe)
     test = recipe.data.open("test")
     for source in seen:

@@ -21,7 +21,6 @@ from zoo.trees import completed, flatten, path_name
 NET = dict(width=24, depth=2, heads=2, patch_size=2, conditioner=dict(width=16, depth=1, heads=2))
 SHAPE = 2, 4, 4, 4, 3  # B, T, H, W, C
 KINDS = "spatial", "temporal", "factorized", "joint"
-TEXTS = pytest.mark.parametrize("text", ["joint", "cross"])
 
 
 @functools.cache
@@ -72,7 +71,7 @@ def test_a_factorized_network_begins_as_its_image_network_on_every_frame(text, p
     np.testing.assert_allclose(run(video, started, Z), np.asarray(each).reshape(SHAPE), atol=1e-6)
 
 
-@TEXTS
+@pytest.mark.parametrize("text", ["joint", pytest.param("cross", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_reads_the_patches_of_its_name(text, kind):
     """A patch's prediction depends on the patches in its row of attention, through two layers."""
@@ -114,7 +113,7 @@ def test_spatial_attention_treats_all_frames_alike():
     np.testing.assert_allclose(run(net, params, Z[:, ::-1].copy())[:, ::-1], run(net, params, Z), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["factorized", "joint"])
 def test_longer_videos_than_were_drawn_for_fit(kind):
     net = network(space_time=kind)
     longer = np.concatenate([Z, Z], axis=1)

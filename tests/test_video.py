@@ -58,6 +58,7 @@ class NoiseOfRows:
         return loss, Output({"loss": loss})
 
 
+@pytest.mark.slow
 def test_one_device_and_four_of_the_same_total_batch_agree(tiny):
     source, recipe = prepare(tiny({}, VIDEO))
     batch = next(recipe.stream(source)) | {"row": np.arange(8)}
@@ -160,6 +161,7 @@ def test_another_rate_and_number_of_frames(video, command, tmp_path):
     assert done.code == 0 and Image.open(tmp_path / "x.png").width > 4 * 96
 
 
+@pytest.mark.slow
 def test_the_rate_matters_to_the_samples(video):
     run = open_run(video)
     slow, fast = (run.sample(["a red star"], frame_rate=rate, steps=1) for rate in (4.0, 16.0))
@@ -191,6 +193,7 @@ def test_one_frame_has_no_rate_and_short_videos_no_oracle(video, command, tmp_pa
     assert done.code == 2 and "--reward oracle: 3 frames" in done.err
 
 
+@pytest.mark.slow
 def test_editing_keeps_frames_and_rate(video, command, tmp_path):
     words = "vary", f"--workdir={video}", "--prompt=a red star", "--steps=1", "--guidance=0"
     done = command("zoo/commands/edit.py", *words, "--fps=8", f"--out={tmp_path / 'x.gif'}")
@@ -212,6 +215,7 @@ def test_images_that_cannot_be_dealt_out_are_an_error_before_training(tiny, tmp_
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_frozen_base_has_all_its_parts(images, tiny):
     config = tiny({"init": str(images)}, "configs/diffusion.py:policy,test")
     config.method.base = tiny({}, VIDEO).method
@@ -225,6 +229,7 @@ def test_a_rate_that_is_none_is_an_error(video, command):
     assert done.code == 2 and "--fps must be above 0, got 0" in done.err
 
 
+@pytest.mark.slow
 def test_the_step_takes_two_static_shapes(tiny):
     source, recipe = prepare(tiny({}, TOGETHER))
     step = recipe.step(1)
