@@ -454,6 +454,7 @@ def test_a_critic_can_be_the_feature_network_of_another():
     assert plugin.score(params, to_float(BATCH["inputs"]), BATCH["cond"]).shape == (8,)
 
 
+@pytest.mark.slow
 def test_so_can_a_critic_that_has_a_feature_network_itself():
     inner = projected()
     plugin = projected(inner)

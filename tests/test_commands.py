@@ -297,6 +297,7 @@ def test_quality_is_drawn_over_evaluations(finish, trained, tmp_path):
     assert done.code == 2 and "psnr is not of samples" in done.err
 
 
+@pytest.mark.slow
 def test_captions_without_a_word_to_swap_cannot_be_trusted(finish, tmp_path):
     for name in ("one", "two"):
         Image.new("RGB", (16, 16)).save(tmp_path / f"{name}.png")

@@ -367,6 +367,7 @@ def test_debugging_names_the_first_layer_that_is_not_finite(tiny, tmp_path, monk
         loop.train(tiny({"loop.steps": 2, "loop.grid_every": 0}), tmp_path / "run", debug_nans=True)
 
 
+@pytest.mark.slow
 def test_debugging_names_where_a_gradient_alone_is_not_finite(tiny, tmp_path, monkeypatch):
     plain = SwiGLU.__call__
     root = lambda x: jnp.sqrt(jnp.abs(x)) * 0.0  # finite, and of infinite slope where x is 0

@@ -169,6 +169,7 @@ def test_the_density_of_a_trajectory_is_that_of_its_draws():
 POLICY = dict(gradient="policy", group_size=4, sampling=STEPS | {"sampler": "ddim", "eta": 1.0})
 
 
+@pytest.mark.slow
 def test_policy_needs_no_derivative_of_the_reward():
     """The gradient is - mean of advantage times that of the draws' log-density a dimension."""
 

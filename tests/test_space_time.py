@@ -164,6 +164,7 @@ def started_from(image, video):
     return completed(image, video)
 
 
+@pytest.mark.slow
 def test_a_hierarchy_of_videos_begins_as_that_of_images_and_then_reads_all_frames():
     net, eps = other(Hierarchy, HIERARCHY), noise_of(4, np.random.default_rng(0))
     apply = jax.jit(lambda params, x, eps, cond: net.apply({"params": params}, x, eps, cond=cond)[0])
@@ -180,6 +181,7 @@ def test_a_hierarchy_of_videos_begins_as_that_of_images_and_then_reads_all_frame
     assert (np.abs(after - before).max(axis=(0, 2, 3, 4)) > 1e-4).all()
 
 
+@pytest.mark.slow
 def test_a_generator_of_videos_makes_frames_of_one_noise_that_differ_by_their_times():
     net, noise = other(Synthesis, SYNTHESIS), np.random.default_rng(0).normal(size=(2, 8)).astype("f")
     start = lambda frames, rate: net.init(jax.random.key(0), noise, (frames, 4, 4, 3), cond=cond(2, rate))["params"]

@@ -314,6 +314,7 @@ def test_noise_is_standard_and_its_own_in_each_group_and_image():
     assert len(np.unique(flat)) == flat.size
 
 
+@pytest.mark.slow
 def test_temperature_is_that_of_the_noise():
     noise = method().draw_noise(keys(1, 2, 3, 4), SHAPE)
     halved = jax.tree.map(lambda eps: eps / 2, noise)

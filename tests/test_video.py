@@ -120,6 +120,7 @@ def images(tiny, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_video_run_starts_as_its_image_run_on_every_frame(images, tiny, tmp_path, capsys):
     still = {"players.model.learning_rate": 0.0, "loop.steps": 1, "init": str(images)}
     loop.train(tiny(QUICK | still, VIDEO), tmp_path / "run")
