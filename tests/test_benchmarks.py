@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import accelerator
+from benchmarks import accelerator, attention
 from zoo import config as configs
 from zoo.families import FAMILIES
+from zoo.nets.transformer import SPACE_TIME
 
 
 def test_a_row_that_fails_or_hangs_costs_itself_alone(tmp_path):
@@ -73,3 +74,10 @@ def test_the_plan_can_be_rehearsed(tmp_path, start):
     assert 0 <= rows["score, test_seen"]["model"]["all"] <= 1 and (tmp_path / "samples.png").is_file()
     compared = [rows[f"against PyTorch, {what}"]["exit_code"] for what in ("training", "sampling")]
     assert compared == [0, 0] or not importlib.util.find_spec("diffusers")
+
+
+@pytest.mark.parametrize("kind", SPACE_TIME)
+def test_the_pairs_of_attention_are_counted(kind):
+    for frames, side in ((1, 4), (4, 2), (3, 4)):
+        assert attention.counted(kind, frames, side) == attention.expected(kind, frames, side**2)
+    assert attention.counted("joint", 4, 4) / attention.counted("factorized", 4, 4) == pytest.approx(3.2)
