@@ -27,7 +27,7 @@ def get_config(text=None):
         config.method.time_shift = config.sample.shift = 3.0  # motion is decided in much noise
     if "test" in words:
         data, rate = dict(source="scenes/video_one", size=16, frames=4, text_length=16, batch_size=8), 4
-        options, config.loop.steps = "examples=32", 2
+        options, config.loop.steps = "examples=64", 2
     source = data["source"]
     images = f"{source}?{options}" if options else source
     config.data.update(data | dict(source=f"{source}?fps={rate}" + (f"&{options}" if options else "")))
