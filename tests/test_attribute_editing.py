@@ -196,3 +196,12 @@ def test_data_that_the_oracle_cannot_read_is_an_error(run_command, copied, monke
     monkeypatch.setattr(oracle, "world_of", lambda source: None)
     done = run_command(workdir=copied)
     assert done.code == 2 and "the oracle reads scenes alone" in done.err
+
+
+@pytest.mark.parametrize(("frames", "rate"), [(1, None), (8, None), (16, 8.0)])
+def test_videos_are_compared_at_their_frame_rate_and_single_frames_without_motion(frames, rate):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        scene = worlds.draw_scene(rng, "video_one", "train").facts()
+        image = worlds.render(scene, 16, frames, rate)
+        assert compare(image, scene, "colour", rate) == dict.fromkeys(attribute_editing.OUTCOMES, True)
