@@ -75,8 +75,7 @@ class Sampling:
 
     def conditions(self, captions: list[str]) -> dict[str, Any]:
         """Returns the conditions of captions."""
-        rate = 0.0 if self.frames == 1 else self.frame_rate  # one frame has none
-        return self.run.recipe.conditions(captions, self.negative, rate)
+        return self.run.recipe.conditions(captions, self.negative, self.frame_rate, self.frames)
 
     def about(self) -> dict[str, Any]:
         """Returns the origin of the images, for files."""

@@ -118,20 +118,21 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, i: int) -> dict:
+        if self._frames > 1:
+            return self.part(i, 0.0)
         if self._fits and self._kept is None:
             self._keep_all()
         if self._kept is not None:
             return {"inputs": self._kept[i], "text": self._texts[i]}
-        return self.part(i, 0.0)
+        record = self._records[i]
+        return {"inputs": self._pixels(record), "text": self._captions(record)}
 
     def part(self, i: int, place: float) -> dict:
         """Returns an item that begins elsewhere in its video, see `videos.Video.part`."""
-        if self._frames == 1 and self._fits:
+        if self._frames == 1:
             return self[i]
         record = self._records[i]
-        if self._frames == 1:
-            return {"inputs": self._pixels(record), "text": self._captions(record)}
-        video = videos.Video(self._video(record), self._own_fps or 0.0)
+        video = videos.Video(self._pixels(record), self._own_fps or 0.0)
         try:
             frames, rate = video.part(self._frames, self._fps, place)
         except ValueError as error:
@@ -156,10 +157,7 @@ class TfdsSource:
         return self._pixels(record)
 
     def _pixels(self, record: dict) -> np.ndarray:
-        """Returns the image of a record, or the first frame of its video, uint8 (1, size, size, 3)."""
-        return self._video(record)
-
-    def _video(self, record: dict) -> np.ndarray:
+        """Returns all frames of a record, of an image source the first, uint8 (N, size, size, 3)."""
         found = record[self._image_feature]
         video = [Image.open(io.BytesIO(found))] if isinstance(found, bytes) else list(_as_video(found))
         video = video[:1] if self._frames == 1 else video

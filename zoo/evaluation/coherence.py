@@ -52,7 +52,7 @@ def identity(videos: np.ndarray, world: str) -> np.ndarray:
     Returns:
       float64 (N,); 0 for a video of fewer than two frames that are not empty.
     """
-    return np.array([_share_of_equal(_appearances(video, world)) for video in videos])
+    return identity_and_readable(videos, world)[0]
 
 
 def readable_frames(videos: np.ndarray, world: str) -> np.ndarray:
@@ -65,7 +65,19 @@ def readable_frames(videos: np.ndarray, world: str) -> np.ndarray:
     Returns:
       float64 (N,); 0 for a video of empty frames.
     """
-    return np.array([np.mean([one is not None for one in _appearances(video, world)] or [0.0]) for video in videos])
+    return identity_and_readable(videos, world)[1]
+
+
+def identity_and_readable(videos: np.ndarray, world: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `identity` and `readable_frames`, (N,) each, of one reading of the frames.
+
+    Args:
+      videos: uint8 (N, T, H, W, 3), T at least 2.
+      world: world of scenes.
+    """
+    read = [_appearances(video, world) for video in videos]
+    readable = [np.mean([one is not None for one in appearances] or [0.0]) for appearances in read]
+    return np.array([_share_of_equal(appearances) for appearances in read]), np.array(readable)
 
 
 def displacement(videos: np.ndarray, world: str) -> np.ndarray:

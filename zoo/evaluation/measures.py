@@ -111,9 +111,10 @@ def by_coherence(sample: Sample, context: EvalContext) -> dict[str, Score]:
     videos = sample.require_videos()
     moved = coherence.displacement(videos, context.world)
     moved = moved[np.isfinite(moved)]
+    identity, readable = coherence.identity_and_readable(videos, context.world)
     return {
-        "identity": mean_score(coherence.identity(videos, context.world)),
-        "readable_frames": mean_score(coherence.readable_frames(videos, context.world)),
+        "identity": mean_score(identity),
+        "readable_frames": mean_score(readable),
         **({"displacement": dataclasses.replace(mean_score(moved), better="ceiling")} if len(moved) else {}),
     }
 

@@ -53,7 +53,7 @@ class Block(nn.Module):
     space_time: str = "spatial"
 
     @nn.compact
-    def __call__(self, x, condition, text, lengths, angles, time_angles):
+    def __call__(self, x, condition, text, lengths, angles, frame_angles):
         """Returns x, None.
 
         Args:
@@ -62,7 +62,7 @@ class Block(nn.Module):
           text: for each row of `SPACE_TIME`, (rows, L, D).
           lengths: (rows,).
           angles: rotary positions of the main attention, (tokens, d / 2) or (rows, tokens, d / 2), or None.
-          time_angles: those of the attention over time, (B N, T, d / 2), or None.
+          frame_angles: those of the attention over time, (B N, T, d / 2), or None.
         """
         frames, places = x.shape[1:3]
         rows = SPACE_TIME[self.space_time]
@@ -84,7 +84,7 @@ class Block(nn.Module):
             y = in_rows(RMSNorm(self.dtype, name="cross_norm")(x))
             x = x + gate_c[0] * back(cross(y, context=text, lengths=lengths, to_self=False))
         if self.space_time == "factorized":
-            x = x + self._over_time(x, condition, time_angles)
+            x = x + self._over_time(x, condition, frame_angles)
         y = modulate(RMSNorm(self.dtype, scale=False)(x), shift_m, scale_m)
         x = x + gate_m * SwiGLU(dtype=self.dtype, name="mlp")(y)
         self.sow("intermediates", "tokens", x)  # for apply(..., mutable=["intermediates"])
@@ -163,13 +163,13 @@ class Transformer(nn.Module):
         frames, rows, columns = patches.shape[1:4]
         x = nn.Dense(self.width, dtype=self.dtype, name="embed")(patches)
         x = einops.rearrange(x, "b t h w d -> b t (h w) d")
-        x, angles, time_angles = self._place(x, rows, columns, text.frame_rate)
+        x, angles, frame_angles = self._place(x, rows, columns, text.frame_rate)
         count = {"(b t) n": frames, "(b n) t": rows * columns, "b (t n)": 1}[SPACE_TIME[self.space_time]]
         words, lengths = jnp.repeat(text.embeddings, count, axis=0), jnp.repeat(text.lengths, count, axis=0)
 
         layers = stack(Block, self.depth, self.remat, in_axes=nn.broadcast)
         x, _ = layers(self.heads, self.text, self.dtype, self.attention, self.space_time, name="layers")(
-            x, condition, words, lengths, angles, time_angles
+            x, condition, words, lengths, angles, frame_angles
         )
 
         zeros = nn.initializers.zeros

@@ -77,11 +77,13 @@ def open_any(name: str, *others: str) -> Run | ClipRun:
       UserError: there is no such thing, or it cannot be read.
     """
     local(name)
-    is_folder, is_run = processes.from_first(lambda: [Path(name).is_dir(), (Path(name) / "checkpoints").is_dir()])
+    is_folder, is_clip = processes.from_first(
+        lambda: [Path(name).is_dir(), clips.is_folder(name) and not (Path(name) / "checkpoints").is_dir()]
+    )
     if "/" not in name and ":" not in name and not is_folder:
         known = [*others, *(f"zoo:{shipped}" for shipped in clips.SHIPPED)]
         raise unknown_name_error("network (no folder has this name)", name, known)
-    if name.startswith("zoo:") or (not is_run and processes.from_first(lambda: clips.is_folder(name))):
+    if name.startswith("zoo:") or is_clip:
         clip = clips.load(name)
         return ClipRun(dataclasses.replace(clip, params=parallel.place(clip.params)))
     return open_run(name)
@@ -134,9 +136,9 @@ def prepare(
         made = processes.from_first(lambda: first_tokenizer(config.init, init, data, source).to_json())
         tokenizer = Tokenizer.from_json(made)
     names, frame_rate = _of_data(saved or processes.from_first(lambda: about_data(data, source[0])))
-    if data.images:
-        processes.check_same("number of training images beside videos", len(data.open_images("train")))
     recipe = Recipe(config, tokenizer, dependencies, names, frame_rate)
+    if data.images:
+        processes.check_same("number of training images beside videos", len(recipe.images("train")))
     if recipe.codec:
         source = recipe.encoded(source, "train")
         lost = set(names) - set(conditions.of_item(source[0]))

@@ -220,7 +220,11 @@ class Recipe:
         }
 
     def conditions(
-        self, captions: Sequence[str], negative: str = "", frame_rate: float | None = None
+        self,
+        captions: Sequence[str],
+        negative: str = "",
+        frame_rate: float | None = None,
+        frames: int | None = None,
     ) -> dict[str, Any]:
         """Returns the conditions of captions, (N, ...).
 
@@ -228,8 +232,9 @@ class Recipe:
           captions: N texts.
           negative: text from which guidance leads away; "" for the empty caption.
           frame_rate: frames/s; None for that of the data.
+          frames: number of frames; None for that of the data. One has no rate.
         """
-        rate = self.frame_rate if frame_rate is None else frame_rate
+        rate = 0.0 if frames == 1 else self.frame_rate if frame_rate is None else frame_rate
         items = lambda lines: [{"text": line, "frame_rate": rate} for line in lines]
         encode = lambda lines: conditions.encode(self.names, items(lines), self.tokenizer.encode)
         return encode(captions) | ({NEGATIVE: encode([negative] * len(captions))} if negative else {})
@@ -248,6 +253,11 @@ class Recipe:
         about = {"data": name, "split": split, "size": self.data.size, "frames": frames}
         return self.codec.source(self.dependencies.frozen["latents"], source, about)
 
+    @functools.cache  # noqa: B019, opening may decode a whole folder
+    def images(self, split: str) -> pipeline.Source:
+        """Returns a split of `data.images` as the network gets it, opened once."""
+        return self.encoded(self.data.open_images(split), split, images=True)
+
     def stream(self, source: pipeline.Source, start: int = 0, split: str = "train") -> Iterator[Batch]:
         """Returns this process's part of each batch, with `images` where the data has them.
 
@@ -259,8 +269,7 @@ class Recipe:
         batches = self._stream(source, self.data.batch_size, start)
         if not self.data.images:
             return batches
-        images = self.encoded(self.data.open_images(split), split, images=True)
-        more = self._stream(images, self.data.images_batch_size, start)
+        more = self._stream(self.images(split), self.data.images_batch_size, start)
         return ({**batch, "images": one} for batch, one in zip(batches, more, strict=True))
 
     def _stream(self, source: pipeline.Source, batch_size: int, start: int) -> Iterator[Batch]:

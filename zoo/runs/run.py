@@ -93,8 +93,7 @@ class Run:
           uint8 (N, T, H, W, 3).
         """
         sampler = self.sampler(min(per_device, len(captions)), frames, **options)
-        rate = 0.0 if frames == 1 else frame_rate  # one frame has none
-        return sampler(self.params, self.recipe.conditions(captions, negative, rate), seed)
+        return sampler(self.params, self.recipe.conditions(captions, negative, frame_rate, frames), seed)
 
     def scorer(self) -> Callable[[Mapping[str, Any], jax.Array, Any], jax.Array]:
         """Returns the function (params, images float32 in [-1, 1], conditions) -> scores (B,).
