@@ -116,9 +116,14 @@ def words_of():
 
 @pytest.fixture
 def command(monkeypatch):
-    """command("sample.py", "--num=2") -> code, out and err of a command that is run within this process."""
+    """command("sample.py", "--num=2") -> code, out and err of a command that is run within this process.
+
+    command("-m", "zoo", "score", "--num=2") too: a process of its own takes seconds to import jax.
+    """
 
     def command(file, *words):
+        if file == "-m":
+            file, words = f"zoo/commands/{words[1]}.py", words[2:]
         before, argv = set(flags.FLAGS), [file, *map(str, words)]
         monkeypatch.setattr(sys, "argv", argv)
         spec = importlib.util.spec_from_file_location("command_under_test", ROOT / file)

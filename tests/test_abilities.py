@@ -23,7 +23,7 @@ OF_FAMILIES = {
     "mean_flow": "Generates",
     "flow": "Generates HasFakeSample HasLikelihood Reconstructs Invertible",
     "vae": "Generates HasFakeSample HasLikelihood Reconstructs Invertible Autoencodes",
-    "contrastive": "Scorer",
+    "contrastive": "Scorer Embeds",
     "generator": "Generates HasFakeSample Reconstructs Invertible",
 }
 UNDER_A_CRITIC = {

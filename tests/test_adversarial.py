@@ -166,6 +166,7 @@ def test_the_objectives_are_those_of_the_papers():
             assert float(loss(real, fake)[0]) == pytest.approx(value, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_r1_and_r2_are_the_squared_gradients_at_real_and_at_fake_images():
     """Against central differences in every pixel."""
     plugin, params = method(), fresh()

@@ -1,11 +1,17 @@
 """Measures of videos against videos whose values are known."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
+from zoo import loop
 from zoo.errors import UserError
-from zoo.evaluation import coherence
-from zoo.evaluation.registry import MEASURES, EvalContext, Sample, evaluate, floor
+from zoo.evaluation import coherence, distances, measures
+from zoo.evaluation.features import motion_features
+from zoo.evaluation.registry import MEASURES, EvalContext, Sample, evaluate, floor, reordered
+from zoo.runs.dependencies import open_run
 from zoo.scenes import world
 from zoo.scenes.grammar import describe
 from zoo.scenes.world import Scene, Thing
@@ -77,3 +83,62 @@ def test_images_have_none(name):
     context = EvalContext({"clip": None}, {}, None, "video_one")  # no network is needed to refuse
     with pytest.raises(UserError, match=f"{name}: needs videos, and these are images"):
         evaluate(Sample(videos[:, :1], texts), context, [name])
+
+
+# ---- in the features of a run that sees motion
+
+
+@pytest.fixture(scope="module")
+def seeing(tiny, tmp_path_factory):
+    """Workdir of a run of two steps that is trained on motion."""
+    workdir = tmp_path_factory.mktemp("motion") / "run"
+    loop.train(tiny(spec="configs/clip.py:video,test"), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def motion(seeing):
+    """Its features, with layers of time that are not the identity any more."""
+    run = open_run(seeing)
+    time = jax.tree.map(lambda x: x + 0.5 if np.abs(x).max() < 0.1 else x, run.params["model"]["time"])
+    return motion_features(
+        dataclasses.replace(run, params=run.params | {"model": run.params["model"] | {"time": time}})
+    )
+
+
+def test_the_features_of_motion_see_the_order_of_frames_and_their_rate(motion):
+    videos = drawn(12, frames=4, rate=4.0)[0]
+    made = motion.images(videos, 8.0)
+    assert made.shape == (12, 64)
+    assert np.abs(made - motion.images(videos[:, ::-1], 8.0)).max() > 1e-3
+    assert np.abs(made - motion.images(videos, 16.0)).max() > 1e-3
+
+
+def test_the_distance_of_motion_is_zero_of_the_same_and_frechets_of_many(motion, monkeypatch):
+    videos, captions, _ = drawn(24, frames=4, rate=4.0)
+    sample = Sample(videos, captions, frame_rate=8.0)
+    context = EvalContext({"motion": motion}, {"motion": sample.features(motion)}, None, "video_one")
+    (few,) = evaluate(sample, context, ["motion_distance"])[0].items()
+    monkeypatch.setattr(measures, "FRECHET_VIDEOS", 24)
+    (many,) = evaluate(sample, context, ["motion_distance"])[0].items()
+    assert (few[0], many[0]) == ("motion_mmd", "motion_frechet")
+    assert few[1].value == pytest.approx(0, abs=1e-6) and many[1].value == pytest.approx(0, abs=1e-7)
+    mixed = floor(sample, context, ["motion_distance"])["motion_frechet"].value
+    assert mixed == pytest.approx(distances.frechet(reordered(sample, 0).features(motion), sample.features(motion)))
+    assert mixed > 1e-6
+
+
+def test_what_the_features_of_motion_refuse(motion, trained):
+    videos = drawn(4, frames=4, rate=4.0)[0]
+    for pixels, message in ((videos[:, :1], "these are images"), (videos[:, :, :8, :8], "of 16 px, not 8")):
+        with pytest.raises(UserError, match=message):
+            motion.images(pixels, 8.0)
+    with pytest.raises(UserError, match="train one by configs/clip.py:video"):
+        motion_features(open_run(trained))
+    with pytest.raises(UserError, match="--motion"):
+        evaluate(Sample(videos, None), EvalContext({}, {}, None, None), ["motion_distance"])
+
+
+def test_a_run_trained_on_motion_is_no_clip_of_images(seeing, command, tmp_path):
+    done = command("zoo/commands/export_clip.py", f"--workdir={seeing}", f"--out={tmp_path / 'clip'}")
+    assert done.code == 2 and "layers of time" in done.err and not (tmp_path / "clip").exists()

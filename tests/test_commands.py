@@ -269,11 +269,11 @@ def test_a_folder_of_images_is_scored(command, sample, tmp_path):
     assert json.loads(Path(f"{folder}_scores.json").read_text())["floor"]["cmmd"] > 0
 
 
-def test_runs_are_compared(finish, command, copied, tmp_path):
-    done = finish("-m", "zoo", "compare", copied, devices=1)
+def test_runs_are_compared(command, copied, tmp_path):
+    done = command("-m", "zoo", "compare", copied)
     assert done.code == 2 and "has no scores.json: run python -m zoo score --workdir" in done.err
     assert command("zoo/commands/score.py", f"--workdir={copied}", "--num=2", "--measures=oracle").code == 0
-    done = finish("-m", "zoo", "compare", copied, copied, f"--out={tmp_path / 'c.md'}", devices=1)
+    done = command("-m", "zoo", "compare", copied, copied, f"--out={tmp_path / 'c.md'}")
     assert done.code == 0, done.err
     table = (tmp_path / "c.md").read_text()
     assert done.out.startswith(table.rstrip()) and (tmp_path / "c.png").exists()
@@ -282,48 +282,48 @@ def test_runs_are_compared(finish, command, copied, tmp_path):
     assert {"parameters", "seconds of training", "samples/s", "all"} <= rows.keys()
 
 
-def test_quality_is_drawn_over_evaluations(finish, trained, tmp_path):
+def test_quality_is_drawn_over_evaluations(command, trained, tmp_path):
     words = ("-m", "zoo", "nfe_sweep", trained)
-    done = finish(*words, "--steps=1,3", "--num=4", "--show=all", "--show=colour", f"--out={tmp_path / 's.png'}")
+    done = command(*words, "--steps=1,3", "--num=4", "--show=all", "--show=colour", f"--out={tmp_path / 's.png'}")
     assert done.code == 0, done.err
     rows = json.loads((tmp_path / "s.json").read_text())[str(trained)]
     assert [(row["steps"], row["evaluations"]) for row in rows] == [(1, 2), (3, 10)] and (tmp_path / "s.png").exists()
     assert all(0 <= row["scores"]["all"] <= 1 for row in rows)
-    done = finish(*words, "--steps=1", "--num=4", "--show=colours", f"--out={tmp_path / 's.png'}")
+    done = command(*words, "--steps=1", "--num=4", "--show=colours", f"--out={tmp_path / 's.png'}")
     assert done.code == 2 and "did you mean 'colour'" in done.err
-    done = finish(*words, "--steps=1,two", devices=1)
+    done = command(*words, "--steps=1,two")
     assert done.code == 2 and "--steps: 'two'" in done.err
-    done = finish(*words, "--measures=psnr", devices=1)
+    done = command(*words, "--measures=psnr")
     assert done.code == 2 and "psnr is not of samples" in done.err
 
 
 @pytest.mark.slow
-def test_captions_without_a_word_to_swap_cannot_be_trusted(finish, tmp_path):
+def test_captions_without_a_word_to_swap_cannot_be_trusted(command, tmp_path):
     for name in ("one", "two"):
         Image.new("RGB", (16, 16)).save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text("xyzzy")
     source = f"--source=folder:{tmp_path}"
-    done = finish("-m", "zoo", "clip_eval", source, "--size=16", "--num=2", "--split=test", devices=1)
+    done = command("-m", "zoo", "clip_eval", source, "--size=16", "--num=2", "--split=test")
     assert done.code == 2 and "no caption has a word that can be swapped" in done.err
 
 
-def test_metrics_of_runs_are_drawn(finish, trained, tmp_path):
+def test_metrics_of_runs_are_drawn(command, trained, tmp_path):
     words = ("-m", "zoo", "curves", trained, f"--out={tmp_path / 'c.png'}")
-    done = finish(*words, "--show=model/loss", "--show=model/grad_norm", devices=1)
+    done = command(*words, "--show=model/loss", "--show=model/grad_norm")
     assert done.code == 0 and (tmp_path / "c.png").exists(), done.err
-    done = finish(*words, "--show=model/los", devices=1)
+    done = command(*words, "--show=model/los")
     assert done.code == 2 and "did you mean 'model/loss'" in done.err
 
 
-def test_a_clip_is_trained_exported_and_tried(command, finish, tmp_path):
+def test_a_clip_is_trained_exported_and_tried(command, tmp_path):
     assert command("train.py", "--config=configs/clip.py:test", f"--workdir={tmp_path / 'run'}").code == 0
     words = (f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'clip'}")
-    done = finish("-m", "zoo", "export_clip", *words, devices=1)
+    done = command("-m", "zoo", "export_clip", *words)
     assert done.code == 0, done.err
     out = tmp_path / "trust.json"
     tried = (f"--clip={tmp_path / 'clip'}", "--source=scenes/one?examples=64", "--size=16", "--num=6", f"--out={out}")
     tried += (words[0],)
-    done = finish("-m", "zoo", "clip_eval", *tried, devices=1)
+    done = command("-m", "zoo", "clip_eval", *tried)
     assert done.code == 0, done.err
     report = json.loads(out.read_text())
     assert report == json.loads(done.out)
@@ -336,7 +336,7 @@ def test_a_clip_is_trained_exported_and_tried(command, finish, tmp_path):
         model_eval.score(run, shown, [w for _, w in pairs]),
     )
     assert report["run"]["pair_accuracy"] == np.mean(right > wrong) and report["run"]["auc"] == auc(right, wrong)
-    again = finish("-m", "zoo", "export_clip", *words, devices=1)
+    again = command("-m", "zoo", "export_clip", *words)
     assert again.code == 2 and "exists" in again.err
 
 
@@ -359,7 +359,7 @@ def test_a_run_that_scores_is_a_reward(command, sample, trained, tmp_path):
     made = np.random.default_rng(0).integers(0, 256, (3, 1, 16, 16, 3)).astype(np.uint8)
     model = scorer.method
     words = model.text_features(scorer.params, scorer.conditions(texts))
-    cosines = (model.image_features(scorer.params, to_float(jnp.asarray(made))) * words).sum(-1)
+    cosines = (model.embed(scorer.params, to_float(jnp.asarray(made)), None) * words).sum(-1)
     np.testing.assert_allclose(get_reward(str(run), None)(made, texts), cosines, atol=1e-5)
     with pytest.raises(UserError, match="use one of their data.size"):
         get_reward(str(run), None)(np.repeat(made, 2, axis=2), texts)
@@ -384,11 +384,11 @@ def likelihood(command):
     return likelihood
 
 
-def test_likelihood_is_written_beside_the_run_and_compared(likelihood, finish, copied, tmp_path):
-    done = likelihood(f"--workdir={copied}", "--steps=2", "--option=trace=exact")
+def test_likelihood_is_written_beside_the_run_and_compared(likelihood, command, copied, tmp_path):
+    done = likelihood(f"--workdir={copied}", "--steps=1", "--option=probes=2")
     assert done.code == 0, done.err
     said = json.loads((copied / "likelihood.json").read_text())
-    assert said["options"] == {"steps": 2, "trace": "exact", "probes": 1, "start": 1 / 256}
+    assert said["options"] == {"steps": 1, "trace": "hutchinson", "probes": 2, "start": 1 / 256}
     assert (said["entropy"], said["captions"], said["num"], said["checkpoint"]) == (None, True, 6, 4)
     assert f"{said['bits_per_dim']:.4g}" in done.out
     run = open_run(copied)
@@ -398,10 +398,10 @@ def test_likelihood_is_written_beside_the_run_and_compared(likelihood, finish, c
         "cond": run.conditions([source[i]["text"] for i in range(6)]),
     }
     rng = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), np.arange(6))
-    options = run.method.LikelihoodOptions(steps=2, trace="exact")
+    options = run.method.LikelihoodOptions(steps=1, probes=2)
     bits = jax.jit(functools.partial(run.method.bits_per_dim, options=options))(run.params, rng, batch)
     assert said["bits_per_dim"] == pytest.approx(float(bits.mean()), rel=1e-3)
-    done = finish("-m", "zoo", "compare", copied, f"--out={tmp_path / 'c.md'}", devices=1)
+    done = command("-m", "zoo", "compare", copied, f"--out={tmp_path / 'c.md'}")
     assert done.code == 0, done.err
     assert f"{said['bits_per_dim']:.4g}" in next(line for line in done.out.splitlines() if "bits_per_dim" in line)
 

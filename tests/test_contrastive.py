@@ -51,7 +51,7 @@ def loss_of(model, params, batch):
 
 
 def features(model, params, batch):
-    images = model.image_features(params, jnp.asarray(batch["inputs"]) / 127.5 - 1)
+    images = model.embed(params, jnp.asarray(batch["inputs"]) / 127.5 - 1, None)
     texts = [model.text_features(params, batch[name]) for name in ("cond", "negatives") if name in batch]
     return np.float64(images), np.concatenate(np.float64(texts))
 
@@ -132,10 +132,10 @@ def test_the_features_of_a_video_are_the_mean_of_its_frames():
     model, batch = method(), make_batch(frames=3)
     params = model.init(jax.random.key(0), batch)
     pixels = jnp.asarray(batch["inputs"]) / 127.5 - 1
-    frames = np.stack([model.image_features(params, pixels[:, i : i + 1]) for i in range(3)])
+    frames = np.stack([model.embed(params, pixels[:, i : i + 1], None) for i in range(3)])
     mean = frames.mean(0)
     wanted = mean / np.linalg.norm(mean, axis=1, keepdims=True)
-    np.testing.assert_allclose(model.image_features(params, pixels), wanted, atol=1e-5)
+    np.testing.assert_allclose(model.embed(params, pixels, None), wanted, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -166,3 +166,49 @@ def test_it_makes_no_images_and_names_who_does():
     with pytest.raises(UserError, match="Contrastive lacks the ability Generates; families with it: diffusion"):
         Sampler(method(), (1, 8, 8, 3), {})
     assert require(method(), Method)
+
+
+# ---- videos
+
+
+def video_batch(frames=4):
+    batch = make_batch(frames=frames)
+    return batch | {"cond": batch["cond"] | {"frame_rate": np.full(8, 4.0, np.float32)}}
+
+
+def opened(params):
+    """Parameters whose layers of time are not the identity."""
+    return jax.tree.map(lambda x: x + 0.5 if not np.any(x) else x, params)
+
+
+def test_layers_of_time_start_as_the_mean_of_the_frames_and_then_see_their_order():
+    model, plain, batch = method(time_layers=1), method(), video_batch()
+    params, rate = model.init(jax.random.key(0), batch), batch["cond"]["frame_rate"]
+    pixels = jnp.asarray(batch["inputs"]) / 127.5 - 1
+    embed = lambda params, pixels, rate=rate: model.embed(params, pixels, rate)
+    np.testing.assert_allclose(embed(params, pixels), plain.embed(params, pixels, None), atol=1e-6)
+    params = {"model": params["model"] | {"time": opened(params["model"]["time"])}}
+    assert np.abs(embed(params, pixels) - embed(params, pixels[:, ::-1])).max() > 1e-3
+    assert np.abs(embed(params, pixels) - embed(params, pixels, 2 * rate)).max() > 1e-3
+    np.testing.assert_allclose(np.linalg.norm(embed(params, pixels), axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(embed(params, pixels)[:3], embed(params, pixels[:3], rate[:3]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "batch", "message"),
+    [
+        (dict(time_layers=1), make_batch(), "time_layers 1 are for videos"),
+        (dict(time_layers=-1), video_batch(), "time_layers -1"),
+        (dict(time_heads=0), make_batch(), "time_heads 0"),
+        (dict(time_layers=1, time_heads=3), video_batch(), "not divisible by heads 3"),
+    ],
+)
+def test_layers_of_time_that_cannot_be(changes, batch, message):
+    with pytest.raises(UserError, match=message):
+        method(**changes).init(jax.random.key(0), batch)
+
+
+def test_layers_of_time_need_a_frame_rate():
+    with pytest.raises(UserError, match="need the videos' frame rate"):
+        model = method(time_layers=1)
+        model.score(model.init(jax.random.key(0), video_batch()), jnp.zeros((8, 4, 8, 8, 3)), make_batch()["cond"])

@@ -46,7 +46,13 @@ def opened(tiny):
 EXACT = {("float32", "highest")}
 
 
-@pytest.mark.parametrize("spec", ["configs/diffusion.py:test", "configs/flow.py:jet,test", "configs/vae.py:test"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "configs/diffusion.py:test",
+        *(pytest.param(spec, marks=pytest.mark.slow) for spec in ("configs/flow.py:jet,test", "configs/vae.py:test")),
+    ],
+)
 def test_likelihoods(opened, seen, spec):
     run, images = opened(spec)
     seen.clear()

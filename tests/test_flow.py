@@ -96,7 +96,7 @@ def test_the_inverse_is_exact(architecture, guidance):
     assert float(jnp.abs(z - x).max()) > 0.1
 
 
-@each_net
+@slow_for_jet
 def test_at_the_start_it_is_the_identity_both_ways(architecture):
     (flow, params), x = fresh(architecture), to_float(BATCH["inputs"])
     for name in ("__call__", "inverse"):

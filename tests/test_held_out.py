@@ -30,13 +30,12 @@ def losses(recipe, num=20, params=None):
     return HeldOut(recipe, recipe.data.open("test"), num)(parallel.replicate(params), parallel.replicate({}), 0)
 
 
-def test_they_stand_beside_the_metrics_of_training(tiny, tmp_path):
+def test_they_stand_beside_the_metrics_of_training(tiny, recipe, tmp_path):
     config = tiny({"loop.steps": 3, "loop.held_out_every": 2, "loop.held_out_num": 8, "loop.grid_every": 0})
     final = loop.train(config, tmp_path / "run")
     found = {line["step"]: line for line in lines_of(tmp_path / "run") if "held_out/model/loss" in line}
     assert list(found) == [2, 3]
-    _, again = prepare(config)
-    for name, value in losses(again, 8, final.params).items():
+    for name, value in losses(recipe, 8, final.params).items():
         assert found[3][name] == pytest.approx(value, rel=1e-5)
 
 

@@ -204,6 +204,7 @@ def test_decoding_uses_the_saved_scale(latent_run):
     assert np.abs(recipe.codec.std - 1).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_run_on_latents_resumes_bit_for_bit(latent_run, autoencoder, tiny, tmp_path, same, saved_state):
     copied = shutil.copytree(latent_run, tmp_path / "run")
     shutil.rmtree(copied / "checkpoints" / "4")

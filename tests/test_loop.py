@@ -331,6 +331,7 @@ def test_metrics_of_a_window_leave_out_what_is_not_finite():
 # ---- what helps to find a fault
 
 
+@pytest.mark.slow
 def test_a_trace_of_some_steps_is_written(tiny, tmp_path, capsys):
     loop.train(tiny({"loop.steps": 4, "loop.grid_every": 0}), tmp_path / "run", profile=2)
     assert f"a trace of some steps is in {tmp_path / 'run' / 'profile'}" in capsys.readouterr().err
@@ -355,6 +356,7 @@ def test_debugging_changes_rounding_alone_where_all_is_finite(tiny, tmp_path, sp
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=tolerance), debugged, plain)
 
 
+@pytest.mark.slow
 def test_debugging_names_the_first_layer_that_is_not_finite(tiny, tmp_path, monkeypatch):
     plain = SwiGLU.__call__
 

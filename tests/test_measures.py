@@ -92,7 +92,7 @@ def test_networks_of_other_weights_have_other_names_on_disk():
 def test_real_images_are_near_perfect_and_the_floor_is_not():
     best, missing = evaluate(real(), context(), ["all"])
     of_runs = [name for name, measure in MEASURES.items() if measure.of_run]
-    of_videos = ["clip_score_per_frame", "coherence", "change"]
+    of_videos = ["clip_score_per_frame", "coherence", "change", "motion_distance"]
     assert set(missing) == {"fid", "inception_kid", "memorization", "ref_clip_score", *of_runs, *of_videos}
     assert "--references" in missing["ref_clip_score"] and "--workdir" in missing["bits_per_dim"]
     assert (
@@ -150,7 +150,7 @@ def test_a_measure_given_by_name_must_be_had():
     nothing = EvalContext({}, {}, None, None)
     for name, message in (
         ("oracle", "needs scenes"),
-        ("clip_score", "needs clip: give its weights by --clip"),
+        ("clip_score", "needs clip: give its network by --clip"),
         ("fid", "needs inception"),
     ):
         with pytest.raises(UserError, match=message):

@@ -53,10 +53,10 @@ def test_images_of_the_data_set_are_equally_often_of_each_mode():
     assert 0.15 < found["kl"].value < 0.25  # about (1152 - 1) / (2 * 3000)
 
 
-def test_the_command_counts_a_run(finish, tiny, tmp_path):
+def test_the_command_counts_a_run(command, tiny, tmp_path):
     run = tmp_path / "run"
     loop.train(tiny({"data.source": "scenes/modes?examples=64", "loop.steps": 1, "loop.grid_every": 0}), run)
-    done = finish("-m", "zoo", "mode_coverage", f"--workdir={run}", "--num=8", "--per_device=2", "--steps=1")
+    done = command("-m", "zoo", "mode_coverage", f"--workdir={run}", "--num=8", "--per_device=2", "--steps=1")
     assert done.code == 0, done.err
     said = json.loads((run / "mode_coverage.json").read_text())
     assert said["ceiling"]["readable"] == 1.0 and said["ceiling"]["reached"] > 1
@@ -64,13 +64,13 @@ def test_the_command_counts_a_run(finish, tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_always_had_captions_is_refused(finish, tiny, tmp_path):
+def test_a_run_that_always_had_captions_is_refused(command, tiny, tmp_path):
     changes = {"data.source": "scenes/modes?examples=64", "method.caption_drop": 0.0}
     loop.train(tiny(changes | {"loop.steps": 1, "loop.grid_every": 0}), tmp_path / "run")
-    done = finish("-m", "zoo", "mode_coverage", f"--workdir={tmp_path / 'run'}", "--num=8", devices=1)
+    done = command("-m", "zoo", "mode_coverage", f"--workdir={tmp_path / 'run'}", "--num=8")
     assert done.code == 2 and "never trained on the empty caption" in done.err
 
 
-def test_a_run_on_other_data_is_refused(finish, trained):
-    done = finish("-m", "zoo", "mode_coverage", f"--workdir={trained}", "--num=8", devices=1)
+def test_a_run_on_other_data_is_refused(command, trained):
+    done = command("-m", "zoo", "mode_coverage", f"--workdir={trained}", "--num=8")
     assert done.code == 2 and "scenes/modes" in done.err and "not on one" in done.err

@@ -224,7 +224,7 @@ def total_loss(method, batch, params):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "diffusion" else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+    "name", [name if name == "autoencoder" else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
 )
 def test_remat_changes_neither_loss_nor_gradient_but_what_is_kept(name):
     batch = {"inputs": np.uint8(100 + 20 * Z), "cond": {"tokens": IDS}}

@@ -59,7 +59,9 @@ def rough(tree, seed=1):
 Z = np.random.default_rng(0).normal(size=SHAPE).astype("f")
 
 
-@pytest.mark.parametrize(("text", "positions"), [("joint", "rotary"), ("cross", "learned")])
+@pytest.mark.parametrize(
+    ("text", "positions"), [pytest.param("joint", "rotary", marks=pytest.mark.slow), ("cross", "learned")]
+)
 def test_a_factorized_network_begins_as_its_image_network_on_every_frame(text, positions):
     image, video = (network(text=text, positions=positions, space_time=kind) for kind in ("spatial", "factorized"))
     trained = rough(drawn(image, rate=None, frames=1))

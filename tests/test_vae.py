@@ -324,7 +324,7 @@ def test_temperature_is_that_of_the_noise():
     assert not np.allclose(cooled, generate(params(), noise, BATCH["cond"]["tokens"]), atol=1e-3)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [pytest.param("hierarchical", marks=pytest.mark.slow), "autoencoder"])
 def test_generating_of_inverted_noise_is_the_reconstruction(architecture):
     options = dict(temperature=0.5)
     noise = compiled(architecture, "invert", **options)(

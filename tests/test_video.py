@@ -32,6 +32,7 @@ def video(tiny, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_half_the_steps_and_the_other_half_equal_all_bit_for_bit(video, tiny, tmp_path, same, saved_state):
     shutil.copytree(video, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")

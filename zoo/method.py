@@ -260,6 +260,21 @@ class Scorer(Protocol):
 
 
 @runtime_checkable
+class Embeds(Protocol):
+    """Ability to turn an image or a video into one vector, as distances between sets of them need."""
+
+    def embed(self, params: Mapping[str, Params], inputs: jax.Array, frame_rate: jax.Array | None) -> jax.Array:
+        """Returns a vector of each input, (B, D) float32.
+
+        Args:
+          params: see the module.
+          inputs: float32 (B, T, H, W, C) in [-1, 1].
+          frame_rate: frames/s of videos, (B,); None for images.
+        """
+        ...
+
+
+@runtime_checkable
 class Autoencodes(Protocol):
     """Ability to make latents on which other families can be trained."""
 
@@ -296,6 +311,7 @@ ABILITIES: tuple[type, ...] = (
     Denoises,
     FeatureExtractor,
     Scorer,
+    Embeds,
     Autoencodes,
 )
 

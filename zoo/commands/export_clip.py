@@ -28,6 +28,8 @@ def main(_: list[str]) -> None:
     run = open_run(FLAGS.workdir)
     if not isinstance(run.method, Contrastive):
         raise UserError(f"{FLAGS.workdir} is a run of {type(run.method).__name__}: name one of configs/clip.py")
+    if run.method.time_layers:
+        raise UserError(f"{FLAGS.workdir} has layers of time, which a CLIP in Hugging Face's format has no place for")
     network, params = run.method.network, run.params["model"]["clip"]
     clips.save(FLAGS.out, clips.Clip(network, params, run.recipe.tokenizer.standalone(), HALF, HALF), FLAGS.dtype)
     print(f"{FLAGS.workdir} at step {run.step} -> {FLAGS.out}")

@@ -22,10 +22,11 @@ from zoo.commands.scaffold import Command
 from zoo.data import images as files
 from zoo.errors import UserError
 from zoo.evaluation import registry, report
-from zoo.evaluation.features import Features, clip_features, inception_features
+from zoo.evaluation.features import Features, clip_features, inception_features, motion_features
 from zoo.evaluation.measures import known_entropy
 from zoo.evaluation.registry import MEASURES, EvalContext, Sample, Score, evaluate, first_of, make_context
 from zoo.files import write_json
+from zoo.runs.dependencies import open_run
 from zoo.runs.recipe import Data
 from zoo.runs.run import Run
 
@@ -50,6 +51,7 @@ def define_flags() -> None:
     flags.DEFINE_string("clip_prefix", "", "Text before each caption for CLIP, e.g. 'A photo depicts '.")
     flags.DEFINE_string("inception", None, "Published Inception weights as safetensors, for fid; see docs/score.md.")
     flags.DEFINE_string("inception_resize", "pytorch", "How Inception's images are resized: pytorch or clean.")
+    flags.DEFINE_string("motion", None, "A run of configs/clip.py:video, for motion_distance; see docs/score.md.")
     flags.DEFINE_string("out", None, "JSON file, and a chart beside it; by default WORKDIR/scores.json.")
 
 
@@ -78,6 +80,8 @@ def main(_: list[str]) -> None:
         networks["clip"] = clip_features(FLAGS.clip, FLAGS.clip_prefix)
     if FLAGS.inception:
         networks["inception"] = inception_features(FLAGS.inception, FLAGS.inception_resize)
+    if FLAGS.motion:
+        networks["motion"] = motion_features(open_run(FLAGS.motion))
     own = FLAGS.reference is None
     context = context_of(subject, networks, own, FLAGS.split, FLAGS.num, FLAGS.num_reference, FLAGS.seed)
     scores, missing = score(subject, context, FLAGS.measures)

@@ -13,10 +13,12 @@ import numpy as np
 from zoo import cache
 from zoo.data.pipeline import Source
 from zoo.errors import UserError
+from zoo.method import to_float
 from zoo.nets.inception import Inception
 from zoo.pretrained import clip as clips
 from zoo.pretrained import inception
 from zoo.resize import shortest_side_and_crop
+from zoo.runs.run import Run
 from zoo.training.parallel import place, pmap_in_batches
 from zoo.trees import tree_hash
 
@@ -27,11 +29,13 @@ class Features:
     """A frozen network, compiled for all local devices.
 
     Args:
-      name: "clip" or "inception".
+      name: "clip", "inception" or "motion".
       params: parameters of the network.
-      images: params, uint8 (B, H, W, 3) -> features (B, D).
+      images: params, uint8 (B, H, W, 3) -> features (B, D); with `of_videos`, params and the rows `inputs`, uint8
+        (B, T, H, W, 3), and `frame_rate`, (B,).
       texts: params, ids (B, L) -> features (B, D); None where it has no texts.
       encode: captions -> ids.
+      of_videos: whether the network takes a video as a whole.
     """
 
     def __init__(
@@ -41,8 +45,9 @@ class Features:
         images: Callable,
         texts: Callable | None = None,
         encode: Callable[[Sequence[str]], np.ndarray] | None = None,
+        of_videos: bool = False,
     ):
-        self.name, self._params, self._encode = name, place(params), encode
+        self.name, self._params, self._encode, self._of_videos = name, place(params), encode, of_videos
         self._image_function = images
         self._texts = texts and pmap_in_batches(texts, PER_DEVICE, exact=True)
 
@@ -55,12 +60,16 @@ class Features:
     def _images(self, per_device: int) -> pmap_in_batches:
         return pmap_in_batches(self._image_function, per_device, exact=True)
 
-    def images(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels uint8 (N, T, H, W, 3) -> float32 (N, D); a video's features are the mean of its frames'."""
-        frames = einops.rearrange(pixels, "n t h w c -> (n t) h w c")
-        per_device = min(PER_DEVICE, -(-len(frames) // jax.local_device_count()))
-        rows = self._images(per_device)(self._params, frames)
-        return einops.reduce(rows, "(n t) f -> n f", "mean", n=len(pixels))
+    def images(self, pixels: np.ndarray, frame_rate: float | None = None) -> np.ndarray:
+        """Pixels uint8 (N, T, H, W, 3) -> float32 (N, D); of a network of images, the mean of the frames' features."""
+        if self._of_videos:
+            return self._rows({"inputs": pixels, "frame_rate": np.full(len(pixels), frame_rate or 0.0, np.float32)})
+        made = self._rows(einops.rearrange(pixels, "n t h w c -> (n t) h w c"))
+        return einops.reduce(made, "(n t) f -> n f", "mean", n=len(pixels))
+
+    def _rows(self, rows: Any) -> np.ndarray:
+        per_device = min(PER_DEVICE, -(-len(jax.tree.leaves(rows)[0]) // jax.local_device_count()))
+        return self._images(per_device)(self._params, rows)
 
     def texts(self, captions: Sequence[str]) -> np.ndarray:
         """N captions -> float32 (N, D)."""
@@ -93,6 +102,33 @@ def inception_features(path: str | os.PathLike, resize: str = "pytorch") -> Feat
     return Features("inception", inception.load(path), apply)
 
 
+def motion_features(run: Run) -> Features:
+    """Makes a trained run features of whole videos.
+
+    Args:
+      run: run with the ability `Embeds`, trained on videos.
+
+    Raises:
+      UserError: the run lacks the ability, or was trained on images; in use, images, or videos of another size.
+    """
+    if run.shape[0] == 1:
+        raise UserError("--motion names no run on videos: train one by configs/clip.py:video")
+    run, size = run.exact, run.shape[1]
+    embed = run.embedder()
+
+    def videos(params, rows):
+        x = rows["inputs"]
+        if x.shape[1] == 1:
+            raise UserError("--motion is of videos, and these are images: leave it out")
+        if x.shape[2] != size:
+            raise UserError(
+                f"--motion: the run takes videos of {size} px, not {x.shape[2]}: train one of that data.size"
+            )
+        return embed(params, to_float(x), rows["frame_rate"])
+
+    return Features("motion", run.params, videos, of_videos=True)
+
+
 def of_source(features: Features, source: Source, about: dict[str, Any], indices: Sequence[int]) -> np.ndarray:
     """Returns the features of real images, (N, D), computed once for each data set, size and network.
 
@@ -104,7 +140,8 @@ def of_source(features: Features, source: Source, about: dict[str, Any], indices
     """
 
     def write(file: Path) -> None:
-        np.save(file, features.images(np.stack([source[i]["inputs"] for i in indices])))
+        items = [source[i] for i in indices]
+        np.save(file, features.images(np.stack([item["inputs"] for item in items]), items[0].get("frame_rate")))
 
     key = [cache.fingerprint(source, about, indices), features.identity]
     return np.array(cache.kept("features", key, write))

@@ -26,6 +26,7 @@ KID_SUBSETS, KID_SIZE = 20, 1000  # KID_SIZE or as many as there are
 RESAMPLES = 20  # halves from which the intervals of distances are taken
 FEW = 10_000  # below this many images a distance has a note
 LEAST_LABELLED = 50
+FRECHET_VIDEOS = 2048  # the fewest
 
 
 # ---- captions
@@ -187,6 +188,20 @@ def by_accuracy(sample: Sample, context: EvalContext) -> dict[str, Score]:
 
 for _name, _function in {"fid": distances.frechet, "inception_kid": kid}.items():
     measure(_name, better="lower", network="inception")(functools.partial(by_distance, _function, _name, "inception"))
+
+
+@measure("motion_distance", better="lower", network="motion", floor="reordered")
+def by_motion_distance(sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """Distance of videos from real ones in the features of a run trained on motion.
+
+    The Frechet distance needs many more videos than there are features; of fewer it is a maximum mean discrepancy.
+    """
+    network = context.network("motion")
+    sample.require_videos()
+    fake, real = sample.features(network), context.real("motion")
+    enough = min(len(fake), len(real)) >= FRECHET_VIDEOS
+    name, function = ("motion_frechet", distances.frechet) if enough else ("motion_mmd", median_cmmd)
+    return {name: with_interval(function, fake, real, context.seed)}
 
 
 # ---- the run itself

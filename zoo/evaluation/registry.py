@@ -60,7 +60,7 @@ class Sample:
     def features(self, network: Features) -> np.ndarray:
         """Returns the features of the images, (N, D), computed once."""
         if network.identity not in self._features:
-            self._features[network.identity] = network.images(self.images)
+            self._features[network.identity] = network.images(self.images, self.frame_rate)
         return self._features[network.identity]
 
     def require_videos(self) -> np.ndarray:
@@ -81,7 +81,7 @@ class EvalContext:
     """Data and networks that samples are scored against.
 
     Attributes:
-      networks: by name: "clip", and "inception" where its weights were given.
+      networks: by name: "clip", and "inception" and "motion" where they were given.
       reference: features of real images by network, (M, D); empty where no reference was given.
       held_out: real images that were not trained on, with their captions; None where there are none.
       world: world of scenes that the oracle can read, or None.
@@ -125,7 +125,7 @@ class EvalContext:
     def network(self, name: str) -> Features:
         """Returns a feature network. Raises UserError where it was not given."""
         if name not in self.networks:
-            raise UserError(f"needs {name}: give its weights by --{name}")
+            raise UserError(f"needs {name}: give its network by --{name}")
         return self.networks[name]
 
     def real(self, name: str) -> np.ndarray:
@@ -179,7 +179,7 @@ class Measure:
     Attributes:
       function: sample, context -> scores by name.
       better: "higher", "lower", or "ceiling": near the score of real images.
-      network: feature network that it needs: "clip", "inception" or "".
+      network: feature network that it needs: "clip", "inception", "motion" or "".
       floor: what stands beside the score as worthless: real images with "shuffled" captions, "scrambled" images,
         videos with "reordered" frames, or "" for measures of the run, which real images do not have.
     """

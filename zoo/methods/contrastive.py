@@ -1,5 +1,7 @@
 """CLIP's training: images and captions in one space (2103.00020), by InfoNCE or SigLIP's loss (2303.15343).
 
+Of a video the features of its frames are averaged, after `time_layers` layers that attend over time (2104.08860).
+
 Scores of images against captions need the whole batch, so features are gathered over all devices; with
 `loop.accumulate` above 1 each part of the batch is a batch of its own.
 """
@@ -8,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import einops
 import jax
@@ -16,9 +18,10 @@ import jax.numpy as jnp
 
 from zoo.conditions import END, Cond
 from zoo.config import build
-from zoo.errors import unknown_name_error
+from zoo.errors import UserError, unknown_name_error
 from zoo.method import Axis, Batch, Output, to_float
 from zoo.nets.clip import CLIP
+from zoo.nets.time import TimeTower
 
 LARGEST_SCALE = 100.0  # of InfoNCE's logits, as in CLIP's section 2.5
 
@@ -32,12 +35,16 @@ class Contrastive:
       vocab_size: number of token ids.
       dtype: type that networks compute in.
       objective: "info_nce" or "siglip".
+      time_layers: layers over the features of a video's frames, see `TimeTower`; 0: their mean, which has no order.
+      time_heads: heads of these layers.
     """
 
     net: Mapping[str, Any]
     vocab_size: int
     dtype: Any
     objective: str = "info_nce"
+    time_layers: int = 0
+    time_heads: int = 2
 
     players: ClassVar[tuple[str, ...]] = ("model",)
 
@@ -46,15 +53,28 @@ class Contrastive:
         """Network, without its parameters."""
         return build(CLIP, self.net, "method.net", vocab_size=self.vocab_size, end_id=END, dtype=self.dtype)
 
+    @functools.cached_property
+    def tower(self) -> TimeTower:
+        """Layers over the features of a video's frames, without their parameters."""
+        return TimeTower(self.time_layers, self.time_heads, self.network.remat, self.dtype)
+
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
-        """See `Method.init`."""
+        """See `Method.init`. Raises UserError where `time_layers` or `time_heads` are not for this batch."""
         if self.objective not in ("info_nce", "siglip"):
             raise unknown_name_error("objective", self.objective, ("info_nce", "siglip"))
-        params = self.network.init(rng, to_float(batch["inputs"])[:, 0], batch["cond"]["tokens"])["params"]
-        if self.objective == "info_nce":
-            return {"model": {"clip": params}}
-        params = dict(params) | {"logit_scale": jnp.float32(math.log(10.0))}  # SigLIP's algorithm 1
-        return {"model": {"clip": params, "bias": jnp.float32(-10.0)}}
+        if self.time_layers < 0 or self.time_heads < 1:
+            raise UserError(f"time_layers {self.time_layers} and time_heads {self.time_heads}: at least 0 and 1")
+        inputs, cond = to_float(batch["inputs"]), batch["cond"]
+        model = {"clip": self.network.init(rng, inputs[:, 0], cond["tokens"])["params"]}
+        if self.time_layers:
+            if inputs.shape[1] == 1:
+                raise UserError(f"time_layers {self.time_layers} are for videos: set it to 0, or data.frames above 1")
+            frames = jnp.zeros((*inputs.shape[:2], self.network.projection))
+            model["time"] = self.tower.init(jax.random.fold_in(rng, 1), frames, cond["frame_rate"])["params"]
+        if self.objective == "siglip":
+            model["clip"] = dict(model["clip"]) | {"logit_scale": jnp.float32(math.log(10.0))}  # SigLIP's algorithm 1
+            model["bias"] = jnp.float32(-10.0)
+        return {"model": model}
 
     def loss(
         self, player: str, params, batch: Batch, rng: jax.Array, axis: Axis, step: jax.Array
@@ -66,7 +86,7 @@ class Contrastive:
         """
         del player, rng, step
         model = params["model"]
-        images = self.image_features(params, to_float(batch["inputs"]))
+        images = self.embed(params, to_float(batch["inputs"]), batch["cond"].get("frame_rate"))
         kinds = [name for name in ("cond", "negatives") if name in batch]
         tokens = jnp.concatenate([batch[name]["tokens"] for name in kinds])
         texts = self.text_features(params, {"tokens": tokens})
@@ -90,13 +110,19 @@ class Contrastive:
 
     def score(self, params, inputs: jax.Array, cond: Cond) -> jax.Array:
         """See `Scorer.score`: the cosine of image and caption, in [-1, 1]."""
-        return (self.image_features(params, inputs) * self.text_features(params, cond)).sum(axis=-1)
+        images = self.embed(params, inputs, cond.get("frame_rate"))
+        return (images * self.text_features(params, cond)).sum(axis=-1)
 
-    def image_features(self, params, inputs: jax.Array) -> jax.Array:
-        """Inputs (B, T, H, W, C) in [-1, 1] -> (B, P) of length 1; of a video the mean of its frames'."""
+    def embed(self, params, inputs: jax.Array, frame_rate: jax.Array | None) -> jax.Array:
+        """See `Embeds`: (B, P) of length 1."""
         frames = einops.rearrange(inputs, "b t h w c -> (b t) h w c")
         y = unit(self._clip(params, frames, "encode_image"))
-        return unit(einops.reduce(y, "(b t) p -> b p", "mean", b=len(inputs)))
+        y = einops.rearrange(y, "(b t) p -> b t p", b=len(inputs))
+        if self.time_layers:
+            if frame_rate is None:
+                raise UserError("time_layers need the videos' frame rate: name it with the data, e.g. ?fps=8")
+            return unit(cast(jax.Array, self.tower.apply({"params": params["model"]["time"]}, y, frame_rate)))
+        return unit(y.mean(axis=1))
 
     def text_features(self, params, cond: Cond) -> jax.Array:
         """Tokens (B, L) -> (B, P) of length 1."""

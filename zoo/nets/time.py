@@ -1,4 +1,4 @@
-"""Time within videos: the seconds of frames, and attention of each place to itself in all frames."""
+"""Time within videos: the seconds of frames, attention of each place to itself in all frames, features of a video."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.errors import UserError
-from zoo.nets.layers import Attention, RMSNorm, head_channels
+from zoo.nets.layers import Attention, RMSNorm, SwiGLU, head_channels, stack
 
 NEW_FOR_VIDEOS = "frame_rate", "seconds", "temporal", "temporal_modulation"  # modules that an image run lacks
 SHORTEST, LONGEST = 0.5, 60.0  # seconds: periods of the waves of times
@@ -72,3 +72,44 @@ class TimeAttention(nn.Module):
         y = Attention(self.heads, self.dtype, name="attention")(y, angles=angles)
         gate = self.param("gate", nn.initializers.zeros, (width,)).astype(self.dtype)
         return x + gate * einops.rearrange(y, "(b h w) t d -> (b t) h w d", h=rows, w=columns)
+
+
+class TimeTower(nn.Module):
+    """Features of frames -> features of their video (CLIP4Clip 2104.08860, section 3.3): the mean after layers of time.
+
+    Each layer starts as the identity, so that the features start as the mean of the frames'.
+
+    Attributes:
+      layers: attention over time, then a feed-forward, each beside the identity.
+      heads: of the attention.
+      remat: see `layers.stack`.
+      dtype: type that the layers compute in.
+    """
+
+    layers: int
+    heads: int
+    remat: str = "cheap"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, frames: jax.Array, frame_rate: jax.Array) -> jax.Array:
+        """frames: (B, T, P); frame_rate: frames/s, (B,) -> (B, P)."""
+        count = frames.shape[1]
+        y = einops.rearrange(frames, "b t p -> (b t) 1 1 p").astype(self.dtype)
+        layers = stack(_TimeLayer, self.layers, self.remat, in_axes=nn.broadcast)
+        y, _ = layers(self.heads, count, self.dtype, name="layers")(y, jnp.repeat(frame_rate, count))
+        return einops.reduce(y, "(b t) 1 1 p -> b p", "mean", t=count).astype(jnp.float32)
+
+
+class _TimeLayer(nn.Module):
+    heads: int
+    frames: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, frame_rate: jax.Array) -> tuple[jax.Array, None]:
+        """x: (B T, 1, 1, P); frame_rate: (B T,) -> like x, None."""
+        x = TimeAttention(self.heads, self.frames, self.dtype, name="temporal")(x, frame_rate)
+        gate = self.param("gate", nn.initializers.zeros, (x.shape[-1],)).astype(self.dtype)
+        y = SwiGLU(dtype=self.dtype, name="mlp")(RMSNorm(self.dtype, name="norm")(x))
+        return x + gate * y, None

@@ -10,7 +10,7 @@ import numpy as np
 
 from zoo.errors import unknown_name_error
 from zoo.families import require
-from zoo.method import Method, Scorer
+from zoo.method import Embeds, Method, Scorer
 from zoo.pretrained.clip import Clip
 from zoo.runs.recipe import Recipe
 from zoo.runs.sampler import Sampler
@@ -101,13 +101,22 @@ class Run:
         Raises:
           UserError: the family lacks the ability `Scorer`.
         """
-        score, codec = require(self.method, Scorer).score, self.recipe.codec
+        score = require(self.method, Scorer).score
+        return lambda params, images, cond: score(params, self._inputs(params, images), cond)
 
-        def scored(params, images, cond):
-            inputs = codec.encode(params["frozen"]["latents"], images) if codec else images
-            return score(params, inputs, cond)
+    def embedder(self) -> Callable[[Mapping[str, Any], jax.Array, jax.Array | None], jax.Array]:
+        """Returns the function (params, images float32 in [-1, 1], frames/s (B,) or None) -> vectors (B, D).
 
-        return scored
+        Raises:
+          UserError: the family lacks the ability `Embeds`.
+        """
+        embed = require(self.method, Embeds).embed
+        return lambda params, images, frame_rate: embed(params, self._inputs(params, images), frame_rate)
+
+    def _inputs(self, params: Mapping[str, Any], images: jax.Array) -> jax.Array:
+        """Images as the family takes them: latents, where it was trained on those."""
+        codec = self.recipe.codec
+        return codec.encode(params["frozen"]["latents"], images) if codec else images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
