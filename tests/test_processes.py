@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from zoo import loop
 from zoo.errors import UserError
 from zoo.training import processes
 from zoo.training.checkpoint import Checkpoints
@@ -70,6 +71,18 @@ def test_two_processes_train_what_one_does(together, trained, saved_state):
     assert step == 4
     for name in ("params", "ema", "optimizer"):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), two[name], one[name])
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_videos_and_images_what_one_does(tiny, pair, saved_state, tmp_path):
+    spec = "configs/video.py:images,test"
+    loop.train(tiny({"loop.grid_every": 0}, spec), tmp_path / "one")
+    words = "train.py", f"--config={spec}", "--config.loop.grid_every=0", f"--workdir={tmp_path / 'two'}"
+    codes, errors = ends(pair(words, words))
+    assert codes == [0, 0], errors
+    (step, two), (_, one) = (saved_state(tmp_path / name) for name in ("two", "one"))
+    assert step == 2
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), two["params"], one["params"])
 
 
 @pytest.mark.slow
