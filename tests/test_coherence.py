@@ -11,7 +11,9 @@ from zoo.errors import UserError
 from zoo.evaluation import coherence, distances, measures
 from zoo.evaluation.features import motion_features
 from zoo.evaluation.registry import MEASURES, EvalContext, Sample, evaluate, floor, reordered
+from zoo.evaluation.rerank import get_reward
 from zoo.runs.dependencies import open_run
+from zoo.runs.run import Run
 from zoo.scenes import world
 from zoo.scenes.grammar import describe
 from zoo.scenes.world import Scene, Thing
@@ -137,6 +139,16 @@ def test_what_the_features_of_motion_refuse(motion, trained):
         motion_features(open_run(trained))
     with pytest.raises(UserError, match="--motion"):
         evaluate(Sample(videos, None), EvalContext({}, {}, None, None), ["motion_distance"])
+
+
+def test_the_best_of_several_videos_is_chosen_at_their_rate(seeing, monkeypatch):
+    asked = []
+    plain = Run.conditions
+    monkeypatch.setattr(
+        Run, "conditions", lambda self, texts, rate=None: asked.append(rate) or plain(self, texts, rate)
+    )
+    scores = get_reward(str(seeing), None, 8.0)(drawn(3, frames=4, rate=4.0)[0], ["a star"] * 3)
+    assert asked == [8.0] and np.isfinite(scores).all()
 
 
 def test_a_run_trained_on_motion_is_no_clip_of_images(seeing, command, tmp_path):

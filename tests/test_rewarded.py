@@ -357,6 +357,14 @@ def test_a_changed_run_is_a_guide_with_its_changes():
     assert not np.allclose(make(guidance=2.0, guide=bare), make(), atol=1e-2)
 
 
+def test_videos_are_scored_at_their_own_rate_not_at_that_of_the_scoring_run():
+    conditions = lambda texts: {"tokens": np.zeros((len(texts), 3), "i4"), "frame_rate": np.full(len(texts), 4.0, "f4")}
+    its, own = SimpleNamespace(conditions=conditions), SimpleNamespace(decode=lambda tokens: ["a star"] * len(tokens))
+    cond = {"tokens": jnp.ones((2, 5), jnp.int32), "frame_rate": jnp.array([8.0, 16.0])}
+    found = rewards.ScoreReward(its, own)._its_conditions(cond)
+    assert found["frame_rate"].tolist() == [8.0, 16.0] and found["tokens"].shape == (2, 3)
+
+
 @pytest.mark.slow
 def test_a_critic_of_other_words_reads_the_caption_again(tiny, trained, tmp_path):
     data = {"data.source": "scenes/one?examples=8&omit=0", "data.text_length": 20}

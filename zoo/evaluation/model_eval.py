@@ -91,7 +91,13 @@ def reconstruct(
     return _each(run, again, images, captions, seed, per_device)
 
 
-def score(run: Run | ClipRun, images: np.ndarray, captions: Sequence[str], per_device: int = 16) -> np.ndarray:
+def score(
+    run: Run | ClipRun,
+    images: np.ndarray,
+    captions: Sequence[str],
+    per_device: int = 16,
+    frame_rate: float | None = None,
+) -> np.ndarray:
     """Scores how well each image fits its caption, see `method.Scorer`: float32 (N,).
 
     Args:
@@ -99,6 +105,7 @@ def score(run: Run | ClipRun, images: np.ndarray, captions: Sequence[str], per_d
       images: uint8 (N, T, H, W, C).
       captions: N texts.
       per_device: images that a device scores at once.
+      frame_rate: frames/s of videos; None for that of the run.
 
     Raises:
       UserError: the run lacks the ability, or its images have another shape.
@@ -110,13 +117,19 @@ def score(run: Run | ClipRun, images: np.ndarray, captions: Sequence[str], per_d
             f"the run scores images of shape {run.shape}, not {images.shape[1:]}: use one of their data.size"
         )
     scored = lambda params, rows: scorer(params, to_float(rows["inputs"]), rows["cond"])
-    return _each(run, scored, images, captions, 0, per_device)
+    return _each(run, scored, images, captions, 0, per_device, frame_rate)
 
 
 def _each(
-    run: Run | ClipRun, function: Callable, images: np.ndarray, captions: Sequence[str], seed: int, per_device: int
+    run: Run | ClipRun,
+    function: Callable,
+    images: np.ndarray,
+    captions: Sequence[str],
+    seed: int,
+    per_device: int,
+    frame_rate: float | None = None,
 ) -> np.ndarray:
     """Calls function(params, rows) on all local devices, exactly."""
     rng = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(len(images)))
-    rows = {"inputs": images, "cond": run.conditions(captions), "rng": rng}
+    rows = {"inputs": images, "cond": run.conditions(captions, frame_rate), "rng": rng}
     return parallel.pmap_in_batches(function, per_device, exact=True)(run.params, rows)

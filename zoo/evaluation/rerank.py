@@ -22,7 +22,7 @@ def get_reward(name: str, world: str | None, frame_rate: float | None = None) ->
       name: "oracle", see `oracle.claims_right`; "zoo:clip" or the folder of a CLIP, CLIPScore; or the workdir of a run
         with the ability `method.Scorer`.
       world: world of the images, for the oracle.
-      frame_rate: frames/s of videos, for the oracle.
+      frame_rate: frames/s of videos, for the oracle and runs.
 
     Raises:
       UserError: another name, images that the oracle cannot read, or a run that lacks the ability.
@@ -37,7 +37,7 @@ def get_reward(name: str, world: str | None, frame_rate: float | None = None) ->
     run.scorer()  # a run that lacks the ability is an error before images are made
     if isinstance(run, ClipRun):
         return clip_reward(name)
-    return lambda images, prompts: model_eval.score(run, images, prompts)
+    return lambda images, prompts: model_eval.score(run, images, prompts, frame_rate=frame_rate)
 
 
 def clip_reward(name: str) -> HostReward:

@@ -74,7 +74,8 @@ class ScoreReward:
         encode = lambda tokens: self.run.conditions(self.tokenizer.decode(tokens))
         row = jax.tree.map(np.asarray, self.run.conditions([""]))
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(tokens), *x.shape[1:]), x.dtype), row)
-        return jax.pure_callback(encode, shapes, tokens)
+        captions = jax.pure_callback(encode, shapes, tokens)
+        return captions | {name: x for name, x in cond.items() if name in row and name != "tokens"}
 
 
 def build_reward(

@@ -55,9 +55,9 @@ class Run:
         """See `Recipe.metadata`."""
         return self.recipe.metadata()
 
-    def conditions(self, captions: Sequence[str]) -> dict[str, Any]:
+    def conditions(self, captions: Sequence[str], frame_rate: float | None = None) -> dict[str, Any]:
         """See `Recipe.conditions`."""
-        return self.recipe.conditions(captions)
+        return self.recipe.conditions(captions, frame_rate=frame_rate)
 
     def sampler(self, per_device: int = 16, frames: int | None = None, **options: Any) -> Sampler:
         """See `Recipe.sampler`."""
@@ -154,8 +154,9 @@ class ClipRun:
         """Returns None: a published CLIP is recorded by name and hash, not copied."""
         return None
 
-    def conditions(self, captions: Sequence[str]) -> dict[str, Any]:
-        """Returns the conditions of captions, (N, ...)."""
+    def conditions(self, captions: Sequence[str], frame_rate: float | None = None) -> dict[str, Any]:
+        """Returns the conditions of captions, (N, ...); a CLIP looks at frames alone, whatever their rate."""
+        del frame_rate
         return {"tokens": self.clip.encode(captions)}
 
     def scorer(self) -> Callable[[Mapping[str, Any], jax.Array, Any], jax.Array]:

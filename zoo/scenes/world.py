@@ -223,7 +223,7 @@ def _draw_thing(rng: np.random.Generator, world: World) -> Thing:
 def _have_room(things: tuple[Thing, ...], world: World) -> bool:
     """Whether no two things ever enter the same cell, and each that moves has a cell to move to."""
     ways = [_cells_entered(thing, world) for thing in things]
-    moving = all(can_move(thing, world) for thing in things if thing.motion in DIRECTIONS)
+    moving = all(len(way) > 1 for thing, way in zip(things, ways, strict=True) if thing.motion in DIRECTIONS)
     cells = [cell for way in ways for cell in way]
     return moving and len(set(cells)) == len(cells)
 
