@@ -118,6 +118,13 @@ def test_video_files_keep_frames_and_speed(tmp_path, height, width, suffix):
     assert abs(read[:, :height, :width].astype(int) - frames).max() <= 4
 
 
+def test_videos_are_a_sheet_in_a_png_and_a_grid_elsewhere():
+    clips, stills, labels = videos(2, 3, 8, 8), videos(2, 1, 8, 8), ["a", "b"]
+    np.testing.assert_array_equal(media.lay_out("x.PNG", clips, labels), media.sheet(clips, labels))
+    np.testing.assert_array_equal(media.lay_out("x.gif", clips, labels), media.grid(clips, labels=labels))
+    np.testing.assert_array_equal(media.lay_out("x.png", stills, labels), media.grid(stills, labels=labels))
+
+
 def test_a_sheet_shows_each_video_in_a_row():
     frames = videos(2, 3, 96, 96)
     sheet = media.sheet(frames, labels=["a", "b"])

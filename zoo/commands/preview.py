@@ -30,9 +30,9 @@ def preview(config: configs.Config, out: str | None = None) -> str:
     """
     loop = configs.build(Loop, config.loop, "loop")
     out = out or f"dry_run.{'png' if config.data.frames == 1 else 'gif'}"
-    media.check_file(out, config.data.frames)
+    media.check_file(out)
     source, recipe = prepare(config)
-    media.save(out, sheet(source, recipe), recipe.frame_rate)
+    media.save(out, media.lay_out(out, *shown(source, recipe)), recipe.frame_rate)
     shapes = recipe.state_shapes()
     flops = recipe.step_flops(loop.accumulate)
     memory, there = step_memory(recipe, loop), cost.device_memory()
@@ -52,8 +52,8 @@ def preview(config: configs.Config, out: str | None = None) -> str:
     )
 
 
-def sheet(source: pipeline.Source, recipe: Recipe) -> np.ndarray:
-    """Returns the first items of training with their captions, as the network gets them, uint8 (T, H, W, 3).
+def shown(source: pipeline.Source, recipe: Recipe) -> tuple[np.ndarray, list[str]]:
+    """Returns the first items of training, uint8 (N, T, H, W, 3), and their captions, as the network gets them.
 
     Mirrored, resized and cut as in training; latents are decoded again.
 
@@ -67,7 +67,7 @@ def sheet(source: pipeline.Source, recipe: Recipe) -> np.ndarray:
     tokens = np.concatenate([batch["cond"]["tokens"] for batch in batches])[:SHEET]
     if recipe.codec:
         inputs = to_uint8(recipe.codec.decode(recipe.dependencies.frozen["latents"], jax.numpy.asarray(inputs)))
-    return media.grid(np.asarray(inputs), labels=recipe.tokenizer.decode(tokens))
+    return np.asarray(inputs), recipe.tokenizer.decode(tokens)
 
 
 def parameter_table(params) -> list[str]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import einops
 import numpy as np
 from absl import flags
 
@@ -64,8 +65,7 @@ def main(_: list[str]) -> None:
     """Runs the command on parsed flags."""
     sampling = sampling_flags.read()
     run, data = sampling.run, sampling.run.recipe.data
-    still = FLAGS.out.lower().endswith(".png")  # then videos are drawn as sheets
-    media.check_file(FLAGS.out, 1 if still else sampling.frames or data.frames)
+    media.check_file(FLAGS.out)
     prompts = read_prompts(FLAGS.prompt, FLAGS.prompts_file, FLAGS.num, lambda: data.open("test"))
     world, count = oracle.world_of(data.source), FLAGS.best_of
     fps = sampling.frame_rate
@@ -88,13 +88,13 @@ def main(_: list[str]) -> None:
 
     about = sampling.about() | ({"best_of": count, "reward": FLAGS.reward} if reward else {})
     out = Path(FLAGS.out)
-    lay_out = media.sheet if still and images.shape[1] > 1 else media.grid
-    media.save(out, lay_out(images, labels=prompts), fps, media.note(about | {"prompts": prompts}))
+    media.save(out, media.lay_out(out, images, prompts), fps, media.note(about | {"prompts": prompts}))
     print(f"{rate} -> {out}")
     if FLAGS.each:
         for i, (image, prompt, number) in enumerate(zip(images, prompts, numbers, strict=True)):
             note = {"prompt": prompt} | media.note(about | {"number": int(number)})
-            frames = media.sheet(image[None]) if still and len(image) > 1 else image
+            side_by_side = out.suffix.lower() == ".png"  # the frames of a video; an image has one
+            frames = einops.rearrange(image, "t h w c -> 1 h (t w) c") if side_by_side else image
             media.save(out.with_suffix("") / f"{i:04d}{out.suffix}", frames, fps, note)
         print(f"each by itself -> {out.with_suffix('')}/")
     if FLAGS.score:

@@ -19,7 +19,11 @@ def define_flags() -> None:
     config.define_config_flag()
     flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes it.")
     flags.DEFINE_bool("dry_run", False, "Print parameters, cost and captions of the recipe, write a sheet, and stop.")
-    flags.DEFINE_string("out", None, "With --dry_run: file for 16 items; by default dry_run.png, .gif for videos.")
+    flags.DEFINE_string(
+        "out",
+        None,
+        "With --dry_run: file for 16 items; by default dry_run.png, .gif for videos; a .png shows all frames.",
+    )
     flags.DEFINE_integer(
         "profile",
         0,
