@@ -215,6 +215,7 @@ def test_wrong_captions_are_a_neighbours_or_those_of_the_data():
         assert found["pair_accuracy"] == pytest.approx(float((right > other).mean()))
 
 
+@pytest.mark.slow
 def test_pair_accuracy_leaves_out_captions_that_are_not_wrong():
     alike = dict(BATCH, cond=dict(tokens=np.tile(BATCH["cond"]["tokens"][:1], (8, 1))))
     loss, plain = (metrics_of(method(mismatch=weight), "critic", fresh(), alike) for weight in (1.0, 0.0))
@@ -250,6 +251,7 @@ def test_the_adaptive_weight_makes_both_gradients_of_the_last_layer_alike():
     assert sum(jax.tree.leaves(matches(params["model"], on))) == 1
 
 
+@pytest.mark.slow
 def test_the_adaptive_weight_is_one_for_all_devices():
     plugin, devices = method(AUTOENCODER, last_layer="decoder/head/kernel"), parallel.Devices()
     metrics = lambda params, batch: plugin.loss("model", params, batch, KEY, devices, ZERO)[1].metrics
@@ -529,6 +531,7 @@ def test_the_finest_stripes_do_not_pass_downsampling():
     assert np.abs(downsample(stripes)[:, 1:-1]).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_a_critic_depends_on_motion():
     video = RNG.normal(size=(2, 3, 8, 8, 3)).astype(np.float32)
     seen = with_motion(video)

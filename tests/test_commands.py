@@ -233,7 +233,8 @@ def test_a_negative_caption_is_what_guidance_leads_away_from(sample):
 CLIP = f"--clip={Path(__file__).parent / 'fixtures' / 'clip' / 'gelu'}"
 
 
-def test_scores_are_written_beside_the_run(command, copied):
+@pytest.mark.slow
+def test_all_that_can_be_scored_is_written_beside_the_run(command, copied):
     done = command("zoo/commands/score.py", f"--workdir={copied}", "--num=6", "--per_device=2")
     assert done.code == 0, done.err
     scores = json.loads((copied / "scores.json").read_text())
@@ -247,10 +248,15 @@ def test_scores_are_written_beside_the_run(command, copied):
     assert Image.open(copied / "scores.png").size[0] > 300
 
 
-def test_chosen_measures_alone_are_taken(command, copied):
-    words = (f"--workdir={copied}", "--num=2", "--per_device=2", "--measures=oracle", f"--out={copied / 'o.json'}")
-    assert command("zoo/commands/score.py", *words).code == 0
-    assert "all" in (scores := json.loads((copied / "o.json").read_text()))["model"] and "cmmd" not in scores["model"]
+def test_chosen_measures_are_written_beside_the_run(command, copied):
+    done = command(
+        "-m", "zoo", "score", f"--workdir={copied}", "--num=4", "--per_device=1", "--measures=oracle,cmmd", CLIP
+    )
+    assert done.code == 0, done.err
+    scores = json.loads((copied / "scores.json").read_text())
+    assert set(scores) == {"model", "ceiling", "floor", "intervals", "about"} and "kid" not in scores["model"]
+    assert scores["ceiling"]["all"] == 1.0 and scores["floor"]["all"] < 1.0 and scores["model"]["cmmd"] > 0
+    assert all(row in done.out for row in ("model", "ceiling", "floor")) and (copied / "scores.png").exists()
 
 
 def test_a_folder_of_images_is_scored(command, sample, tmp_path):

@@ -386,6 +386,7 @@ def test_training_makes_images_likelier(architecture):
 
 
 @slow_for_jet
+@pytest.mark.slow
 def test_videos_of_latents_are_learned_and_made(architecture):
     flow, shape = method(architecture), (2, 4, 8, 4)
     batch = dict(inputs=RNG.normal(size=(2, *shape)).astype(np.float32), cond=dict(tokens=TOKENS[:2]))

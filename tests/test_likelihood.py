@@ -175,7 +175,8 @@ def test_bits_are_the_bound_that_is_documented(prediction, path, perfect):
     np.testing.assert_allclose(found, bound, atol=2e-2 if prediction == "eps" else 3e-4)
 
 
-@pytest.mark.parametrize("weights", [pytest.param(of_gaussian, marks=pytest.mark.slow), of_sixteen])
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", [of_gaussian, of_sixteen])
 def test_no_mean_falls_below_the_entropy_and_the_perfect_network_is_near_it(weights, perfect):
     weights = weights()
     perfect(weights)

@@ -291,6 +291,7 @@ def test_what_is_due_is_done_once_in_the_call_that_passes_it(steps_per_call, eve
     assert [step for step in range(steps_per_call, last + 1, steps_per_call) if due(every, step)] == ends
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_stops_and_names_the_first_bad_metric(trained, tiny, tmp_path):
     config = tiny(
         {

@@ -223,9 +223,8 @@ def total_loss(method, batch, params):
     return method.loss("model", params, batch, jax.random.key(1), Axis(), jnp.int32(0))[0]
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "autoencoder" else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_remat_changes_neither_loss_nor_gradient_but_what_is_kept(name):
     batch = {"inputs": np.uint8(100 + 20 * Z), "cond": {"tokens": IDS}}
     found, kept = {}, {}
