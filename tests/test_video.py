@@ -203,7 +203,7 @@ def test_editing_keeps_frames_and_rate(video, command, tmp_path):
     done = command("zoo/commands/edit.py", *words, "--fps=8", f"--out={tmp_path / 'x.gif'}")
     assert done.code == 2 and "edit keeps the number and rate of the frames" in done.err
     done = command("zoo/commands/edit.py", *words, f"--out={tmp_path / 'x.png'}")
-    assert done.code == 2 and "a PNG holds one frame, not 4" in done.err
+    assert done.code == 0 and Image.open(tmp_path / "x.png").width > 4 * 96, done.err
 
 
 def test_a_family_whose_networks_differ_for_images_is_refused(tiny):

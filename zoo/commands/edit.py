@@ -98,7 +98,7 @@ def main(words: list[str]) -> None:
     if len(words) != 1:
         raise UserError(f"give one action of {', '.join(ACTIONS)}; got {' '.join(words)}")
     sampling = sampling_flags.read()
-    media.check_file(FLAGS.out, sampling.run.shape[0])
+    media.check_file(FLAGS.out)
     if FLAGS.frames or FLAGS.fps:
         raise UserError("edit keeps the number and rate of the frames: drop --frames and --fps")
     if sampling.negative and not FLAGS.prompt:
@@ -204,7 +204,10 @@ COMMAND = Command(main, define_flags, f"give one action of {', '.join(ACTIONS)};
 
 
 def laid_out(images: np.ndarray, names: Sequence[str], out: Path) -> np.ndarray:
-    """Returns images (N, T, H, W, 3) as one: in a row, or in a video one after the other."""
-    if images.shape[1] > 1 or out.suffix.lower() == ".png":
+    """Returns images or videos (N, T, H, W, 3) as one: in a row, and in a video file images one after the other."""
+    still = out.suffix.lower() == ".png"
+    if images.shape[1] > 1 and still:
+        return media.sheet(images, names)
+    if images.shape[1] > 1 or still:
         return media.grid(images, columns=min(len(images), COLUMNS), labels=names)
     return np.concatenate([media.grid(image[None]) for image in images])
