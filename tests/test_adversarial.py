@@ -186,6 +186,7 @@ def test_r1_and_r2_are_the_squared_gradients_at_real_and_at_fake_images():
         assert found[name] == pytest.approx(squared.mean(), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_the_penalty_by_differences_is_in_the_mean_the_exact_one():
     params = fresh()
     exact = metrics_of(method(), "critic", params)["r1"]

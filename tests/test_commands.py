@@ -76,7 +76,7 @@ def test_a_recipe_trains_saves_goes_on_and_samples(recipe, command, tmp_path):
 # ---- train.py
 
 
-def test_a_dry_run_prints_and_writes_a_sheet_alone(command, tmp_path):
+def test_a_dry_run_prints_and_writes_a_sheet_alone(command, trained, tmp_path):
     recipe, workdir = "--config=configs/diffusion.py:test", f"--workdir={tmp_path / 'run'}"
     done = command("train.py", recipe, workdir, "--dry_run", f"--out={tmp_path / 'sheet.png'}")
     assert done.code == 0, done.err
@@ -92,6 +92,8 @@ def test_a_dry_run_prints_and_writes_a_sheet_alone(command, tmp_path):
     lines = done.out.splitlines()
     captions = lines[lines.index(next(line for line in lines if "are cut to" in line)) + 1 : -1]
     assert len(captions) == 5 and all(len(caption.split()) >= 2 for caption in captions)
+    counted = next(line.split()[1] for line in lines if line.split()[:1] == ["all"])
+    assert int(counted.replace(",", "")) == sum(x.size for x in jax.tree.leaves(open_run(trained).params))
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"] and "sheet.png" in lines[-1]
     assert command("train.py", recipe, "--dry_run", "--out=sheet.jpg").code == 2
     assert "--out is for --dry_run" in command("train.py", recipe, workdir, "--out=sheet.png").err
@@ -110,12 +112,6 @@ def test_the_sheet_holds_items_and_captions_as_the_network_gets_them(tiny):
     whole = recipe.tokenizer.decode(recipe.tokenizer.encode(texts))
     cut = [text != kept for text, kept in zip(texts, whole, strict=True)]
     assert recipe.tokenizer.is_cut(texts).tolist() == cut and 0 < sum(cut) < len(cut)
-
-
-def test_a_dry_run_counts_the_parameters_that_are_trained(command, trained, tmp_path):
-    done = command("train.py", "--config=configs/diffusion.py:test", "--dry_run", f"--out={tmp_path / 'sheet.png'}")
-    printed = next(line.split()[1] for line in done.out.splitlines() if line.split()[:1] == ["all"])
-    assert int(printed.replace(",", "")) == sum(x.size for x in jax.tree.leaves(open_run(trained).params))
 
 
 # ---- sample.py
@@ -216,6 +212,7 @@ def test_autoguidance_changes_the_image(sample):
     assert np.abs(each(plain)[0] - each(itself)[0]).max() <= 1  # nothing to guide away from
 
 
+@pytest.mark.slow
 def test_a_negative_caption_is_what_guidance_leads_away_from(sample):
     plain, _ = sample("--prompt=a star", "--each", "--guidance=500", name="plain.png")
     empty, _ = sample("--prompt=a star", "--each", "--guidance=500", "--negative=", name="empty.png")

@@ -60,6 +60,7 @@ def test_likelihoods(opened, seen, spec):
     assert seen == EXACT
 
 
+@pytest.mark.slow
 def test_reconstruction_and_scores(opened, seen):
     run, images = opened("configs/vae.py:test")
     seen.clear()

@@ -104,7 +104,7 @@ def test_at_the_start_it_is_the_identity_both_ways(architecture):
         np.testing.assert_allclose(z[0] if name == "__call__" else z, x, atol=1e-6)
 
 
-@each_net
+@slow_for_jet
 def test_noise_comes_back_from_the_image_made_of_it(architecture):
     flow, params = trained(architecture)
     noise = flow.draw_noise(keys(0, 1, 2, 3), SHAPE)
@@ -177,7 +177,7 @@ def test_the_second_block_goes_from_the_last_patch_to_the_first():
     assert changed.all()
 
 
-@each_net
+@slow_for_jet
 def test_all_words_matter_to_every_patch_and_padding_does_not(architecture):
     flow, params = trained(architecture)
     x = to_float(BATCH["inputs"])[:1]
@@ -190,7 +190,7 @@ def test_all_words_matter_to_every_patch_and_padding_does_not(architecture):
     np.testing.assert_allclose(run(apply(flow), padded, x, TOKENS[:1])[0], whole, atol=1e-6)
 
 
-@each_net
+@slow_for_jet
 def test_an_image_does_not_depend_on_those_beside_it(architecture):
     flow, params = trained(architecture)
     both = run(flow.sample, params, keys(0, 1), TOKENS[:2], shape=SHAPE, guidance=1.0)
@@ -244,7 +244,7 @@ def test_no_guidance_is_the_caption_alone_to_the_bit(architecture):
     np.testing.assert_allclose(none, guided, atol=1e-4)
 
 
-@each_net
+@slow_for_jet
 def test_guidance_moves_images_with_captions_and_no_others(architecture):
     flow, params = trained(architecture)
     noise, empty = flow.draw_noise(keys(0, 1, 2, 3), SHAPE), jnp.broadcast_to(EMPTY, (4, 4))
@@ -303,7 +303,7 @@ def gaussian_bits(pixels, shift, scale, rng):
     return -log_prob.mean(axis=(1, 2, 3, 4)) / np.log(2)
 
 
-@each_net
+@slow_for_jet
 def test_bits_of_the_identity_are_those_of_a_standard_gaussian(architecture):
     (flow, params), rng = fresh(architecture), keys(0, 1, 2, 3)
     rng_used = jax.vmap(lambda key: jax.random.split(key, 1)[0])(rng)

@@ -87,12 +87,13 @@ def test_a_loss_of_denoised_samples(fused):
     assert kernels_of_step(fused, *family("flow:jet,critic,test"), "model") == {"xla", "cudnn"}
 
 
-@pytest.mark.parametrize("spec", ["diffusion:critic,test", "vae:critic,test"])
+@pytest.mark.parametrize("spec", ["diffusion:critic,test", pytest.param("vae:critic,test", marks=pytest.mark.slow)])
 def test_the_adaptive_weight_of_a_critic(fused, spec):
     method, params = family(spec)
     assert method.last_layer and kernels_of_step(fused, method, params, "model") == {"cudnn"}
 
 
+@pytest.mark.slow
 def test_the_penalty_of_a_critic_of_the_features_of_a_network(fused):
     features, frozen = family("diffusion:test")
     method, params = family("gan:projected,test", feature_network=features)

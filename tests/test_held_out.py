@@ -30,6 +30,7 @@ def losses(recipe, num=20, params=None):
     return HeldOut(recipe, recipe.data.open("test"), num)(parallel.replicate(params), parallel.replicate({}), 0)
 
 
+@pytest.mark.slow
 def test_they_stand_beside_the_metrics_of_training(tiny, recipe, tmp_path):
     config = tiny({"loop.steps": 3, "loop.held_out_every": 2, "loop.held_out_num": 8, "loop.grid_every": 0})
     final = loop.train(config, tmp_path / "run")

@@ -28,13 +28,14 @@ def test_a_workdir_is_a_run(trained, same):
     np.testing.assert_array_equal(images, expected)
 
 
+@pytest.mark.slow
 def test_images_of_a_call_do_not_depend_on_their_number(trained):
     run = zoo.load(str(trained))
     both = run.sample(["a red star", "a blue ring"], seed=3, per_device=1)
     np.testing.assert_array_equal(run.sample(["a red star"], seed=3, per_device=1), both[:1])
 
 
-@pytest.mark.parametrize("name", [str(CLIP), "zoo:clip"])
+@pytest.mark.parametrize("name", [pytest.param(str(CLIP), marks=pytest.mark.slow), "zoo:clip"])
 def test_a_clip_scores(name):
     clip = zoo.load(name)
     assert isinstance(clip, ClipRun)

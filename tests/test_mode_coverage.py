@@ -45,6 +45,7 @@ def test_two_things_are_no_mode():
     assert mode_coverage.scene_of(both, "one") is None
 
 
+@pytest.mark.slow
 def test_images_of_the_data_set_are_equally_often_of_each_mode():
     drawn = [make_example("modes", "train", i, 16, 1) for i in range(3000)]
     found = mode_coverage.coverage(np.stack([pixels for pixels, _, _ in drawn]), "one")
