@@ -13,11 +13,14 @@ Measured: `docs/results/video.md`.
 """
 
 from zoo.config import arguments, load
+from zoo.errors import UserError
 
 
 def get_config(text=None):
     """Returns the config of the recipe with the words in `text`, see the module."""
     words = arguments(text, ("images", "stills", "demo", "test"))
+    if {"images", "stills"} <= words:
+        raise UserError("stills trains on images alone, images beside videos: give one of these words")
     config = load(f"diffusion:{','.join(sorted(words & {'demo', 'test'}))}")
     data, rate, options = dict(source="scenes/video", size=32, frames=16, text_length=48, batch_size=64), 8, ""
     if "demo" in words:

@@ -198,8 +198,8 @@ def test_layers_of_time_start_as_the_mean_of_the_frames_and_then_see_their_order
     ("changes", "batch", "message"),
     [
         (dict(time_layers=1), make_batch(), "time_layers 1 are for videos"),
-        (dict(time_layers=-1), video_batch(), "time_layers -1"),
-        (dict(time_heads=0), make_batch(), "time_heads 0"),
+        (dict(time_layers=-1), video_batch(), r"time_layers must be in \[0, inf\), got -1"),
+        (dict(time_heads=0), make_batch(), "time_heads must be in"),
         (dict(time_layers=1, time_heads=3), video_batch(), "not divisible by heads 3"),
     ],
 )

@@ -58,6 +58,17 @@ def contents(source):
     return sorted((item["inputs"][:, 0, 0, 0].tolist(), item["text"]) for item in items)
 
 
+def test_captions_may_hold_other_ends_of_lines(tmp_path):
+    entry = json.dumps({"file_name": "a.png", "text": "one\u2028two\u0085three"}, ensure_ascii=False)
+    write(tmp_path, {"a.png": 1, "metadata.jsonl": entry + "\n"})
+    assert opened(tmp_path).text(0).split() == ["one", "two", "three"]
+
+
+def test_a_folder_has_a_name():
+    with pytest.raises(UserError, match="names no folder"):
+        opened("")
+
+
 def test_captions_of_all_three_kinds(tmp_path):
     write(
         tmp_path / "set",

@@ -18,8 +18,9 @@ from zoo.errors import UserError
 from zoo.nets.layers import SwiGLU
 from zoo.runs.dependencies import open_run
 from zoo.runs.recipe import Data
+from zoo.training import metrics
 from zoo.training.checkpoint import Checkpoints
-from zoo.training.diagnosis import stopping_at_nans
+from zoo.training.diagnosis import Profile, stopping_at_nans
 from zoo.training.shutdown import GracefulShutdown
 
 # Long enough to be killed in the middle of.
@@ -123,7 +124,7 @@ def test_the_same_config_trains_to_the_same_bits(trained, short, tmp_path, same,
 def test_a_run_that_is_trained_stays_as_it_is_with_a_note(copied, trained, short, same, saved_state, capsys):
     before = (copied / "metrics.jsonl").read_text()
     final = loop.train(short, copied)
-    assert "is trained: 4 of 4 steps" in capsys.readouterr().err
+    assert "is trained: it has 4 steps" in capsys.readouterr().err
     assert final.step == 4 and (copied / "metrics.jsonl").read_text() == before
 
 
@@ -329,13 +330,46 @@ def test_metrics_of_a_window_leave_out_what_is_not_finite():
     assert math.isnan(means["a"]) and means["b"] == 5.0 and bad == "a"
 
 
+def test_without_a_checkpoint_a_workdir_takes_another_config_and_its_metrics_begin_anew(copied, tiny, tmp_path):
+    shutil.rmtree(copied / "checkpoints")
+    loop.check_workdir(copied, tiny({"data.batch_size": 4}), None)
+    saved = json.dumps(json.loads((copied / "config.json").read_text()))
+    with pytest.raises(UserError, match="holds another run; it differs in data.batch_size: 8 -> 4"):
+        loop.check_workdir(copied, tiny({"data.batch_size": 4}), saved)
+    with metrics.Writer(copied) as writer:
+        writer.scalars(1, {"a": 2.0})
+    assert lines_of(copied) == [{"step": 1, "a": 2.0}]
+
+
+def test_a_resumed_run_drops_later_lines_and_half_lines(copied):
+    with open(copied / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "model/lo')  # as a power cut leaves it
+    assert [row["step"] for row in metrics.read(copied)] == [1, 2, 3, 4]
+    with metrics.Writer(copied, start=2) as writer:
+        writer.scalars(3, {"a": 2.0})
+    assert [row["step"] for row in lines_of(copied)] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_run_of_which_no_step_is_finite_is_an_error_however_many_are_allowed(tiny, tmp_path):
+    changes = {"players.model.learning_rate": 1e30, "loop.steps": 3, "loop.max_bad_steps": 200, "loop.grid_every": 0}
+    with pytest.raises(UserError, match="the last [23] steps up to 3 were not finite"):
+        loop.train(tiny(changes | {"players.model.clip_norm": 1e30, "loop.steps": 3}), tmp_path / "run")
+
+
 # ---- what helps to find a fault
+
+
+def test_a_run_of_one_call_has_no_trace(tmp_path, capsys):
+    with Profile(tmp_path, 5) as profile:
+        profile.count(2, {})
+    assert "a trace of 0 steps is empty" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_trace_of_some_steps_is_written(tiny, tmp_path, capsys):
     loop.train(tiny({"loop.steps": 4, "loop.grid_every": 0}), tmp_path / "run", profile=2)
-    assert f"a trace of some steps is in {tmp_path / 'run' / 'profile'}" in capsys.readouterr().err
+    assert f"a trace of 2 steps is in {tmp_path / 'run' / 'profile'}" in capsys.readouterr().err
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 

@@ -204,6 +204,14 @@ def test_a_split_can_be_named_that_stands_for_test(nets):
     assert [len(opened(nets, part, "tiny_food", split)) for split in ("train", "test")] == [1, 2]
     with pytest.raises(UserError, match="test=train\\[34%:\\] would be trained on too, by train=train"):
         opened(nets, "&test=train[34%:]", "tiny_food", "test")
+    for train, test in (
+        ("train[:67%]", "train[34%:]"),
+        ("train+validation", "validation"),
+        ("train", "validation+train"),
+    ):
+        with pytest.raises(UserError, match="would be trained on too"):
+            opened(nets, f"&train={train}&test={test}", "tiny_food", "train")
+    assert len(opened(nets, "&train=train[:1]+validation&test=train[1:]", "tiny_food", "train")) == 2
     assert opened(nets, "&test=validation", "tiny_net", "test").text(0) == "a photo of a crane bird"
 
 

@@ -16,7 +16,7 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from zoo.errors import UserError, unknown_name_error
+from zoo.errors import UserError, named, unknown_name_error
 
 if TYPE_CHECKING:
     Config = Any  # the attributes of a ConfigDict have no types
@@ -49,7 +49,7 @@ def build(target: Callable, section: Mapping[str, Any], where: str, **extra) -> 
       **extra: arguments that are not the user's to set.
 
     Raises:
-      UserError: a key is unknown (names the nearest known one) or one is missing.
+      UserError: a key is unknown (names the nearest known one), one is missing, or `target` refuses a value.
     """
     parameters = inspect.signature(target).parameters
     known = [name for name in parameters if name not in extra]
@@ -60,7 +60,7 @@ def build(target: Callable, section: Mapping[str, Any], where: str, **extra) -> 
     missing = [name for name in needed if name not in section]
     if missing:
         raise UserError(f"config section {where} lacks {', '.join(missing)}")
-    return target(**section, **extra)
+    return named(where, lambda: target(**section, **extra))
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
@@ -113,7 +113,7 @@ def build_options(cls: type, values: Mapping[str, Any], what: str) -> Any:
         like = {float: (int, float), tuple: (tuple, list), type(None): object}
         if not isinstance(value, like.get(type(defaults[name]), type(defaults[name]))):
             raise UserError(f"{what} {name} must be like {defaults[name]!r}, got {value!r}")
-    return cls(**values)
+    return named(what, lambda: cls(**values))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:

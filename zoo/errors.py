@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import numbers
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -31,6 +32,22 @@ def unknown_name_error(what: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {what} {name!r}: {hint}known: {', '.join(listed) or 'none'}{rest}")
 
 
+def check_ranges(thing: Any, **ranges: str) -> None:
+    """Raises UserError where a field of an object is not a number, or not of numbers alone, of its interval.
+
+    Args:
+      thing: object with the fields, as a dataclass in its `__post_init__`.
+      **ranges: interval of each field as in mathematics, e.g. caption_drop="[0, 1]", learning_rate="[0, inf)".
+    """
+    for name, interval in ranges.items():
+        value = getattr(thing, name)
+        low, high = map(float, interval[1:-1].split(","))
+        for number in value if isinstance(value, (tuple, list)) else (value,):
+            good = isinstance(number, numbers.Real) and low <= float(number) <= high
+            if not good or (number == low and interval[0] == "(") or (number == high and interval[-1] == ")"):
+                raise UserError(f"{name} must be in {interval}, got {value!r}")
+
+
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Turns `UserError` into one line on stderr and exit code 2; other exceptions keep their traceback."""
@@ -42,10 +59,10 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 def named(key: str, call: Callable[[], Any]) -> Any:
-    """Calls a function; puts the key of the config in front of its UserErrors."""
+    """Calls a function; puts the key of the config in front of its UserErrors that do not begin with it."""
     try:
         return call()
     except UserError as error:
-        if str(error).startswith(f"{key}: "):
+        if str(error).startswith((f"{key}: ", f"{key}.")):
             raise
         raise UserError(f"{key}: {error}") from None

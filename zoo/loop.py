@@ -56,8 +56,13 @@ def train(config: configs.Config, workdir: str | Path, profile: int = 0, debug_n
 
 
 def check_workdir(workdir: Path, config: configs.Config, saved: str | None) -> None:
-    """Raises UserError if config.json or the newest checkpoint (`saved`) differs, but for `loop` and data's workers."""
+    """Raises UserError if config.json or the newest checkpoint (`saved`) differs, but for `loop` and data's workers.
+
+    Without a checkpoint there is no run that could be mixed with another: it begins anew.
+    """
     file = workdir / "config.json"
+    if saved is None:
+        return
     for text in filter(None, (saved, file.read_text() if file.exists() else None)):
         changes = configs.differences(configs.from_json(text, str(file)), config)
         other = [change for change in changes if not change.startswith(("loop.", "data.threads:", "data.workers:"))]
@@ -95,14 +100,14 @@ class Training:
         """See `train`."""
         try:
             state, start = self.start()
+            if start >= self.loop.steps:
+                note(f"{self.workdir} is trained: it has {start} steps; sample it with sample.py")
+                return parallel.unreplicate(state)
             self.loop.check(start)
             if self.loop.held_out_every:
                 self.held_out  # noqa: B018, so that a split that is missing is an error before training
             processes.from_first(lambda: self.open(start))
-            if start < self.loop.steps:
-                return self.train(state, start)
-            note(f"{self.workdir} is trained: {start} of {self.loop.steps} steps; sample it with sample.py")
-            return parallel.unreplicate(state)
+            return self.train(state, start)
         finally:
             self.checkpoints.close()
 
@@ -125,7 +130,7 @@ class Training:
         """Trains from a replicated state on; returns the last one, saved."""
         with (
             GracefulShutdown() as shutdown,
-            Writer(self.workdir, processes.first()) as self.writer,
+            Writer(self.workdir, processes.first(), start) as self.writer,
             out_of_memory(self.loop.accumulate, self.recipe.data.batch_size),
             self.profile,
         ):
@@ -203,7 +208,7 @@ class Training:
         """Writes the window's means; raises UserError where the run has diverged."""
         means, bad = window.take()
         counts = parallel.unreplicate({"skipped": state.skipped, "bad": state.consecutive_nonfinite})
-        if counts["bad"] >= self.loop.max_bad_steps:
+        if counts["bad"] >= min(self.loop.max_bad_steps, self.loop.steps):
             raise UserError(
                 f"the last {counts['bad']} steps up to {step} were not finite, first of all {bad}; lower "
                 f"the learning rate and train in another --workdir; the checkpoints in {self.workdir} are from before"

@@ -21,6 +21,7 @@ _GAP = 8
 _FONT_SIZE = 12
 _LINE_HEIGHT = 15
 DEFAULT_FPS = 8
+SLOWEST, FASTEST = 0.01, 1000.0  # fps; a frame of a GIF lasts at most 655 s
 
 
 def grid(
@@ -95,14 +96,14 @@ def save(
       metadata: texts that `read_metadata` gives back.
 
     Raises:
-      UserError: if the suffix is unknown, a PNG is to hold several frames, `fps` is not positive, or imageio is not
-        installed, which MP4 and WebM need.
+      UserError: if the suffix is unknown, a PNG is to hold several frames, `fps` is not in [0.01, 1000], or imageio is
+        not installed, which MP4 and WebM need.
     """
     path = Path(path)
     write = _writer(path, len(frames))
     fps = DEFAULT_FPS if fps is None else fps
-    if fps <= 0:
-        raise UserError(f"fps {fps} is not positive: give frames per second, as 8")
+    if not SLOWEST <= fps <= FASTEST:
+        raise UserError(f"fps {fps} is not in [{SLOWEST:g}, {FASTEST:g}]: give frames per second, as 8")
     with atomic(path) as unfinished:
         write(unfinished, frames, fps, metadata or {})
 

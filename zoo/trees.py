@@ -11,9 +11,18 @@ import numpy as np
 from zoo.errors import UserError
 
 
+def expression(pattern: str) -> re.Pattern:
+    """Returns a regular expression, compiled. Raises UserError where it is none."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"pattern {pattern!r} is no regular expression: {error}") from None
+
+
 def matches(params: Any, pattern: str) -> Any:
     """Returns a tree of bool: whether a regular expression matches part of a path, e.g. "layers/mlp/up/kernel"."""
-    found = jax.tree_util.tree_map_with_path(lambda path, _: bool(re.search(pattern, path_name(path))), params)
+    search = expression(pattern).search
+    found = jax.tree_util.tree_map_with_path(lambda path, _: bool(search(path_name(path))), params)
     if not any(jax.tree.leaves(found)):
         paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         raise UserError(f"pattern {pattern!r} matches no parameter; there are e.g. {', '.join(paths[:3])}")

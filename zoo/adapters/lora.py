@@ -6,7 +6,6 @@ matrix each.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo.errors import UserError
-from zoo.trees import path_name
+from zoo.trees import expression, path_name
 
 
 def kernels(init: Callable[..., Any], *args: Any) -> dict[str, tuple[int, ...]]:
@@ -63,7 +62,8 @@ def init(
     """
     if rank < 1:
         raise UserError(f"a low-rank change has a rank of at least 1, got {rank}")
-    chosen = {name: shape for name, shape in kernels.items() if re.search(pattern, name)}
+    search = expression(pattern).search
+    chosen = {name: shape for name, shape in kernels.items() if search(name)}
     if not chosen:
         raise UserError(f"pattern {pattern!r} matches no kernel; there are e.g. {', '.join(list(kernels)[:3])}")
     adapters = {}

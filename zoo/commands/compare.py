@@ -21,6 +21,7 @@ from zoo.evaluation.report import names_of, show, to_chart, to_markdown
 from zoo.files import atomic
 from zoo.method import without_frozen
 from zoo.runs.dependencies import open_run
+from zoo.training import metrics
 
 FLAGS = flags.FLAGS
 
@@ -92,10 +93,9 @@ def trained_seconds(workdir: Path, batch_size: int) -> float | None:
 
     Compilation, checkpoints and sample grids are left out, and so is all time between two starts.
     """
-    file = workdir / "metrics.jsonl"
-    if not file.is_file():
+    if not (workdir / metrics.FILE).is_file():
         return None
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = metrics.read(workdir)
     rates = {
         row["step"]: row["images_per_second"] for row in rows if row.get("images_per_second")
     }  # the last of a step

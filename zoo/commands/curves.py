@@ -5,14 +5,13 @@
 A panel for each metric of metrics.jsonl, a curve for each run.
 """
 
-import json
 from pathlib import Path
 
 from absl import flags
 
 from zoo.commands.scaffold import Command
-from zoo.errors import UserError
 from zoo.evaluation import report
+from zoo.training import metrics
 
 FLAGS = flags.FLAGS
 
@@ -35,11 +34,7 @@ COMMAND = Command(main, define_flags, "name at least one run: python -m zoo curv
 
 def read_metrics(workdir: Path) -> list[dict[str, float]]:
     """Returns the rows of a run's metrics, by step; of two with the same names, as after resuming, the last."""
-    file = workdir / "metrics.jsonl"
-    if not file.is_file():
-        raise UserError(f"{workdir} has no metrics.jsonl: train it first")
     by_step: dict[int, dict[str, float]] = {}
-    for line in file.read_text().splitlines():
-        row = json.loads(line)
+    for row in metrics.read(workdir):
         by_step[row["step"]] = by_step.get(row["step"], {}) | row
     return [by_step[step] for step in sorted(by_step)]

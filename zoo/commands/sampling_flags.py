@@ -9,8 +9,10 @@ from absl import flags
 
 from zoo.errors import UserError
 from zoo.families import require
+from zoo.media import FASTEST, SLOWEST
 from zoo.method import Denoises
 from zoo.runs.dependencies import check_shared, open_run
+from zoo.runs.recipe import SEEDS
 from zoo.runs.run import Run
 from zoo.runs.sampler import Sampler
 
@@ -32,7 +34,8 @@ def define(workdir_required: bool = True) -> None:
     flags.DEFINE_string("negative", "", "Text from which guidance leads away; by default the empty caption.")
     flags.DEFINE_integer("frames", None, "Frames of a video; by default those of the run's data.", lower_bound=1)
     flags.DEFINE_float("fps", None, "Frames per second of a video; by default that of the run's data.")
-    flags.DEFINE_integer("seed", 0, "Seed of the images; the same seed gives the same images.")
+    about = "Seed of the images; the same seed gives the same images."
+    flags.DEFINE_integer("seed", 0, about, lower_bound=0, upper_bound=SEEDS - 1)
     flags.DEFINE_integer("per_device", 16, "Images that a device makes at once.", lower_bound=1)
     flags.DEFINE_string("guide_workdir", None, "Autoguidance: run to guide away from; by default --workdir itself.")
     flags.DEFINE_integer("guide_checkpoint", None, "Autoguidance: checkpoint to guide away from.")
@@ -102,8 +105,8 @@ def read_frame_rate(run: Run, given: float | None) -> float | None:
         return run.recipe.frame_rate
     if run.recipe.frame_rate is None:
         raise UserError(f"--fps {given:g}: this run makes images, which have no frame rate; drop the flag")
-    if given <= 0:
-        raise UserError(f"--fps must be above 0, got {given:g}")
+    if not SLOWEST <= given <= FASTEST:
+        raise UserError(f"--fps must be in [{SLOWEST:g}, {FASTEST:g}], got {given:g}")
     return given
 
 

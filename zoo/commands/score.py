@@ -178,7 +178,7 @@ def read_references(name: str | None, count: int) -> list[list[str]] | None:
     if not Path(name).is_file():
         raise UserError(f"--references: no such file: {name!r}")
     found = []
-    for number, line in enumerate(Path(name).read_text().splitlines(), 1):
+    for number, line in enumerate(Path(name).read_text().rstrip("\n").split("\n"), 1):
         try:
             texts = json.loads(line)
         except ValueError:

@@ -321,6 +321,8 @@ class _Zip:
 
 
 def _open_files(name: str) -> _Folder | _Zip:
+    if not name:
+        raise UserError("folder: names no folder: write folder:PATH")
     path = local(name)
     if path.is_dir():
         return _Folder(path.resolve())
@@ -391,7 +393,8 @@ def _metadata(files: _Folder | _Zip, folders: set[str]) -> dict[str, list[str]]:
     captions: dict[str, list[str]] = {}
     for folder in sorted(folders):
         path = posixpath.join(folder, _METADATA)
-        for number, line in enumerate(_text(files, path).splitlines(), 1):
+        lines = _text(files, path).split("\n")  # JSON may hold other ends of lines
+        for number, line in enumerate(lines, 1):
             if line.strip():
                 name, text = _entry(line, f"{files}: line {number} of {path}")
                 captions.setdefault(posixpath.normpath(posixpath.join(folder, name)), []).append(text)

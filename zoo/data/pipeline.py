@@ -271,7 +271,7 @@ def _options(opener: Callable, query: str) -> dict[str, Any]:
     hints = typing.get_type_hints(opener)
     known = [name for name in inspect.signature(opener).parameters if name not in _GIVEN]
     options = {}
-    for key, value in parse_qsl(query, keep_blank_values=True):
+    for key, value in parse_qsl(query.replace("+", "%2B"), keep_blank_values=True):  # TFDS joins splits by +
         if key not in known:
             raise unknown_name_error("data option", key, known)
         options[key] = _convert(key, value, hints.get(key, str))

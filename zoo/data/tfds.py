@@ -3,6 +3,7 @@
 import difflib
 import functools
 import io
+import itertools
 import re
 import threading
 from pathlib import Path
@@ -66,13 +67,9 @@ def open_source(
     videos.check_rates(frames, fps, own_fps)
     if frames > 1 and own_fps is None:
         raise UserError(f"{name}: videos of TFDS have no frame rate: add own_fps=, as 24")
-    if _base(train) == _base(test) and not ("[" in train and "[" in test):
-        raise UserError(
-            f"test={test} would be trained on too, by train={train}: leave it out there, as in "
-            "?train=train[:90%]&test=train[90%:]"
-        )
     split = {"train": train, "test": test}.get(split, split)
     builder = _builder(name, data_dir)
+    _check_apart(builder, train, test)
     features: Any = builder.info.features  # a FeaturesDict
     _check_feature(features, image_feature)
     if text_feature is not None:
@@ -83,6 +80,20 @@ def open_source(
     decoders = {key: tensorflow_datasets.decode.SkipDecoding() for key in images}
     records = _records(builder, name, split, decoders)
     return TfdsSource(name, records, captions, image_feature, size, frames, fps, own_fps)
+
+
+def _check_apart(builder, train: str, test: str) -> None:
+    """Raises UserError where an item of `test` is one of `train`, too. Splits that do not exist are found later."""
+    try:
+        parts = [builder.info.splits[spec].file_instructions for spec in (train, test)]
+    except (KeyError, ValueError):
+        return
+    for a, b in itertools.product(*parts):
+        if a.filename == b.filename and max(a.skip, b.skip) < min(a.skip + a.take, b.skip + b.take):
+            raise UserError(
+                f"test={test} would be trained on too, by train={train}: leave it out there, as in "
+                "?train=train[:90%]&test=train[90%:]"
+            )
 
 
 class TfdsSource:

@@ -58,7 +58,7 @@ def check_rates(frames: int, fps: float | None, own_fps: float | None) -> None:
     for name, rate in (("fps", fps), ("own_fps", own_fps)):
         if rate is not None and frames == 1:
             raise UserError(f"one frame has no frame rate, got {name}={rate:g}: drop it, or set data.frames")
-        if rate is not None and rate <= 0:
+        if rate is not None and not 0 < rate < float("inf"):
             raise UserError(f"{name} must be above 0, got {rate:g}")
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from zoo.conditions import END, Cond
 from zoo.config import build
-from zoo.errors import UserError, unknown_name_error
+from zoo.errors import UserError, check_ranges, unknown_name_error
 from zoo.method import Axis, Batch, Output, to_float
 from zoo.nets.clip import CLIP
 from zoo.nets.time import TimeTower
@@ -48,6 +48,9 @@ class Contrastive:
 
     players: ClassVar[tuple[str, ...]] = ("model",)
 
+    def __post_init__(self):
+        check_ranges(self, time_layers="[0, inf)", time_heads="[1, inf)")
+
     @functools.cached_property
     def network(self) -> CLIP:
         """Network, without its parameters."""
@@ -59,11 +62,9 @@ class Contrastive:
         return TimeTower(self.time_layers, self.time_heads, self.network.remat, self.dtype)
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
-        """See `Method.init`. Raises UserError where `time_layers` or `time_heads` are not for this batch."""
+        """See `Method.init`. Raises UserError where there are layers of time for images."""
         if self.objective not in ("info_nce", "siglip"):
             raise unknown_name_error("objective", self.objective, ("info_nce", "siglip"))
-        if self.time_layers < 0 or self.time_heads < 1:
-            raise UserError(f"time_layers {self.time_layers} and time_heads {self.time_heads}: at least 0 and 1")
         inputs, cond = to_float(batch["inputs"]), batch["cond"]
         model = {"clip": self.network.init(rng, inputs[:, 0], cond["tokens"])["params"]}
         if self.time_layers:

@@ -21,7 +21,7 @@ from zoo.diffusion import ode
 from zoo.diffusion.paths import Path, Prediction, draw_times, expand, get_path, squared_error
 from zoo.diffusion.samplers import ddim_transition, get_sampler, grid_to_zero, integrate
 from zoo.distributions import LEVELS, normal_log_prob, sum_except_batch, to_bits_per_dim
-from zoo.errors import UserError
+from zoo.errors import UserError, check_ranges
 from zoo.method import Axis, Batch, Denoises, Output, normal_each, to_float
 from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.layers import smooth_attention
@@ -57,6 +57,14 @@ class SampleOptions:
     last: int = 0
     guide: Denoises | None = None
 
+    def __post_init__(self):
+        check_ranges(self, steps="[1, inf)", guidance="[0, inf)", interval="[0, 1]", eta="[0, 1]", shift="(0, inf)")
+        check_ranges(self, last="[0, inf)")
+        if len(self.interval) != 2:
+            raise UserError(f"interval is the earlier and the later time, got {tuple(self.interval)}")
+        if not (self.guide is None or isinstance(self.guide, Denoises)):
+            raise UserError(f"guide is a model, got {self.guide!r}: name its run by --guide_workdir")
+
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodOptions:
@@ -75,6 +83,9 @@ class LikelihoodOptions:
     trace: str = "hutchinson"
     probes: int = 1
     start: float = LEVEL_TIME
+
+    def __post_init__(self):
+        check_ranges(self, steps="[1, inf)", probes="[1, inf)", start="[0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +126,10 @@ class Diffusion:
     LikelihoodOptions = LikelihoodOptions
     inversion_options: ClassVar[Mapping[str, Any]] = {"guidance": 0.0, "eta": 0.0}
     trajectory_options: ClassVar[Mapping[str, Any]] = {"sampler": "ddim", "eta": 1.0}
+
+    def __post_init__(self):
+        check_ranges(self, time_mean="(-inf, inf)", time_std="[0, inf)", time_steps="[1, inf)", time_shift="(0, inf)")
+        check_ranges(self, time_min=f"[0, {self._last_time:g})", caption_drop="[0, 1]")
 
     @functools.cached_property
     def network(self) -> Conditioned:

@@ -25,7 +25,7 @@ from zoo.distributions import (
     sum_except_batch,
     to_bits_per_dim,
 )
-from zoo.errors import UserError, unknown_name_error
+from zoo.errors import UserError, check_ranges, unknown_name_error
 from zoo.method import Axis, Batch, Output, normal_each, to_float
 from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.jet import Jet
@@ -53,6 +53,9 @@ class SampleOptions:
     denoise: bool = True
     cache: bool = True
 
+    def __post_init__(self):
+        check_ranges(self, guidance="[0, inf)", temperature="[0, inf)")
+
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodOptions:
@@ -63,6 +66,9 @@ class LikelihoodOptions:
     """
 
     samples: int = 1
+
+    def __post_init__(self):
+        check_ranges(self, samples="[1, inf)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +100,9 @@ class Flow:
     LikelihoodOptions = LikelihoodOptions
     inversion_options: ClassVar[Mapping[str, Any]] = {"guidance": 0.0, "denoise": False}
 
+    def __post_init__(self):
+        check_ranges(self, noise_std="(0, inf)" if self.noise == "gaussian" else "[0, inf)", caption_drop="[0, 1]")
+
     @functools.cached_property
     def network(self) -> Conditioned:
         """Network with its conditioner, without parameters."""
@@ -109,8 +118,6 @@ class Flow:
         """See `Method.init`."""
         if self.noise not in NOISES:
             raise unknown_name_error("noise of a flow", self.noise, NOISES)
-        if self.noise == "gaussian" and self.noise_std <= 0:
-            raise UserError(f"method.noise_std must be positive, got {self.noise_std}: try 0.1")
         return {"model": self.network.init(rng, to_float(batch["inputs"]), cond=batch["cond"])["params"]}
 
     def loss(

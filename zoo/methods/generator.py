@@ -14,7 +14,7 @@ import optax
 
 from zoo import conditions
 from zoo.conditions import Cond
-from zoo.errors import UserError
+from zoo.errors import check_ranges
 from zoo.method import Axis, Batch, Output, normal_each, to_float
 from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.synthesis import Synthesis
@@ -33,6 +33,9 @@ class SampleOptions:
     temperature: float = 1.0
     inversion_steps: int = 200
     inversion_rate: float = 0.05
+
+    def __post_init__(self):
+        check_ranges(self, temperature="[0, inf)", inversion_steps="[0, inf)", inversion_rate="(0, inf)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +62,9 @@ class Generator:
     SampleOptions = SampleOptions
     inversion_options: ClassVar[Mapping[str, Any]] = {}
 
+    def __post_init__(self):
+        check_ranges(self, latent_dim="[1, inf)", caption_drop="[0, 1]")
+
     @functools.cached_property
     def network(self) -> Conditioned:
         """Network with its conditioner, without parameters."""
@@ -66,8 +72,6 @@ class Generator:
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
         """See `Method.init`."""
-        if self.latent_dim < 1:
-            raise UserError(f"method.latent_dim must be at least 1, got {self.latent_dim}")
         shape = batch["inputs"].shape[1:]
         noise = jnp.zeros((len(batch["inputs"]), self.latent_dim))
         return {"model": self.network.init(rng, noise, shape, cond=batch["cond"])["params"]}

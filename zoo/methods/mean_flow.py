@@ -25,7 +25,7 @@ from zoo.conditions import Cond
 from zoo.diffusion.paths import LINEAR, draw_times, expand
 from zoo.diffusion.samplers import grid_to_zero
 from zoo.distributions import sum_except_batch
-from zoo.errors import UserError, unknown_name_error
+from zoo.errors import UserError, check_ranges, unknown_name_error
 from zoo.method import Axis, Batch, Output, normal_each, to_float
 from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.layers import smooth_attention
@@ -45,6 +45,9 @@ class SampleOptions:
 
     steps: int = 1
     shift: float = 1.0
+
+    def __post_init__(self):
+        check_ranges(self, steps="[1, inf)", shift="(0, inf)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +94,15 @@ class MeanFlow:
     def __post_init__(self):
         if self.prediction not in ("u", "x"):
             raise unknown_name_error("prediction", self.prediction, ("u", "x"))
-        if not 0 <= self.time_min < 1 or (self.prediction == "x" and not self.time_min):
-            raise UserError(f"time_min {self.time_min} must be in [0, 1), and above 0 where x is predicted, e.g. 0.05")
-        if self.guidance < 0 or (self.guidance and not self.caption_drop):
-            raise UserError(f"guidance {self.guidance} must be at least 0, and above 0 needs caption_drop above 0")
-        if not 0 <= self.guidance_mix < 1 or (self.guidance_mix and not self.guidance):
-            raise UserError(f"guidance_mix {self.guidance_mix} must be in [0, 1), and above 0 needs guidance above 0")
+        check_ranges(self, time_min="[0, 1)", time_mean="(-inf, inf)", time_std="[0, inf)", time_shift="(0, inf)")
+        check_ranges(self, data_proportion="[0, 1]", norm_p="[0, inf)", caption_drop="[0, 1]")
+        check_ranges(self, guidance="[0, inf)", guidance_mix="[0, 1)")
+        if self.prediction == "x" and not self.time_min:
+            raise UserError(f"time_min {self.time_min} must be above 0 where x is predicted, e.g. 0.05")
+        if self.guidance and not 0 < self.caption_drop < 1:
+            raise UserError(f"guidance {self.guidance} needs caption_drop between 0 and 1, got {self.caption_drop}")
+        if self.guidance_mix and not self.guidance:
+            raise UserError(f"guidance_mix {self.guidance_mix} needs guidance above 0")
 
     @functools.cached_property
     def network(self) -> Conditioned:

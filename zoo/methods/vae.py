@@ -24,7 +24,7 @@ from zoo.distributions import (
     sum_except_batch,
     to_bits_per_dim,
 )
-from zoo.errors import UserError, unknown_name_error
+from zoo.errors import UserError, check_ranges, unknown_name_error
 from zoo.method import Axis, Batch, Output, normal_each, to_float
 from zoo.nets.autoencoder import Autoencoder
 from zoo.nets.conditioning import Conditioned, build_network
@@ -45,6 +45,9 @@ class SampleOptions:
 
     temperature: float = 1.0
 
+    def __post_init__(self):
+        check_ranges(self, temperature="[0, inf)")
+
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodOptions:
@@ -55,6 +58,9 @@ class LikelihoodOptions:
     """
 
     samples: int = 1
+
+    def __post_init__(self):
+        check_ranges(self, samples="[1, inf)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +107,13 @@ class Vae:
     LikelihoodOptions = LikelihoodOptions
     inversion_options: ClassVar[Mapping[str, Any]] = {}
 
+    def __post_init__(self):
+        finite = "(-inf, inf)"
+        check_ranges(self, least_log_scale=finite, first_log_scale=finite, kl_weight="[0, inf)", free_bits="[0, inf)")
+        check_ranges(self, first_kl_weight="[0, inf)", warmup="[0, inf)", caption_drop="[0, 1]")
+        if len(self.warmup) != 2 or self.warmup[0] > self.warmup[1]:
+            raise UserError(f"warmup must be two steps, the first one earlier, got {tuple(self.warmup)}")
+
     @functools.cached_property
     def network(self) -> Conditioned:
         """Network with its conditioner, without parameters."""
@@ -110,11 +123,6 @@ class Vae:
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
         """See `Method.init`."""
-        for name in ("kl_weight", "first_kl_weight", "free_bits"):
-            if getattr(self, name) < 0:
-                raise UserError(f"method.{name} must not be negative, got {getattr(self, name)}")
-        if len(self.warmup) != 2 or not 0 <= self.warmup[0] <= self.warmup[1]:
-            raise UserError(f"method.warmup must be two steps, the first one earlier, got {tuple(self.warmup)}")
         x = _levels(batch)
         if x.shape[-1] != 3:
             raise UserError(f"a VAE's likelihood is of red, green and blue, and the pixels have {x.shape[-1]} channels")

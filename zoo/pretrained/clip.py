@@ -171,6 +171,8 @@ def load(folder: str | os.PathLike) -> Clip:
             raise unknown_name_error("shipped network", name, SHIPPED)
         folder = SHIPPED[name]
     folder = Path(folder)
+    if (folder / "checkpoints").is_dir():
+        raise UserError(f"{folder} is a run: write it as a CLIP by python -m zoo export_clip")
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: give one with config.json, model.safetensors and tokenizer.json")
     tokenizer = _read_tokenizer(folder / "tokenizer.json")

@@ -15,7 +15,7 @@ from zoo import config as configs
 from zoo.conditions import NEGATIVE
 from zoo.data import pipeline
 from zoo.data.text import Tokenizer
-from zoo.errors import UserError, unknown_name_error
+from zoo.errors import UserError, check_ranges, unknown_name_error
 from zoo.families import build_method
 from zoo.method import Axis, Batch, Generates, may_be_new, trained
 from zoo.runs.codec import Codec
@@ -24,6 +24,7 @@ from zoo.training import cost, optim, parallel, state
 from zoo.trees import completed, first_difference, flatten
 
 CAPTIONS_FOR_TOKENIZER = 20_000
+SEEDS = 2**32  # as many as numpy has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Data:
       workers: processes that prepare batches, each with so many threads; 0 for the training process alone.
 
     Raises:
-      UserError: there are fewer than 0 threads or workers, or images without a batch size or the other way round.
+      UserError: a number is out of its range, or there are images without a batch size or the other way round.
     """
 
     source: str
@@ -64,8 +65,8 @@ class Data:
     workers: int = 0
 
     def __post_init__(self):
-        if self.threads < 0 or self.workers < 0:
-            raise UserError(f"data.threads {self.threads} and data.workers {self.workers} must be at least 0")
+        at_least_one = ("size", "frames", "batch_size", "text_length", "vocab_size")
+        check_ranges(self, threads="[0, inf)", workers="[0, inf)", **dict.fromkeys(at_least_one, "[1, inf)"))
         if bool(self.images) != (self.images_batch_size > 0):
             raise UserError(
                 f"data.images {self.images!r} and data.images_batch_size {self.images_batch_size}: give both or none"
@@ -390,3 +391,5 @@ def check_sections(config: Mapping[str, Any]) -> None:
     missing = [key for key in Recipe.SECTIONS if key not in config]
     if missing:
         raise UserError(f"the config lacks {', '.join(missing)}")
+    if not 0 <= config["seed"] < SEEDS:
+        raise UserError(f"seed must be at least 0 and below {SEEDS}, got {config['seed']}")

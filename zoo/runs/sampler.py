@@ -78,6 +78,8 @@ class Sampler:
 
     def _arguments(self, params: Any, cond: Cond, seed: int):
         if NEGATIVE in cond and (not getattr(self.options, "guidance", 0) or getattr(self.options, "guide", None)):
+            if not hasattr(self.options, "guidance"):
+                raise UserError("a negative caption needs guidance, which this family has none of: drop it")
             raise UserError("a negative caption needs guidance above 0, without a guide: set the option guidance")
         index = np.arange(len(jax.tree.leaves(dict(cond))[0]), dtype=np.int32)
         return (params, jax.random.key(seed)), {"index": index, "cond": dict(cond)}

@@ -98,7 +98,7 @@ class Profile:
     """
 
     def __init__(self, folder: Path, steps: int):
-        self._folder, self._left, self._running = folder, steps, False
+        self._folder, self._steps, self._left, self._running = folder, steps, steps, False
 
     def __enter__(self) -> "Profile":
         return self
@@ -114,18 +114,20 @@ class Profile:
           steps: steps of the call.
           metrics: results of the call, for which it waits.
         """
-        if not self._left:
+        if self._left <= 0:
             return
         jax.block_until_ready(metrics)
         if not self._running:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
             return
-        self._left = max(0, self._left - steps)
-        if not self._left:
+        self._left -= steps
+        if self._left <= 0:
             self._stop()
 
     def _stop(self) -> None:
         jax.profiler.stop_trace()
         self._running = False
-        print(f"note: a trace of some steps is in {self._folder}", file=sys.stderr)
+        traced = self._steps - self._left
+        where = f"is in {self._folder}" if traced else "is empty: the run had a single call of steps, which compiles"
+        print(f"note: a trace of {traced} steps {where}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +42,10 @@ class Loop:
     max_bad_steps: int = 20
 
     def __post_init__(self):
-        for name in (
-            "steps",
-            "steps_per_call",
-            "accumulate",
-            "log_every",
-            "checkpoint_every",
-            "max_to_keep",
-            "max_bad_steps",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"loop.{name} must be at least 1, got {getattr(self, name)}")
+        once = ("steps", "steps_per_call", "accumulate", "log_every", "checkpoint_every", "max_to_keep")
+        once += ("max_bad_steps", "held_out_num", "score_num")
+        never = ("grid_every", "held_out_every", "score_every")
+        check_ranges(self, **dict.fromkeys(once, "[1, inf)"), **dict.fromkeys(never, "[0, inf)"))
 
     def due(self, every: int, step: int) -> bool:
         """Whether a multiple of `every` lies in the call that ended with `step`."""

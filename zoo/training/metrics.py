@@ -3,6 +3,7 @@
 metrics.jsonl is always written, TensorBoard's files where the packages that it needs are installed.
 """
 
+import contextlib
 import json
 import math
 import time
@@ -12,6 +13,11 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from zoo.errors import UserError
+from zoo.files import atomic
+
+FILE = "metrics.jsonl"
 
 
 class Window:
@@ -39,6 +45,22 @@ class Window:
         return means, bad
 
 
+def read(workdir: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a run's metrics; a line that is not whole, as while it is being written, is left out.
+
+    Raises:
+      UserError: the run has no metrics.
+    """
+    file = workdir / FILE
+    if not file.is_file():
+        raise UserError(f"{workdir} has no {FILE}: train it first")
+    rows = []
+    for line in file.read_text().split("\n"):
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
 def losses_first(names: Iterable[str]) -> list[str]:
     """Returns names of metrics, those of losses first, of which the others come."""
     return sorted(names, key=lambda name: not name.endswith("loss"))
@@ -50,10 +72,16 @@ class Writer:
     Args:
       workdir: the run's folder.
       write: False for all processes but the first: they write nothing.
+      start: step that the run goes on from; lines of later steps, which are taken again, and half a line that a power
+        cut left are dropped.
     """
 
-    def __init__(self, workdir: Path, write: bool = True):
-        self._file = open(workdir / "metrics.jsonl", "a", buffering=1) if write else None  # noqa: SIM115
+    def __init__(self, workdir: Path, write: bool = True, start: int = 0):
+        if write and (workdir / FILE).exists():
+            kept = [json.dumps(row) + "\n" for row in read(workdir) if row["step"] <= start]
+            with atomic(workdir / FILE) as unfinished:
+                unfinished.write_text("".join(kept))
+        self._file = open(workdir / FILE, "a", buffering=1) if write else None  # noqa: SIM115
         self._board = _tensorboard(workdir) if write else None
 
     def __enter__(self) -> "Writer":

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from zoo.config import build
-from zoo.errors import UserError, unknown_name_error
+from zoo.errors import UserError, check_ranges, unknown_name_error
 from zoo.trees import matches
 
 STEPS_OF_AVERAGE = 1000  # moves of an average within a half-life, at most
@@ -48,6 +48,14 @@ class Optimizer:
     freeze: str = ""
     ema_half_lives: tuple[float, ...] = (50, 500)
     ema_rampup: float = 0.1
+
+    def __post_init__(self):
+        positive = "(0, inf)"
+        check_ranges(self, learning_rate="[0, inf)", warmup_steps="[0, inf)", decay_start="[0, 1]", betas="[0, 1)")
+        check_ranges(self, weight_decay="[0, inf)", clip_norm=positive, skip_norm="[0, inf)")
+        check_ranges(self, ema_half_lives=positive, ema_rampup=positive)
+        if len(self.betas) != 2:
+            raise UserError(f"betas are the two of Adam, got {tuple(self.betas)}")
 
     def schedule(self, total_steps: int) -> Callable[[jax.Array], jax.Array]:
         """Step (int32) -> learning rate (float32)."""

@@ -20,7 +20,7 @@ from zoo import conditions
 from zoo.conditions import Cond
 from zoo.diffusion.paths import LINEAR
 from zoo.distributions import sum_except_batch
-from zoo.errors import UserError, unknown_name_error
+from zoo.errors import UserError, check_ranges, unknown_name_error
 from zoo.method import (
     ABILITIES,
     Axis,
@@ -131,8 +131,8 @@ class Adversarial:
             raise unknown_name_error("objective", self.objective, OBJECTIVES)
         if self.penalty not in ("exact", "difference"):
             raise unknown_name_error("penalty", self.penalty, ("exact", "difference"))
-        if self.critic_steps < 1:
-            raise UserError(f"method.critic_steps must be at least 1, got {self.critic_steps}")
+        weights = ("weight", "base_weight", "r1", "r2", "mismatch", "feature_matching")
+        check_ranges(self, critic_steps="[1, inf)", start="[0, inf)", **dict.fromkeys(weights, "[0, inf)"))
         if self.noise and not (len(self.noise) == 2 and 0 <= self.noise[0] <= self.noise[1] <= 1):
             raise UserError(f"method.noise must be () or two levels between 0 and 1, got {tuple(self.noise)}")
         if self.feature_matching and self.base.fake_kind != "reconstruction":

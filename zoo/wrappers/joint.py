@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_ranges
 from zoo.method import ABILITIES, Axis, Batch, HasFakeSample, Method, Output, may_be_new
 from zoo.trees import first_difference
 
@@ -43,8 +43,7 @@ class Joint:
         return Method
 
     def __post_init__(self):
-        if self.weight <= 0:
-            raise UserError(f"method.weight must be above 0, got {self.weight}")
+        check_ranges(self, weight="(0, inf)")
 
     @property
     def players(self) -> tuple[str, ...]:

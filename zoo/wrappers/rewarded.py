@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from zoo.adapters import lora
 from zoo.config import build_options
-from zoo.errors import UserError, unknown_name_error
+from zoo.errors import UserError, check_ranges, unknown_name_error
 from zoo.method import ABILITIES, Axis, Batch, HasFakeSample, HasTrajectory, Invertible, Output, Reward
 
 GRADIENTS = {"direct": Invertible, "policy": HasTrajectory}  # with the ability of the base that they need
@@ -75,8 +75,7 @@ class Rewarded:
             raise unknown_name_error("method.gradient", self.gradient, GRADIENTS)
         if self.reward is not None and self.gradient == "direct" and not self.reward.differentiable:
             raise UserError('method.reward: the oracle has no derivative; set method.gradient to "policy"')
-        if self.group_size < 2:
-            raise UserError(f"method.group_size must be at least 2, to compare, got {self.group_size}")
+        check_ranges(self, rank="[1, inf)", alpha="(0, inf)", delta_penalty="[0, inf)", group_size="[2, inf)")
         self.sampling_options  # noqa: B018, so that an option that does not exist is an error at once
 
     @property

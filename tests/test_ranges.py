@@ -1,0 +1,187 @@
+"""Numbers of a config that cannot be, NaN among them, are errors in one line before training."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from zoo.commands import sampling_flags
+from zoo.config import build, build_options, load
+from zoo.errors import UserError, check_ranges
+from zoo.families import build_method, family_class
+from zoo.media import save
+from zoo.pretrained import clip as clips
+from zoo.runs.dependencies import prepare
+from zoo.runs.recipe import Data
+from zoo.runs.sampler import Sampler
+from zoo.training.lengths import Loop
+from zoo.training.optim import Optimizer, build_all
+from zoo.trees import matches
+
+
+@pytest.mark.parametrize(
+    ("interval", "good", "bad"),
+    [
+        ("[0, 1]", (0, 0.5, 1, (), (0, 1)), (-1e-9, 1.1, math.nan, "a", None, (0, 2), math.inf)),
+        ("(0, 1)", (0.5,), (0, 1)),
+        ("[0, inf)", (0, 1e300), (math.inf, -1)),
+        ("(-inf, inf)", (-1e300,), (-math.inf, math.inf, math.nan)),
+    ],
+)
+def test_ranges_are_those_of_mathematics(interval, good, bad):
+    for value in good:
+        check_ranges(SimpleNamespace(x=value), x=interval)
+    for value in bad:
+        with pytest.raises(UserError, match=r"^x must be in [\[(].*, got "):
+            check_ranges(SimpleNamespace(x=value), x=interval)
+
+
+OPTIMIZER = {
+    "learning_rate": (-1, math.nan),
+    "warmup_steps": (-1,),
+    "decay_start": (1.5,),
+    "betas": ((1.0, 1.0), (-1, 0.9), (0.9,), (0.9, 0.9, 0.9)),
+    "weight_decay": (-1,),
+    "clip_norm": (0, -1),
+    "skip_norm": (-1,),
+    "ema_half_lives": ((-0.5,), (0,), (math.nan,), ("a",)),
+    "ema_rampup": (0, math.inf),
+}
+LOOP = dict.fromkeys(("steps", "log_every", "held_out_num", "score_num", "max_bad_steps"), (0, -1))
+LOOP |= dict.fromkeys(("grid_every", "held_out_every", "score_every"), (-1,))
+DATA = dict.fromkeys(("size", "frames", "batch_size", "text_length", "vocab_size"), (0, -8))
+DATA |= dict.fromkeys(("threads", "workers"), (-1,))
+METHODS = {
+    "diffusion": {
+        "time_min": (1.5, 1, -1),
+        "time_std": (-1,),
+        "time_steps": (0,),
+        "time_shift": (0, math.inf),
+        "time_mean": (math.nan,),
+        "caption_drop": (5, -1),
+    },
+    "mean_flow": {
+        "guidance": (-1, math.nan),
+        "caption_drop": (2, -1),
+        "data_proportion": (3, math.nan),
+        "norm_p": (-2,),
+        "guidance_mix": (1, -1),
+        "time_min": (1,),
+    },
+    "flow": {"noise_std": (0, -1), "caption_drop": (2,)},
+    "vae": {"kl_weight": (-1,), "free_bits": (-1,), "warmup": ((3, 1), (-1, 0), (1,)), "least_log_scale": (math.inf,)},
+    "generator": {"latent_dim": (0,), "caption_drop": (-1,)},
+    "contrastive": {"time_layers": (-1,), "time_heads": (0,)},
+}
+OPTIONS = {
+    "diffusion": {
+        "steps": (0, -3),
+        "guidance": (-1, math.nan),
+        "interval": ((0.5,), (0.1, 0.2, 0.3), ("a", "b"), (5, 9)),
+        "eta": (1.5,),
+        "shift": (0, math.inf),
+        "last": (-1,),
+        "guide": ("foo",),
+    },
+    "mean_flow": {"steps": (0,), "shift": (math.nan,)},
+    "flow": {"guidance": (-1,), "temperature": (-1,)},
+    "vae": {"temperature": (-1,)},
+    "generator": {"temperature": (-1,), "inversion_steps": (-1,), "inversion_rate": (0,)},
+}
+
+
+def cases(table):
+    return [pytest.param(key, value, id=f"{key}={value}") for key, values in table.items() for value in values]
+
+
+def cases_of(tables):
+    return [
+        pytest.param(name, key, value, id=f"{name}-{key}={value}")
+        for name, table in tables.items()
+        for key, values in table.items()
+        for value in values
+    ]
+
+
+@pytest.mark.parametrize(("key", "value"), cases(OPTIMIZER))
+def test_of_optimizers(key, value):
+    with pytest.raises(UserError, match=f"^players.model: {key}|^players.model: betas"):
+        build_all({"model": {key: value}}, ["model"])
+
+
+@pytest.mark.parametrize(("key", "value"), cases(LOOP))
+def test_of_the_loop(key, value):
+    with pytest.raises(UserError, match=f"^loop: {key} must be in"):
+        build(Loop, {"steps": 1, key: value}, "loop")
+
+
+@pytest.mark.parametrize(("key", "value"), cases(DATA))
+def test_of_the_data(key, value):
+    with pytest.raises(UserError, match=f"^data: {key} must be in"):
+        build(Data, {"source": "scenes/one", "size": 16, key: value}, "data")
+
+
+@pytest.mark.parametrize(("family", "key", "value"), cases_of(METHODS))
+def test_of_methods(family, key, value):
+    with pytest.raises(UserError, match=f"^method: {key}"):
+        build_method({"name": family, "net": {}, key: value}, 20, "float32")
+
+
+@pytest.mark.parametrize(("family", "key", "value"), cases_of(OPTIONS))
+def test_of_sampling(family, key, value):
+    with pytest.raises(UserError, match=f"^an option.*{key}"):
+        build_options(family_class(family).SampleOptions, {key: value}, "an option")
+
+
+def test_guidance_of_mean_flow_needs_captions_and_their_absence():
+    for drop in (0.0, 1.0):
+        with pytest.raises(UserError, match="needs caption_drop between 0 and 1"):
+            build_method({"name": "mean_flow", "net": {}, "guidance": 1.0, "caption_drop": drop}, 20, "float32")
+
+
+def test_of_wrappers(tiny):
+    for changes in ({"method.weight": 0.0}, {"method.weight": math.nan}):
+        with pytest.raises(UserError, match="method: weight must be in"):
+            prepare(tiny(changes, "configs/video.py:images,test"))
+    for key, value in (("critic_steps", 0), ("r1", -1.0), ("start", -1)):
+        with pytest.raises(UserError, match=f"method: {key} must be in"):
+            prepare(tiny({f"method.{key}": value}, "configs/gan.py:test"))
+
+
+def test_of_seeds(tiny):
+    for seed in (-1, 2**32):
+        with pytest.raises(UserError, match="seed must be at least 0 and below"):
+            prepare(tiny({"seed": seed}))
+
+
+@pytest.mark.parametrize("rate", [0, -1, math.nan, math.inf, 0.001, 5000])
+def test_of_frame_rates(rate, tmp_path):
+    run = SimpleNamespace(recipe=SimpleNamespace(frame_rate=8.0))
+    with pytest.raises(UserError, match=r"--fps must be in \[0.01, 1000\]"):
+        sampling_flags.read_frame_rate(run, rate)
+    with pytest.raises(UserError, match="fps"):
+        save(tmp_path / "x.gif", np.zeros((2, 4, 4, 3), np.uint8), rate)
+
+
+def test_words_of_a_recipe_that_exclude_each_other():
+    with pytest.raises(UserError, match="give one of these words"):
+        load("configs/video.py:images,stills,test")
+
+
+def test_a_family_without_guidance_takes_no_negative_caption():
+    sampler = SimpleNamespace(options=SimpleNamespace(steps=1))
+    with pytest.raises(UserError, match="which this family has none of"):
+        Sampler._arguments(sampler, {}, {"tokens": np.zeros((1, 4)), "negative": {}}, 0)
+
+
+def test_a_run_is_no_folder_of_a_clip(trained):
+    with pytest.raises(UserError, match="write it as a CLIP by python -m zoo export_clip"):
+        clips.load(trained)
+
+
+def test_a_pattern_that_is_no_expression():
+    with pytest.raises(UserError, match=r"pattern '\(' is no regular expression"):
+        matches({"a": 1}, "(")
+    with pytest.raises(UserError, match="no regular expression"):
+        Optimizer(freeze="(").init({"a": 1.0})
