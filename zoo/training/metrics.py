@@ -48,6 +48,9 @@ class Window:
 def read(workdir: Path) -> list[dict[str, Any]]:
     """Returns the rows of a run's metrics; a line that is not whole, as while it is being written, is left out.
 
+    Args:
+      workdir: the run's folder.
+
     Raises:
       UserError: the run has no metrics.
     """
