@@ -298,7 +298,8 @@ def test_a_run_holds_its_last_two_checkpoints_with_config_and_tokenizer(trained,
     assert saved_state(trained)[1]["step"] == 4 and saved_state(trained, 2)[1]["step"] == 2
 
 
-@pytest.mark.parametrize("part", ["params", pytest.param("metadata", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("part", ["params", "metadata"])
+@pytest.mark.slow
 def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
     copied, trained, short, same, saved_state, capsys, part
 ):

@@ -12,7 +12,7 @@ from zoo.evaluation import coherence, distances, measures
 from zoo.evaluation.features import motion_features
 from zoo.evaluation.registry import MEASURES, EvalContext, Sample, evaluate, floor, reordered
 from zoo.evaluation.rerank import get_reward
-from zoo.runs.dependencies import open_run
+from zoo.runs.dependencies import open_run, prepare
 from zoo.runs.run import Run
 from zoo.scenes import world
 from zoo.scenes.grammar import describe
@@ -99,9 +99,10 @@ def seeing(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def motion(seeing):
-    """Its features, with layers of time that are not the identity any more."""
-    run = open_run(seeing)
+def motion(tiny):
+    """Features of a run that did not train, with layers of time that are not the identity."""
+    _, recipe = prepare(tiny(spec="configs/clip.py:video,test"))
+    run = Run(recipe, 0, recipe.create_state().params | {"frozen": {}})
     time = jax.tree.map(lambda x: x + 0.5 if np.abs(x).max() < 0.1 else x, run.params["model"]["time"])
     return motion_features(
         dataclasses.replace(run, params=run.params | {"model": run.params["model"] | {"time": time}})
@@ -141,6 +142,7 @@ def test_what_the_features_of_motion_refuse(motion, trained):
         evaluate(Sample(videos, None), EvalContext({}, {}, None, None), ["motion_distance"])
 
 
+@pytest.mark.slow
 def test_the_best_of_several_videos_is_chosen_at_their_rate(seeing, monkeypatch):
     asked = []
     plain = Run.conditions
@@ -151,6 +153,7 @@ def test_the_best_of_several_videos_is_chosen_at_their_rate(seeing, monkeypatch)
     assert asked == [8.0] and np.isfinite(scores).all()
 
 
+@pytest.mark.slow
 def test_a_run_trained_on_motion_is_no_clip_of_images(seeing, command, tmp_path):
     done = command("zoo/commands/export_clip.py", f"--workdir={seeing}", f"--out={tmp_path / 'clip'}")
     assert done.code == 2 and "layers of time" in done.err and not (tmp_path / "clip").exists()

@@ -320,6 +320,20 @@ def test_metrics_of_runs_are_drawn(command, trained, tmp_path):
     assert done.code == 2 and "did you mean 'model/loss'" in done.err
 
 
+def test_how_far_a_clip_can_be_trusted_is_printed(command, tmp_path):
+    words = (CLIP, "--source=scenes/one?examples=64", "--size=16", "--num=6", f"--out={tmp_path / 'trust.json'}")
+    done = command("-m", "zoo", "clip_eval", *words)
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / "trust.json").read_text())
+    assert report == json.loads(done.out) and {"auc", "pair_accuracy"} < report.keys() and report["images"] == 6
+
+
+def test_only_a_clip_is_exported(command, trained, tmp_path):
+    done = command("-m", "zoo", "export_clip", f"--workdir={trained}", f"--out={tmp_path / 'clip'}")
+    assert done.code == 2 and "is a run of Diffusion: name one of configs/clip.py" in done.err
+
+
+@pytest.mark.slow
 def test_a_clip_is_trained_exported_and_tried(command, tmp_path):
     assert command("train.py", "--config=configs/clip.py:test", f"--workdir={tmp_path / 'run'}").code == 0
     words = (f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'clip'}")

@@ -285,8 +285,9 @@ def test_invertible_families_have_inversion_options_of_sampling():
         ("vae", ("autoencoder", "cpu", "test")),
         ("gan", ("projected", "demo", "test")),
         ("mean_flow", ("cpu", "demo")),
-        ("video", ("images", "stills", "demo", "test")),
-        ("clip", ("demo", "test")),
+        ("video", ("images", "demo", "test")),
+        ("video", ("stills", "demo", "test")),
+        ("clip", ("video", "demo", "test")),
     ],
 )
 def test_the_words_of_a_recipe_combine_in_any_order(file, words):

@@ -326,6 +326,7 @@ def test_every_sampling_option_is_among_those_tested():
     assert options - {"last"} == set(SAMPLE_CHANGES)  # which changes derivatives, see test_rewarded
 
 
+@pytest.mark.slow
 def test_features_are_the_patches_after_each_layer():
     """The first layer of two sees what a network of that layer alone does."""
     two, one = (method(net=NET | dict(depth=depth)) for depth in (2, 1))

@@ -260,8 +260,8 @@ def test_every_option_of_bits_is_read_and_probes_come_nearer_to_the_exact_trace(
     "options, message",
     [
         (dict(trace="exakt"), "did you mean 'exact'"),
-        (dict(probes=0), "at least 1 probe"),
-        (dict(steps=0), "at least 1 step"),
+        (dict(probes=0), r"probes must be in \[1, inf\)"),
+        (dict(steps=0), r"steps must be in \[1, inf\)"),
         (dict(start=0.0), "start must lie between 0 and 1"),
     ],
 )

@@ -74,6 +74,7 @@ def test_a_grid_is_drawn_with_a_cell_for_each_prompt(trained, short):
     assert width >= 2 * short.data.size and height >= short.data.size
 
 
+@pytest.mark.slow
 def test_a_step_is_saved_before_it_is_drawn(tiny, tmp_path, monkeypatch):
     def fail(self, step, state):
         raise OSError("no image")
@@ -116,6 +117,7 @@ def test_half_the_steps_and_the_other_half_equal_all_bit_for_bit(copied, trained
     assert same(final.params, whole["params"])
 
 
+@pytest.mark.slow
 def test_the_same_config_trains_to_the_same_bits(trained, short, tmp_path, same, saved_state):
     loop.train(short, tmp_path / "again")
     assert same(saved_state(tmp_path / "again"), saved_state(trained))
@@ -433,6 +435,7 @@ def test_the_number_of_threads_and_workers_may_change(copied, short):
     assert loop.train(config, copied).step == 4
 
 
+@pytest.mark.slow
 def test_a_device_out_of_memory_is_one_line(tiny, tmp_path, monkeypatch):
     def fail(self, *_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes.")

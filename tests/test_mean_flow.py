@@ -104,13 +104,13 @@ def test_any_number_of_steps_ends_at_the_same_images(gaussian, steps, prediction
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(guidance=-1.0), "guidance -1.0 must be at least 0"),
-        (dict(guidance=1.0, caption_drop=0.0), "needs caption_drop above 0"),
-        (dict(guidance_mix=0.5), "guidance_mix 0.5 must be"),
+        (dict(guidance=-1.0), r"guidance must be in \[0, inf\), got -1.0"),
+        (dict(guidance=1.0, caption_drop=0.0), "needs caption_drop between 0 and 1, got 0.0"),
+        (dict(guidance_mix=0.5), "guidance_mix 0.5 needs guidance"),
         (dict(prediction="v"), "unknown prediction 'v'"),
         (dict(prediction="x"), "time_min 0.0 must be"),
-        (dict(time_min=1.0), "time_min 1.0 must be"),
-        (dict(guidance=1.0, guidance_mix=1.0), "guidance_mix 1.0 must be"),
+        (dict(time_min=1.0), r"time_min must be in \[0, 1\), got 1.0"),
+        (dict(guidance=1.0, guidance_mix=1.0), r"guidance_mix must be in \[0, 1\), got 1.0"),
     ],
 )
 def test_settings_that_cannot_be_are_errors(changes, message):

@@ -175,9 +175,10 @@ def test_a_family_without_guidance_takes_no_negative_caption():
         Sampler._arguments(sampler, {}, {"tokens": np.zeros((1, 4)), "negative": {}}, 0)
 
 
-def test_a_run_is_no_folder_of_a_clip(trained):
+def test_a_run_is_no_folder_of_a_clip(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="write it as a CLIP by python -m zoo export_clip"):
-        clips.load(trained)
+        clips.load(tmp_path)
 
 
 def test_a_pattern_that_is_no_expression():

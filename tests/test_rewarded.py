@@ -93,7 +93,10 @@ def test_without_changes_it_is_its_base(same):
     assert set(rewarded.init(KEY, BATCH)) == {"adapters"} and rewarded.players == ("adapters",)
 
 
-@pytest.mark.parametrize("ability", ["sample", "generate", "sample_trajectory"])
+@pytest.mark.parametrize(
+    "ability",
+    ["generate", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sample", "sample_trajectory"))],
+)
 def test_abilities_see_the_changes(ability, same):
     rewarded, params = method(), fresh()
     merged = lora.merge(base_of(params), params["adapters"], rewarded.alpha)
@@ -240,7 +243,7 @@ def test_a_family_without_steps_learns_directly_too():
         (dict(base=GENERATOR, gradient="policy", sampling={}), ["lacks the ability HasTrajectory", "diffusion"]),
         (dict(base=dict(name="contrastive", net=CLIP)), ["Contrastive lacks the ability Invertible"]),
         (dict(sampling={"step": 3}), ["sampling option of Diffusion 'step'", "steps"]),
-        (dict(group_size=1), ["method.group_size", "1"]),
+        (dict(group_size=1), ["group_size must be in [2, inf)", "1"]),
         (dict(reward=RewardOf(len, differentiable=False)), ["no derivative", "policy"]),
         (dict(target_modules="nothing"), ["nothing", "matches no kernel"]),
     ],

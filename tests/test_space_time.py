@@ -195,6 +195,7 @@ def test_a_generator_of_videos_makes_frames_of_one_noise_that_differ_by_their_ti
     assert np.abs(made(4.0) - made(8.0)).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_critic_reads_the_order_of_frames():
     net = other(Critic, CRITIC)
     params = rough(net.init(jax.random.key(0), Z, cond=cond(2))["params"])

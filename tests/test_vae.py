@@ -184,7 +184,7 @@ def test_the_bound_of_one_sample_falls_short_by_the_kl_to_the_exact_posterior():
 
 
 def test_a_bound_of_no_samples_is_refused():
-    with pytest.raises(UserError, match="samples must be at least 1, got 0"):
+    with pytest.raises(UserError, match=r"samples must be in \[1, inf\), got 0"):
         iwae_bound(lambda rng: rng, keys(0), 0)
 
 
@@ -478,11 +478,11 @@ def test_the_architectures_go_with_each_word(architecture, words):
     "changes, message",
     [
         (dict(architecture="flat", net=NET), "unknown architecture of a VAE 'flat'"),
-        (dict(kl_weight=-1.0), "method.kl_weight must not be negative, got -1.0"),
-        (dict(first_kl_weight=-1.0), "method.first_kl_weight must not be negative"),
-        (dict(warmup=(5, 2)), "method.warmup must be two steps, the first one earlier, got \\(5, 2\\)"),
-        (dict(warmup=(1,)), "method.warmup must be two steps"),
-        (dict(free_bits=-0.5), "method.free_bits must not be negative"),
+        (dict(kl_weight=-1.0), r"kl_weight must be in \[0, inf\), got -1.0"),
+        (dict(first_kl_weight=-1.0), "first_kl_weight must be in"),
+        (dict(warmup=(5, 2)), r"warmup must be two steps, the first one earlier, got \(5, 2\)"),
+        (dict(warmup=(1,)), "warmup must be two steps"),
+        (dict(free_bits=-0.5), "free_bits must be in"),
         (dict(net=NET | dict(widht=3)), "config key in method.net 'widht': did you mean 'width'"),
         (dict(net=NET | dict(encoder_blocks=(1,))), "have as many levels, of at least one"),
         (dict(net=NET | dict(encoder_blocks=(1,) * 4, decoder_blocks=(1,) * 4)), "divisible by 16, got 8 x 8"),
@@ -493,8 +493,8 @@ def test_the_architectures_go_with_each_word(architecture, words):
     ],
 )
 def test_what_cannot_be_is_an_error_before_training(changes, message):
-    model = Vae(**dict(net=NET, vocab_size=32, dtype=jnp.float32) | changes)
     with pytest.raises(UserError, match=message) as caught:
+        model = Vae(**dict(net=NET, vocab_size=32, dtype=jnp.float32) | changes)
         jax.eval_shape(model.init, jax.random.key(0), BATCH)
     assert "\n" not in str(caught.value)
 

@@ -20,6 +20,7 @@ import math
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -313,7 +314,7 @@ def _build(config: ScenesConfig, folder: pathlib.Path, home: pathlib.Path) -> Sc
         return builder
     for leftover in home.glob("incomplete*"):  # of a build that was killed
         shutil.rmtree(leftover)
-    print(f"building scenes {config.name} in {home}", flush=True)
+    print(f"building scenes {config.name} in {home}", file=sys.stderr)
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     return builder
