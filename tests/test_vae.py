@@ -184,7 +184,7 @@ def test_the_bound_of_one_sample_falls_short_by_the_kl_to_the_exact_posterior():
 
 
 def test_a_bound_of_no_samples_is_refused():
-    with pytest.raises(UserError, match=r"samples must be in \[1, inf\), got 0"):
+    with pytest.raises(UserError, match="samples must be at least 1, got 0"):
         iwae_bound(lambda rng: rng, keys(0), 0)
 
 
