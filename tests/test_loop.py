@@ -332,24 +332,27 @@ def test_metrics_of_a_window_leave_out_what_is_not_finite():
     assert math.isnan(means["a"]) and means["b"] == 5.0 and bad == "a"
 
 
-def test_without_a_checkpoint_a_workdir_takes_another_config_and_its_metrics_begin_anew(copied, tiny, tmp_path):
+def test_a_workdir_in_which_nothing_was_logged_takes_another_config(copied, tiny):
     shutil.rmtree(copied / "checkpoints")
-    loop.check_workdir(copied, tiny({"data.batch_size": 4}), None)
-    saved = json.dumps(json.loads((copied / "config.json").read_text()))
     with pytest.raises(UserError, match="holds another run; it differs in data.batch_size: 8 -> 4"):
-        loop.check_workdir(copied, tiny({"data.batch_size": 4}), saved)
-    with metrics.Writer(copied) as writer:
-        writer.scalars(1, {"a": 2.0})
-    assert lines_of(copied) == [{"step": 1, "a": 2.0}]
+        loop.check_workdir(copied, tiny({"data.batch_size": 4}), None)
+    (copied / "metrics.jsonl").write_text("")
+    loop.check_workdir(copied, tiny({"data.batch_size": 4}), None)
+    with pytest.raises(UserError, match="holds another run"):
+        loop.check_workdir(copied, tiny({"data.batch_size": 4}), (copied / "config.json").read_text())
 
 
-def test_a_resumed_run_drops_later_lines_and_half_lines(copied):
+def test_a_resumed_run_drops_later_lines_and_half_lines(copied, capsys):
     with open(copied / "metrics.jsonl", "a") as file:
         file.write('{"step": 5, "model/lo')  # as a power cut leaves it
     assert [row["step"] for row in metrics.read(copied)] == [1, 2, 3, 4]
-    with metrics.Writer(copied, start=2) as writer:
+    metrics.prune(copied, 2)
+    with metrics.Writer(copied) as writer:
         writer.scalars(3, {"a": 2.0})
-    assert [row["step"] for row in lines_of(copied)] == [1, 2, 3]
+    assert [row["step"] for row in lines_of(copied)] == [1, 2, 3] and not capsys.readouterr().err
+    metrics.prune(copied, 0)  # a run that begins anew
+    assert "they are in metrics_before.jsonl" in capsys.readouterr().err and not (copied / "metrics.jsonl").exists()
+    assert len((copied / "metrics_before.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.slow
@@ -365,7 +368,7 @@ def test_a_run_of_which_no_step_is_finite_is_an_error_however_many_are_allowed(t
 def test_a_run_of_one_call_has_no_trace(tmp_path, capsys):
     with Profile(tmp_path, 5) as profile:
         profile.count(2, {})
-    assert "a trace of 0 steps is empty" in capsys.readouterr().err
+    assert "a trace of 0 steps is empty: no call followed" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -232,7 +232,7 @@ def test_a_frozen_base_has_all_its_parts(images, tiny):
 
 def test_a_rate_that_is_none_is_an_error(video, command):
     done = command("sample.py", f"--workdir={video}", "--prompt=a star", "--fps=0")
-    assert done.code == 2 and "--fps must be in [0.01, 1000], got 0" in done.err
+    assert done.code == 2 and "--fps must be above 0, got 0" in done.err
 
 
 @pytest.mark.slow

@@ -33,19 +33,33 @@ def unknown_name_error(what: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def check_ranges(thing: Any, **ranges: str) -> None:
-    """Raises UserError where a field of an object is not a number, or not of numbers alone, of its interval.
+    """Raises UserError where a field of an object is not a number of its interval, or several where it holds several.
+
+    A field of a dataclass that is declared as int takes whole numbers alone, one whose default is a tuple takes tuples
+    and lists of numbers alone.
 
     Args:
       thing: object with the fields, as a dataclass in its `__post_init__`.
       **ranges: interval of each field as in mathematics, e.g. caption_drop="[0, 1]", learning_rate="[0, inf)".
     """
+    declared = getattr(thing, "__dataclass_fields__", {})
     for name, interval in ranges.items():
-        value = getattr(thing, name)
-        low, high = map(float, interval[1:-1].split(","))
-        for number in value if isinstance(value, (tuple, list)) else (value,):
-            good = isinstance(number, numbers.Real) and low <= float(number) <= high
-            if not good or (number == low and interval[0] == "(") or (number == high and interval[-1] == ")"):
-                raise UserError(f"{name} must be in {interval}, got {value!r}")
+        value, field = getattr(thing, name), declared.get(name)
+        several = field is not None and isinstance(field.default, tuple)
+        if several != isinstance(value, (tuple, list)):
+            raise UserError(f"{name} must be {'several numbers' if several else 'one number'}, got {value!r}")
+        if field is not None and field.type is int and not isinstance(value, numbers.Integral):
+            raise UserError(f"{name} must be a whole number, got {value!r}")
+        if not all(_is_within(number, interval) for number in (value if several else (value,))):
+            raise UserError(f"{name} must be in {interval}, got {value!r}")
+
+
+def _is_within(number: Any, interval: str) -> bool:
+    if type(number) is bool or not issubclass(type(number), numbers.Real):
+        return False
+    low, high = map(float, interval[1:-1].split(","))
+    above = number > low or (number == low and interval[0] == "[")
+    return above and (number < high or (number == high and interval[-1] == "]"))
 
 
 @contextlib.contextmanager

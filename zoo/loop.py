@@ -23,7 +23,7 @@ from zoo.files import atomic, local
 from zoo.runs.dependencies import prepare
 from zoo.runs.run import pick_params
 from zoo.runs.sampler import Sampler
-from zoo.training import cost, parallel, processes
+from zoo.training import cost, metrics, parallel, processes
 from zoo.training.checkpoint import Checkpoints
 from zoo.training.diagnosis import Profile, out_of_memory, stopping_at_nans
 from zoo.training.lengths import Loop
@@ -58,10 +58,10 @@ def train(config: configs.Config, workdir: str | Path, profile: int = 0, debug_n
 def check_workdir(workdir: Path, config: configs.Config, saved: str | None) -> None:
     """Raises UserError if config.json or the newest checkpoint (`saved`) differs, but for `loop` and data's workers.
 
-    Without a checkpoint there is no run that could be mixed with another: it begins anew.
+    Where nothing was saved or logged there is no run that could be mixed with another.
     """
     file = workdir / "config.json"
-    if saved is None:
+    if saved is None and not ((workdir / metrics.FILE).exists() and metrics.read(workdir)):
         return
     for text in filter(None, (saved, file.read_text() if file.exists() else None)):
         changes = configs.differences(configs.from_json(text, str(file)), config)
@@ -123,6 +123,7 @@ class Training:
             if self.recipe.new_parts:
                 note(f"init: {self.recipe.config.init} lacks {', '.join(self.recipe.new_parts)}: they start as drawn")
             self.recipe.dependencies.write(self.workdir)
+        metrics.prune(self.workdir, start)
         with atomic(self.workdir / "config.json") as unfinished:
             unfinished.write_text(configs.to_json(self.recipe.config))
 
@@ -130,7 +131,7 @@ class Training:
         """Trains from a replicated state on; returns the last one, saved."""
         with (
             GracefulShutdown() as shutdown,
-            Writer(self.workdir, processes.first(), start) as self.writer,
+            Writer(self.workdir, processes.first()) as self.writer,
             out_of_memory(self.loop.accumulate, self.recipe.data.batch_size),
             self.profile,
         ):
@@ -209,9 +210,10 @@ class Training:
         means, bad = window.take()
         counts = parallel.unreplicate({"skipped": state.skipped, "bad": state.consecutive_nonfinite})
         if counts["bad"] >= min(self.loop.max_bad_steps, self.loop.steps):
+            saved = "; the checkpoints there are from before" if self.checkpoints.steps() else ""
             raise UserError(
-                f"the last {counts['bad']} steps up to {step} were not finite, first of all {bad}; lower "
-                f"the learning rate and train in another --workdir; the checkpoints in {self.workdir} are from before"
+                f"the last {counts['bad']} steps up to {step} were not finite, first of all {bad}; lower the learning "
+                f"rate and train in another --workdir than {self.workdir}{saved}"
             )
         losses = {name: value for name, value in means.items() if name.endswith("loss")}
         bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()}, refresh=False)

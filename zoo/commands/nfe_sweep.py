@@ -17,6 +17,7 @@ from zoo.evaluation.features import clip_features
 from zoo.evaluation.nfe_sweep import nfe_sweep
 from zoo.files import write_json
 from zoo.runs.dependencies import open_run
+from zoo.runs.recipe import SEEDS
 
 FLAGS = flags.FLAGS
 COST = "evaluations of the network"
@@ -29,7 +30,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("num", 256, "Captions to sample and score.", lower_bound=2)
     flags.DEFINE_integer("num_reference", 2000, "Most real images of split train to compare with.", lower_bound=2)
     flags.DEFINE_string("split", "test", "Split of the captions.")
-    flags.DEFINE_integer("seed", 0, "Same seed, same images.")
+    flags.DEFINE_integer("seed", 0, "Same seed, same images.", lower_bound=0, upper_bound=SEEDS - 1)
     flags.DEFINE_multi_string("show", [], "A score to draw, e.g. all, which is the oracle's; by default every one.")
     flags.DEFINE_string("out", "nfe_sweep.png", "The curves, and a JSON file beside them.")
 

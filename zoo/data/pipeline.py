@@ -271,7 +271,11 @@ def _options(opener: Callable, query: str) -> dict[str, Any]:
     hints = typing.get_type_hints(opener)
     known = [name for name in inspect.signature(opener).parameters if name not in _GIVEN]
     options = {}
-    for key, value in parse_qsl(query.replace("+", "%2B"), keep_blank_values=True):  # TFDS joins splits by +
+    parts = query.split("&")
+    parts = [
+        part.replace("+", "%2B") if part.startswith(("train=", "test=")) else part for part in parts
+    ]  # splits of TFDS
+    for key, value in parse_qsl("&".join(parts), keep_blank_values=True):
         if key not in known:
             raise unknown_name_error("data option", key, known)
         options[key] = _convert(key, value, hints.get(key, str))

@@ -60,10 +60,21 @@ class Features:
     def _images(self, per_device: int) -> pmap_in_batches:
         return pmap_in_batches(self._image_function, per_device, exact=True)
 
-    def images(self, pixels: np.ndarray, frame_rate: float | None = None) -> np.ndarray:
-        """Pixels uint8 (N, T, H, W, 3) -> float32 (N, D); of a network of images, the mean of the frames' features."""
+    def images(self, pixels: np.ndarray, frame_rate: float | np.ndarray | None = None) -> np.ndarray:
+        """Returns the features of images or videos, float32 (N, D); of a network of images the mean over frames.
+
+        Args:
+          pixels: uint8 (N, T, H, W, 3).
+          frame_rate: frames/s of all videos, or of each, (N,); None for images.
+
+        Raises:
+          UserError: the network is one of videos, and these have no frame rate.
+        """
         if self._of_videos:
-            return self._rows({"inputs": pixels, "frame_rate": np.full(len(pixels), frame_rate or 0.0, np.float32)})
+            if frame_rate is None:
+                raise UserError(f"{self.name} is of videos, and these are images: leave it out")
+            rates = np.broadcast_to(np.asarray(frame_rate, np.float32), len(pixels))
+            return self._rows({"inputs": pixels, "frame_rate": rates})
         made = self._rows(einops.rearrange(pixels, "n t h w c -> (n t) h w c"))
         return einops.reduce(made, "(n t) f -> n f", "mean", n=len(pixels))
 
@@ -141,7 +152,8 @@ def of_source(features: Features, source: Source, about: dict[str, Any], indices
 
     def write(file: Path) -> None:
         items = [source[i] for i in indices]
-        np.save(file, features.images(np.stack([item["inputs"] for item in items]), items[0].get("frame_rate")))
+        rates = np.array([item["frame_rate"] for item in items]) if "frame_rate" in items[0] else None
+        np.save(file, features.images(np.stack([item["inputs"] for item in items]), rates))
 
     key = [cache.fingerprint(source, about, indices), features.identity]
     return np.array(cache.kept("features", key, write))

@@ -47,6 +47,7 @@ class Contrastive:
     time_heads: int = 2
 
     players: ClassVar[tuple[str, ...]] = ("model",)
+    MAY_BE_NEW: ClassVar[tuple[str, ...]] = ("time",)
 
     def __post_init__(self):
         check_ranges(self, time_layers="[0, inf)", time_heads="[1, inf)")

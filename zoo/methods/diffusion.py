@@ -60,7 +60,7 @@ class SampleOptions:
     def __post_init__(self):
         check_ranges(self, steps="[1, inf)", guidance="[0, inf)", interval="[0, 1]", eta="[0, 1]", shift="(0, inf)")
         check_ranges(self, last="[0, inf)")
-        if len(self.interval) != 2:
+        if len(self.interval) != 2 or self.interval[0] > self.interval[1]:
             raise UserError(f"interval is the earlier and the later time, got {tuple(self.interval)}")
         if not (self.guide is None or isinstance(self.guide, Denoises)):
             raise UserError(f"guide is a model, got {self.guide!r}: name its run by --guide_workdir")

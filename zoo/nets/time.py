@@ -98,7 +98,7 @@ class TimeTower(nn.Module):
         y = einops.rearrange(frames, "b t p -> (b t) 1 1 p").astype(self.dtype)
         layers = stack(_TimeLayer, self.layers, self.remat, in_axes=nn.broadcast)
         y, _ = layers(self.heads, count, self.dtype, name="layers")(y, jnp.repeat(frame_rate, count))
-        return einops.reduce(y, "(b t) 1 1 p -> b p", "mean", t=count).astype(jnp.float32)
+        return einops.reduce(y.astype(jnp.float32), "(b t) 1 1 p -> b p", "mean", t=count)
 
 
 class _TimeLayer(nn.Module):

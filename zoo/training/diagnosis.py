@@ -129,5 +129,5 @@ class Profile:
         jax.profiler.stop_trace()
         self._running = False
         traced = self._steps - self._left
-        where = f"is in {self._folder}" if traced else "is empty: the run had a single call of steps, which compiles"
+        where = f"is in {self._folder}" if traced else "is empty: no call followed the first one, which compiles"
         print(f"note: a trace of {traced} steps {where}", file=sys.stderr)

@@ -6,6 +6,8 @@ metrics.jsonl is always written, TensorBoard's files where the packages that it 
 import contextlib
 import json
 import math
+import os
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +19,7 @@ import numpy as np
 from zoo.errors import UserError
 from zoo.files import atomic
 
-FILE = "metrics.jsonl"
+FILE, BEFORE = "metrics.jsonl", "metrics_before.jsonl"
 
 
 class Window:
@@ -64,6 +66,33 @@ def read(workdir: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def prune(workdir: Path, start: int) -> None:
+    """Drops the lines of steps after `start`, which are taken again, and half a line that a power cut left.
+
+    Where the run begins anew, its lines are kept in another file.
+
+    Args:
+      workdir: the run's folder.
+      start: step that the run goes on from.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    if not (workdir / FILE).exists():
+        return
+    rows = read(workdir)
+    kept = [row for row in rows if row.get("step", 0) <= start]
+    try:
+        if rows and not kept:
+            os.replace(workdir / FILE, workdir / BEFORE)
+            print(f"note: {workdir} has metrics and no checkpoint: they are in {BEFORE} now", file=sys.stderr)
+        else:
+            with atomic(workdir / FILE) as unfinished:
+                unfinished.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    except OSError as error:
+        raise UserError(f"{workdir / FILE} cannot be written ({error.strerror}): make room, and start again") from None
+
+
 def losses_first(names: Iterable[str]) -> list[str]:
     """Returns names of metrics, those of losses first, of which the others come."""
     return sorted(names, key=lambda name: not name.endswith("loss"))
@@ -75,15 +104,9 @@ class Writer:
     Args:
       workdir: the run's folder.
       write: False for all processes but the first: they write nothing.
-      start: step that the run goes on from; lines of later steps, which are taken again, and half a line that a power
-        cut left are dropped.
     """
 
-    def __init__(self, workdir: Path, write: bool = True, start: int = 0):
-        if write and (workdir / FILE).exists():
-            kept = [json.dumps(row) + "\n" for row in read(workdir) if row["step"] <= start]
-            with atomic(workdir / FILE) as unfinished:
-                unfinished.write_text("".join(kept))
+    def __init__(self, workdir: Path, write: bool = True):
         self._file = open(workdir / FILE, "a", buffering=1) if write else None  # noqa: SIM115
         self._board = _tensorboard(workdir) if write else None
 
