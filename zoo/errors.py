@@ -50,7 +50,8 @@ def check_ranges(thing: Any, **ranges: str) -> None:
             raise UserError(f"{name} must be {'several numbers' if several else 'one number'}, got {value!r}")
         if field is not None and field.type is int and not isinstance(value, numbers.Integral):
             raise UserError(f"{name} must be a whole number, got {value!r}")
-        if not all(_is_within(number, interval) for number in (value if several else (value,))):
+        each: Any = value if several else (value,)
+        if not all(_is_within(number, interval) for number in each):
             raise UserError(f"{name} must be in {interval}, got {value!r}")
 
 
