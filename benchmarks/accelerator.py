@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 DIFFUSION = "configs/diffusion.py"
-# Name of the row -> arguments of `zoo bench`.
+# Name of the row -> arguments of `zoo bench`, in which {examples} stands for a number.
 RECIPES = {
     "diffusion": [DIFFUSION],
     "MeanFlow": ["configs/mean_flow.py"],
@@ -32,7 +32,11 @@ RECIPES = {
     "GAN": ["configs/gan.py"],
     "Jet": ["configs/flow.py:jet"],
     "autoencoder": ["configs/vae.py:autoencoder"],
-    "video and images": ["configs/video.py:images"],
+    "video and images": [
+        "configs/video.py:images",
+        "--config.data.source=scenes/video?fps=4&examples={examples}",
+        "--config.data.images=scenes/video?examples={examples}",
+    ],
     "diffusion, attention by XLA": [DIFFUSION, "--config.method.net.attention=xla"],
     "diffusion, float32": [DIFFUSION, "--config.dtype=float32"],
     "diffusion with a critic": [f"{DIFFUSION}:critic"],
@@ -136,9 +140,10 @@ def measure_training(report: Report) -> None:
     examples = "64" if report.rehearse else "2000"
     for name in report.recipes:
         spec, *changes = RECIPES[name]
-        words = ["-m", "zoo", "bench", "--config", tiny(spec) if report.rehearse else spec, *changes]
-        words += [f"--config.data.source=scenes/full?examples={examples}", "--config.data.size=32", "--part=step"]
-        report.run(name, [*words, f"--seconds={0.1 if report.rehearse else 3}"])
+        words = ["-m", "zoo", "bench", "--config", tiny(spec) if report.rehearse else spec]
+        words += ["--config.data.size=32", f"--config.data.source=scenes/full?examples={examples}"]
+        words += [change.format(examples=examples) for change in changes]  # the last one of two sources counts
+        report.run(name, [*words, "--part=step", f"--seconds={0.1 if report.rehearse else 3}"])
 
 
 def compare(report: Report) -> None:
