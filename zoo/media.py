@@ -71,16 +71,19 @@ def sheet(videos: np.ndarray, labels: Sequence[str] | None = None) -> np.ndarray
     return grid(rows, columns=1, labels=labels, scale=1)
 
 
-def lay_out(path: str | os.PathLike, videos: np.ndarray, labels: Sequence[str] | None = None) -> np.ndarray:
+def lay_out(
+    path: str | os.PathLike, videos: np.ndarray, labels: Sequence[str] | None = None, columns: int | None = None
+) -> np.ndarray:
     """Lays images or videos out for a file of this name: a `grid`, or for a PNG of videos a `sheet`.
 
     Args:
       path: of the file.
       videos: uint8 (N, T, H, W, C), C 1 or 3, N at least 1.
       labels: N texts.
+      columns: of the grid.
     """
     still = Path(path).suffix.lower() == ".png" and videos.shape[1] > 1
-    return sheet(videos, labels) if still else grid(videos, labels=labels)
+    return sheet(videos, labels) if still else grid(videos, columns, labels)
 
 
 def save(

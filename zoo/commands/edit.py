@@ -205,9 +205,6 @@ COMMAND = Command(main, define_flags, f"give one action of {', '.join(ACTIONS)};
 
 def laid_out(images: np.ndarray, names: Sequence[str], out: Path) -> np.ndarray:
     """Returns images or videos (N, T, H, W, 3) as one: in a row, and in a video file images one after the other."""
-    still = out.suffix.lower() == ".png"
-    if images.shape[1] > 1 and still:
-        return media.sheet(images, names)
-    if images.shape[1] > 1 or still:
-        return media.grid(images, columns=min(len(images), COLUMNS), labels=names)
+    if images.shape[1] > 1 or out.suffix.lower() == ".png":
+        return media.lay_out(out, images, names, columns=min(len(images), COLUMNS))
     return np.concatenate([media.grid(image[None]) for image in images])
