@@ -356,7 +356,7 @@ def jax_sampling(recipe: Recipe, tokens: np.ndarray, options: SampleOptions) -> 
     """A call makes an image for each caption."""
     per_device = len(tokens) // jax.local_device_count()
     sampler = recipe.sampler(per_device, **dataclasses.asdict(options))
-    params = recipe.create_state().params | {"frozen": {}}
+    params = parallel.place(recipe.create_state().params | {"frozen": {}})
 
     def call():
         sampler(params, {"tokens": tokens}, seed=0)

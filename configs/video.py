@@ -4,7 +4,7 @@
     python train.py --config configs/video.py:test --workdir /tmp/test      seconds, for tests
 
 Words combine in any order. `stills` trains on the first frames, as images, for a video run to start from; `images`
-trains on images too, in every step. On two CPU cores a video run must start from stills:
+trains on images too, in every step; `critic` adds a critic. On two CPU cores a video run must start from stills:
 
     python train.py --config configs/video.py:stills,demo --workdir runs/stills
     python train.py --config configs/video.py:demo --config.init=runs/stills --workdir runs/video
@@ -12,15 +12,18 @@ trains on images too, in every step. On two CPU cores a video run must start fro
 Measured: `docs/results/video.md`.
 """
 
+from zoo import recipes
 from zoo.config import arguments, load
 from zoo.errors import UserError
 
 
 def get_config(text=None):
     """Returns the config of the recipe with the words in `text`, see the module."""
-    words = arguments(text, ("images", "stills", "demo", "test"))
+    words = arguments(text, ("images", "stills", "critic", "demo", "test"))
     if {"images", "stills"} <= words:
         raise UserError("stills trains on images alone, images beside videos: give one of these words")
+    if {"images", "critic"} <= words:
+        raise UserError("a critic cannot train a sum of two losses: give one of the words images and critic")
     config = load(f"diffusion:{','.join(sorted(words & {'demo', 'test'}))}")
     data, rate, options = dict(source="scenes/video", size=32, frames=16, text_length=48, batch_size=64), 8, ""
     if "demo" in words:
@@ -44,4 +47,6 @@ def get_config(text=None):
     elif "images" in words:
         config.data.update(dict(images=images, images_batch_size=2 * config.data.batch_size))
         config.method = dict(name="joint", weight=1.0, base=config.method)
+    if "critic" in words:
+        recipes.plug_in_critic(config, words, last_layer="^network/out/kernel", weight=0.5)
     return config

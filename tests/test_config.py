@@ -24,7 +24,7 @@ KINDS = {
     "flow": ["jet", "jet,critic"],
     "diffusion": ["critic", "few_steps", "reward", "policy"],
     "gan": ["projected"],
-    "video": ["stills", "images"],
+    "video": ["stills", "images", "critic"],
 }
 RECIPES = [
     f"{file}:{kind},{words}"
@@ -286,7 +286,7 @@ def test_invertible_families_have_inversion_options_of_sampling():
         ("gan", ("projected", "demo", "test")),
         ("mean_flow", ("cpu", "demo")),
         ("video", ("images", "demo", "test")),
-        ("video", ("stills", "demo", "test")),
+        ("video", ("stills", "critic", "demo", "test")),
         ("clip", ("video", "demo", "test")),
     ],
 )

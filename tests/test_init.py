@@ -9,6 +9,8 @@ import pytest
 from zoo import loop
 from zoo.errors import UserError
 from zoo.runs.dependencies import open_run, prepare
+from zoo.training import parallel
+from zoo.training.state import split_seed
 
 
 @pytest.fixture
@@ -81,3 +83,55 @@ def test_what_a_run_cannot_start_from_is_an_error(trained, tiny, tmp_path, chang
     with pytest.raises(UserError) as error:
         loop.train(tiny({"init": str(trained)} | changes), tmp_path / "run")
     assert all(word in str(error.value) for word in words), error.value
+
+
+# ---- drawing the first parameters
+
+
+def test_they_are_drawn_by_a_program_that_does_not_grow_with_depth(tiny, monkeypatch):
+    def lines(depth):
+        programs, jit = [], jax.jit
+
+        def compiled(function):
+            return lambda *args: programs.append(jit(function).lower(*args).as_text())
+
+        recipe = prepare(tiny({"method.net.depth": depth, "method.net.conditioner.depth": depth}))[1]
+        monkeypatch.setattr(jax, "jit", compiled)
+        recipe.create_state()
+        monkeypatch.undo()
+        return programs[-1].count("\n")
+
+    assert lines(6) == lines(3)
+
+
+def test_they_are_those_of_layers_that_are_written_out(tiny):
+    recipe = prepare(tiny({"method.net.depth": 3}))[1]
+    key, _ = split_seed(recipe.config.seed)
+    written_out = jax.jit(recipe.method.init)(key, recipe.blank_batch(1))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), written_out, recipe.create_state().params)
+
+
+def test_they_are_drawn_on_the_host_without_fused_attention(tiny, monkeypatch):
+    taken, plain = [], jax.nn.dot_product_attention
+
+    def attention(*args, implementation, **rest):
+        taken.append(implementation)
+        return plain(*args, implementation="xla", **rest)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    recipe = prepare(tiny({"method.net.attention": "cudnn"}))[1]
+    leaves = jax.tree.leaves(recipe.create_state())
+    assert set(taken) == {"xla"}
+    assert {device for leaf in leaves for device in leaf.devices()} == {jax.local_devices(backend="cpu")[0]}
+
+
+def test_the_host_is_the_first_device_where_jax_has_no_other(monkeypatch):
+    first = jax.local_devices()
+
+    def devices(backend=None):
+        if backend == "cpu":
+            raise RuntimeError("Unknown backend cpu")
+        return first
+
+    monkeypatch.setattr(jax, "local_devices", devices)
+    assert parallel.host() == first[0]

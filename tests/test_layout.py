@@ -15,6 +15,7 @@ LAYERS = [
     "zoo.files",
     "zoo.cache",
     "zoo.trees",
+    "zoo.compiling",
     "zoo.conditions",
     "zoo.media",
     "zoo.resize",

@@ -142,7 +142,7 @@ def sampling_rate(recipe: Recipe, seconds: float) -> float:
     sampler = recipe.sampler()
     count = sampler.per_device * jax.local_device_count()
     cond = recipe.conditions([""] * count)
-    params = recipe.create_state().params | {"frozen": recipe.dependencies.frozen}
+    params = parallel.place(recipe.create_state().params | {"frozen": recipe.dependencies.frozen})
     return count / time_calls(seconds, lambda: sampler(params, cond, seed=0))
 
 

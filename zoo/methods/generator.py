@@ -73,17 +73,17 @@ class Generator:
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
         """See `Method.init`."""
         shape = batch["inputs"].shape[1:]
-        noise = jnp.zeros((len(batch["inputs"]), self.latent_dim))
-        return {"model": self.network.init(rng, noise, shape, cond=batch["cond"])["params"]}
+        noise = jnp.zeros((len(batch["inputs"]), shape[0], self.latent_dim))
+        return {"model": self.network.init(rng, style(noise), shape, cond=batch["cond"])["params"]}
 
     def loss(
         self, player: str, params, batch: Batch, rng: jax.Array, axis: Axis, step: jax.Array
     ) -> tuple[jax.Array, Output]:
-        """Returns no loss of its own; `fake` is an image of fresh noise for each caption."""
+        """Returns no loss of its own; `fake` is an image or a video of fresh noise for each caption."""
         del player, axis, step
         rng_noise, rng_drop = jax.random.split(rng)
         cond = conditions.drop(rng_drop, batch["cond"], self.caption_drop)
-        noise = normal_each(jax.random.split(rng_noise, len(batch["inputs"])), (self.latent_dim,))
+        noise = self.draw_noise(jax.random.split(rng_noise, len(batch["inputs"])), batch["inputs"].shape[1:])
         loss = jnp.zeros(())
         return loss, Output({"loss": loss}, fake=self._make(params, noise, cond))
 
@@ -92,9 +92,8 @@ class Generator:
         return self.generate(params, self.draw_noise(rng, shape), cond, options)
 
     def draw_noise(self, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """See `Invertible.draw_noise`: a vector per image, (B, latent_dim)."""
-        del shape
-        return normal_each(rng, (self.latent_dim,))
+        """See `Invertible.draw_noise`: a vector per frame, (B, T, latent_dim), see `style`."""
+        return normal_each(rng, (shape[0], self.latent_dim))
 
     def generate(self, params, noise: jax.Array, cond: Cond, options: SampleOptions) -> jax.Array:
         """See `Invertible.generate`."""
@@ -127,9 +126,14 @@ class Generator:
         return 1
 
     def _make(self, params, noise: jax.Array, cond: Cond) -> jax.Array:
-        """Images of the size that the parameters are for."""
+        """Images or videos of the size that the parameters are for, of as many frames as the noise has."""
         synthesis, own = self.network.network, params["model"]["network"]
         rows, columns, _ = own["constant"].shape
         side = synthesis.patch_size * 2 ** (len(synthesis.widths) - 1)
-        shape = (1, rows * side, columns * side, own["out"]["bias"].size // synthesis.patch_size**2)
-        return self.network.apply({"params": params["model"]}, noise, shape, cond=cond)
+        shape = (noise.shape[1], rows * side, columns * side, own["out"]["bias"].size // synthesis.patch_size**2)
+        return self.network.apply({"params": params["model"]}, style(noise), shape, cond=cond)
+
+
+def style(noise: jax.Array) -> jax.Array:
+    """(B, T, d), normal -> (B, d), normal: what all frames have in common."""
+    return noise.sum(axis=1) / noise.shape[1] ** 0.5

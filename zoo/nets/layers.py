@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.compiling import runs_once, writes_loops_out
 from zoo.errors import UserError, unknown_name_error
 
 scan: Any = nn.scan  # flax's annotation allows the same axis for all inputs alone
@@ -52,7 +53,8 @@ def attend(
       k: keys (B, M, heads, d).
       v: values (B, M, heads, d).
       implementation: "xla", "cudnn", or "auto": cuDNN's fused kernel where it has this attention and its derivative,
-        see `has_fused_attention`, else XLA. Within `smooth_attention` it is XLA.
+        see `has_fused_attention`, else XLA. Within `smooth_attention` and `compiled_for_once`
+        it is XLA.
       lengths: number of keys that count, (B,); None for all.
       mask: keys that count for each query, bool (B, 1, N, M); None for all.
       causal: whether for query i the keys up to i count alone.
@@ -61,7 +63,7 @@ def attend(
         raise unknown_name_error("attention implementation", implementation, ("auto", "xla", "cudnn"))
     if implementation == "auto":
         implementation = "cudnn" if has_fused_attention(q, k) else "xla"
-    if _smooth.get():
+    if _smooth.get() or runs_once():
         implementation = "xla"
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=lengths, implementation=implementation
@@ -112,7 +114,7 @@ def stack(layer: Any, count: int, remat: str = "cheap", in_axes: Any = 0, revers
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         length=count,
-        unroll=max(count, 1) if jax.default_backend() == "cpu" else 1,  # loops cost XLA's CPU code a fifth more time
+        unroll=max(count, 1) if writes_loops_out() else 1,
         in_axes=in_axes,
         reverse=reverse,
     )

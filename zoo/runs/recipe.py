@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from zoo import conditions
 from zoo import config as configs
+from zoo.compiling import compiled_for_once
 from zoo.conditions import NEGATIVE
 from zoo.data import pipeline
 from zoo.data.text import Tokenizer
@@ -302,9 +303,13 @@ class Recipe:
         return {"inputs": inputs} | dict.fromkeys(keys, self.conditions([""] * count))
 
     def create_state(self) -> state.State:
-        """Returns a state with fresh parameters, drawn with the config's seed."""
-        key, _ = state.split_seed(self.config.seed)
-        return jax.jit(functools.partial(state.create, self.method, self.optimizers))(key, self.blank_batch(1))
+        """Returns a state with fresh parameters, drawn with the config's seed, on the host.
+
+        Drawing on an accelerator took longer to compile than the training step.
+        """
+        with jax.default_device(parallel.host()), compiled_for_once():
+            key, _ = state.split_seed(self.config.seed)
+            return jax.jit(functools.partial(state.create, self.method, self.optimizers))(key, self.blank_batch(1))
 
     def initial_state(self) -> state.State:
         """Returns the state before the first step, from the `config.init` run if there is one; call it once."""

@@ -41,6 +41,14 @@ def pmap(step: Callable) -> Callable:
     return jax.pmap(step, axis_name=AXIS_NAME, donate_argnums=0)
 
 
+def host() -> jax.Device:
+    """The processor as a device of JAX; the first device where $JAX_PLATFORMS leaves the processor out."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
 def replicate(tree):
     """Tree of the host or of one device -> one copy on each local device, with a leading device axis.
 
