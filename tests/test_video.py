@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from zoo import loop, media
+from zoo.config import load
 from zoo.errors import UserError
-from zoo.method import Axis, Output
+from zoo.families import families_with
+from zoo.method import Axis, Generates, Output
 from zoo.runs.dependencies import open_run, prepare
 from zoo.training import parallel
 from zoo.training.state import Step
@@ -245,3 +247,36 @@ def test_the_step_takes_two_static_shapes(tiny):
     batch = jax.tree.map(lambda x: x[None], next(recipe.stream(source)))
     state, metrics = jax.jit(step)(recipe.create_state(), {}, batch)
     assert state.step == 1 and np.isfinite(metrics["model/image_loss"]).all()
+
+
+GENERATORS = [
+    "configs/diffusion.py:test",
+    "configs/diffusion.py:critic,test",
+    "configs/mean_flow.py:test",
+    "configs/vae.py:test",
+    "configs/vae.py:autoencoder,critic,test",
+    "configs/flow.py:test",
+    "configs/flow.py:jet,test",
+    "configs/gan.py:test",
+]
+
+
+def test_each_family_that_generates_is_among_those_that_make_videos():
+    names = [load(spec).method.name for spec in GENERATORS]
+    assert {*families_with(Generates)} <= {*names, "generator"}  # the generator is within a critic
+
+
+@pytest.mark.parametrize("spec", GENERATORS)
+def test_each_family_learns_from_videos_and_makes_them(tiny, spec):
+    source = {"data.source": "scenes/video_one?fps=4&examples=64", "data.frames": 4}
+    recipe = prepare(tiny(source, spec))[1]
+    batch, method = recipe.blank_batch(2), recipe.method
+    frames, params = batch["inputs"].shape[1:], recipe.state_shapes().params
+    assert frames == (4, 16, 16, 3)
+    rest = batch, jax.random.key(0), Axis(), jnp.zeros((), jnp.int32)
+    for player in dict.fromkeys(method.players):
+        loss = lambda params, player=player: method.loss(player, params, *rest)[0]
+        assert jax.eval_shape(loss, params).shape == ()
+    keys, options = jax.random.split(jax.random.key(0), 2), recipe.sampler().options
+    sampled = jax.eval_shape(lambda params: method.sample(params, keys, batch["cond"], frames, options), params)
+    assert sampled.shape == (2, *frames)

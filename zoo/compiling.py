@@ -1,4 +1,4 @@
-"""How programs are compiled."""
+"""Compiling: what a program that runs once does without."""
 
 import contextlib
 import contextvars

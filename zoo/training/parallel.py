@@ -41,7 +41,7 @@ def pmap(step: Callable) -> Callable:
     return jax.pmap(step, axis_name=AXIS_NAME, donate_argnums=0)
 
 
-def host() -> jax.Device:
+def host():
     """The processor as a device of JAX; the first device where $JAX_PLATFORMS leaves the processor out."""
     try:
         return jax.local_devices(backend="cpu")[0]
