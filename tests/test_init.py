@@ -104,8 +104,13 @@ def test_they_are_drawn_by_a_program_that_does_not_grow_with_depth(tiny, monkeyp
     assert lines(6) == lines(3)
 
 
-def test_they_are_those_of_layers_that_are_written_out(tiny):
-    recipe = prepare(tiny({"method.net.depth": 3}))[1]
+FAMILIES = ["diffusion.py", "vae.py", "vae.py:autoencoder", "flow.py", "flow.py:jet", "gan.py", "clip.py:video"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_they_are_those_of_layers_that_are_written_out(tiny, family):
+    recipe = prepare(tiny({}, f"configs/{family}{',' if ':' in family else ':'}test"))[1]
     key, _ = split_seed(recipe.config.seed)
     written_out = jax.jit(recipe.method.init)(key, recipe.blank_batch(1))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), written_out, recipe.create_state().params)
@@ -120,7 +125,9 @@ def test_they_are_drawn_on_the_host_without_fused_attention(tiny, monkeypatch):
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
     recipe = prepare(tiny({"method.net.attention": "cudnn"}))[1]
-    leaves = jax.tree.leaves(recipe.create_state())
+    with jax.default_device(jax.local_devices()[1]):  # as an accelerator would be
+        leaves = jax.tree.leaves(recipe.create_state())
+    assert not any(leaf.committed for leaf in leaves)
     assert set(taken) == {"xla"}
     assert {device for leaf in leaves for device in leaf.devices()} == {jax.local_devices(backend="cpu")[0]}
 

@@ -189,9 +189,10 @@ def test_all_other_frame_rates_can_be_written(rate, tmp_path):
     save(tmp_path / "x.gif", np.zeros((16, 4, 4, 3), np.uint8), rate)
 
 
-def test_words_of_a_recipe_that_exclude_each_other():
-    with pytest.raises(UserError, match="give one of these words"):
-        load("configs/video.py:images,stills,test")
+@pytest.mark.parametrize(("words", "message"), [("images,stills", "give one of these"), ("images,critic", "a critic")])
+def test_words_of_a_recipe_that_exclude_each_other(words, message):
+    with pytest.raises(UserError, match=message):
+        load(f"configs/video.py:{words},test")
 
 
 def test_a_family_without_guidance_takes_no_negative_caption():

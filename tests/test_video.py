@@ -16,7 +16,8 @@ from zoo import loop, media
 from zoo.config import load
 from zoo.errors import UserError
 from zoo.families import families_with
-from zoo.method import Axis, Generates, Output
+from zoo.method import Axis, Generates, Output, to_float
+from zoo.methods.generator import spread, style
 from zoo.runs.dependencies import open_run, prepare
 from zoo.training import parallel
 from zoo.training.state import Step
@@ -280,3 +281,21 @@ def test_each_family_learns_from_videos_and_makes_them(tiny, spec):
     keys, options = jax.random.split(jax.random.key(0), 2), recipe.sampler().options
     sampled = jax.eval_shape(lambda params: method.sample(params, keys, batch["cond"], frames, options), params)
     assert sampled.shape == (2, *frames)
+
+
+def test_the_style_of_noise_is_normal_and_its_spread_has_it():
+    noise = jax.random.normal(jax.random.key(0), (500, 8, 6))
+    assert abs(style(noise).std() - 1) < 0.03
+    np.testing.assert_allclose(style(spread(noise[:, 0], 8)), noise[:, 0], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_noise_that_inverts_a_video_has_equal_frames_and_the_norm_of_its_style(tiny):
+    source = {"data.source": "scenes/video_one?fps=4&examples=64", "data.frames": 4}
+    recipe = prepare(tiny(source, "configs/gan.py:test"))[1]
+    batch, params, base = recipe.blank_batch(2), recipe.create_state().params, recipe.method.base
+    keys, options = jax.random.split(jax.random.key(0), 2), base.SampleOptions(inversion_steps=2)
+    found = base.invert(params, keys, to_float(batch["inputs"]), batch["cond"], options)
+    assert found.shape == (2, 4, base.latent_dim)
+    np.testing.assert_array_equal(found, np.broadcast_to(found[:, :1], found.shape))
+    np.testing.assert_allclose(jnp.linalg.norm(found, axis=(1, 2)), jnp.linalg.norm(style(found), axis=1), rtol=1e-5)

@@ -100,20 +100,24 @@ class Generator:
         return self._make(params, noise * options.temperature, cond)
 
     def invert(self, params, rng: jax.Array, inputs: jax.Array, cond: Cond, options: SampleOptions) -> jax.Array:
-        """See `Invertible.invert`: noise whose image has the least squared error, found by Adam from drawn noise."""
-        optimizer = optax.adam(options.inversion_rate)
-        noise = self.draw_noise(rng, inputs.shape[1:])
+        """See `Invertible.invert`: noise whose image has the least squared error, found by Adam from drawn noise.
 
-        def error(noise):
-            return jnp.square(self.generate(params, noise, cond, options) - inputs).mean(axis=(1, 2, 3, 4)).sum()
+        Adam moves the style, and all frames get an equal share of it: the rest of a video's noise changes nothing.
+        """
+        optimizer, frames = optax.adam(options.inversion_rate), inputs.shape[1]
+        first = style(self.draw_noise(rng, inputs.shape[1:]))
+
+        def error(shared):
+            made = self.generate(params, spread(shared, frames), cond, options)
+            return jnp.square(made - inputs).mean(axis=(1, 2, 3, 4)).sum()
 
         def descend(carry, _):
-            noise, state = carry
-            updates, state = optimizer.update(jax.grad(error)(noise), state)
-            return (noise + updates, state), None
+            shared, state = carry
+            updates, state = optimizer.update(jax.grad(error)(shared), state)
+            return (shared + updates, state), None
 
-        (noise, _), _ = jax.lax.scan(descend, (noise, optimizer.init(noise)), None, options.inversion_steps)
-        return noise
+        (shared, _), _ = jax.lax.scan(descend, (first, optimizer.init(first)), None, options.inversion_steps)
+        return spread(shared, frames)
 
     def reconstruct(self, params, rng: jax.Array, batch: Batch) -> jax.Array:
         """See `Reconstructs.reconstruct`: `generate` of the noise that `invert` finds."""
@@ -137,3 +141,8 @@ class Generator:
 def style(noise: jax.Array) -> jax.Array:
     """(B, T, d), normal -> (B, d), normal: what all frames have in common."""
     return noise.sum(axis=1) / noise.shape[1] ** 0.5
+
+
+def spread(shared: jax.Array, frames: int) -> jax.Array:
+    """(B, d) -> (B, frames, d): noise of which this is the `style`, of equal frames."""
+    return jnp.repeat(shared[:, None] / frames**0.5, frames, axis=1)
