@@ -17,6 +17,18 @@ def pointers(tree):
     return [shard.data.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards]
 
 
+def test_what_lies_on_the_host_goes_to_the_devices_without_a_stop(monkeypatch, same):
+    host, *devices = jax.local_devices()
+    with jax.default_device(host):
+        tree = jax.tree.map(lambda x: jnp.asarray(x) + 0, TREE)
+    monkeypatch.setattr(parallel.jax_utils, "_pmap_device_order", lambda: devices)
+    with jax.default_device(devices[0]), jax.transfer_guard_device_to_device("disallow"):
+        placed = parallel.replicate(tree)
+    for leaf, plain in zip(jax.tree.leaves(placed), jax.tree.leaves(TREE), strict=True):
+        assert leaf.devices() == set(devices) and leaf.shape == (len(devices), *plain.shape)
+        assert all(same(np.asarray(shard.data)[0], np.asarray(plain)) for shard in leaf.addressable_shards)
+
+
 def test_each_replica_goes_to_its_device_alone(monkeypatch, same):
     def stack(*_):
         raise AssertionError("all replicas on one device")

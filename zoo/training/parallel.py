@@ -61,7 +61,8 @@ def replicate(tree):
     def place(x):
         if isinstance(x, jax.Array):
             x = x.addressable_data(0) if x.is_fully_replicated else x  # of one that is placed already, one copy
-        x = (x if isinstance(x, jax.Array) else np.asarray(x))[None]
+        # A new axis of an array elsewhere, as on the host, would be made on the first device.
+        x = (x if isinstance(x, jax.Array) and x.devices() <= set(devices) else np.asarray(x))[None]
         copies = [jax.device_put(x, device) for device in devices]
         return jax.make_array_from_single_device_arrays((len(devices), *x.shape[1:]), sharding, copies)
 
