@@ -271,10 +271,8 @@ def _options(opener: Callable, query: str) -> dict[str, Any]:
     hints = typing.get_type_hints(opener)
     known = [name for name in inspect.signature(opener).parameters if name not in _GIVEN]
     options = {}
-    parts = query.split("&")
-    parts = [
-        part.replace("+", "%2B") if part.startswith(("train=", "test=")) else part for part in parts
-    ]  # splits of TFDS
+    # TFDS joins splits by +, which elsewhere stands for a space.
+    parts = (part.replace("+", "%2B") if part.startswith(("train=", "test=")) else part for part in query.split("&"))
     for key, value in parse_qsl("&".join(parts), keep_blank_values=True):
         if key not in known:
             raise unknown_name_error("data option", key, known)

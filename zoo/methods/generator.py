@@ -73,8 +73,8 @@ class Generator:
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
         """See `Method.init`."""
         shape = batch["inputs"].shape[1:]
-        noise = jnp.zeros((len(batch["inputs"]), shape[0], self.latent_dim))
-        return {"model": self.network.init(rng, style(noise), shape, cond=batch["cond"])["params"]}
+        noise = jnp.zeros((len(batch["inputs"]), self.latent_dim))
+        return {"model": self.network.init(rng, noise, shape, cond=batch["cond"])["params"]}
 
     def loss(
         self, player: str, params, batch: Batch, rng: jax.Array, axis: Axis, step: jax.Array

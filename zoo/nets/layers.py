@@ -53,8 +53,7 @@ def attend(
       k: keys (B, M, heads, d).
       v: values (B, M, heads, d).
       implementation: "xla", "cudnn", or "auto": cuDNN's fused kernel where it has this attention and its derivative,
-        see `has_fused_attention`, else XLA. Within `smooth_attention` and `compiled_for_once`
-        it is XLA.
+        see `has_fused_attention`, else XLA. Within `smooth_attention` and `compiled_for_once` it is XLA.
       lengths: number of keys that count, (B,); None for all.
       mask: keys that count for each query, bool (B, 1, N, M); None for all.
       causal: whether for query i the keys up to i count alone.
