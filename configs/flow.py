@@ -1,6 +1,6 @@
 """Text to image by a normalizing flow: an autoregressive one (TarFlow 2412.06329), or couplings (Jet 2412.15129).
 
-    python train.py --config configs/flow.py --workdir runs/flow                    an accelerator; not yet measured
+    python train.py --config configs/flow.py --workdir runs/flow                    an accelerator; its step is measured
     python train.py --config configs/flow.py:cpu --workdir runs/flow_cpu            two CPU cores; not yet measured
     python train.py --config configs/flow.py:demo --workdir runs/flow_demo          two CPU cores, 7 minutes
     python train.py --config configs/flow.py:test --workdir /tmp/test               seconds, for tests

@@ -1,6 +1,6 @@
 """Text to image by a generator in one pass, trained by a critic (R3GAN 2501.05441).
 
-    python train.py --config configs/gan.py --workdir runs/gan                      an accelerator; not yet measured
+    python train.py --config configs/gan.py --workdir runs/gan                      an accelerator; its step is measured
     python train.py --config configs/gan.py:demo --workdir runs/gan_demo            two CPU cores, 8 minutes
     python train.py --config configs/gan.py:test --workdir /tmp/test                seconds, for tests
 

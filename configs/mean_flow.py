@@ -1,6 +1,6 @@
 """Text to image in one step by average velocities (MeanFlow 2505.13447), with the network of `configs/diffusion.py`.
 
-    python train.py --config configs/mean_flow.py --workdir runs/mean_flow          an accelerator (not measured)
+    python train.py --config configs/mean_flow.py --workdir runs/mean_flow          an accelerator; its step is measured
     python train.py --config configs/mean_flow.py:cpu --workdir runs/mean_flow_cpu  two CPU cores (not measured)
     python train.py --config configs/mean_flow.py:demo --workdir runs/mean_flow     two CPU cores, 6.5 minutes
     python train.py --config configs/mean_flow.py:test --workdir /tmp/test          seconds, for tests

@@ -1,6 +1,6 @@
 """Variational autoencoders: text to image by a hierarchy of latents, and latents for other families.
 
-    python train.py --config configs/vae.py --workdir runs/vae                      an accelerator; not yet measured
+    python train.py --config configs/vae.py --workdir runs/vae                      an accelerator; its step is measured
     python train.py --config configs/vae.py:cpu --workdir runs/vae_cpu              two CPU cores
     python train.py --config configs/vae.py:demo --workdir runs/vae_demo            two CPU cores, 6.5 minutes
     python train.py --config configs/vae.py:test --workdir /tmp/test                seconds, for tests
