@@ -92,7 +92,7 @@ def test_output_is_zero_at_the_start_and_layers_differ():
 @pytest.mark.parametrize("text", ["joint", "cross"])
 def test_every_block_is_the_identity_at_the_start(text):
     rng = np.random.default_rng(0)
-    x, condition, words = (rng.normal(size=s).astype(np.float32) for s in ((2, 1, 4, 16), (2, 16), (2, 6, 16)))
+    x, condition, words = (rng.normal(size=s).astype(np.float32) for s in ((2, 4, 16), (2, 16), (2, 6, 16)))
     block = Block(heads=2, text=text, dtype=jnp.float32, attention="auto")
     start = jit(lambda *inputs: block.init_with_output(jax.random.key(0), *inputs, rotary_table(2, 2, 8), None))
     (out, _), _ = start(x, condition, words, np.array([2, 6]))

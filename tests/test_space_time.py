@@ -195,6 +195,17 @@ def test_a_generator_of_videos_makes_frames_of_one_noise_that_differ_by_their_ti
     assert np.abs(made(4.0) - made(8.0)).max() > 1e-4
 
 
+def test_a_critic_of_videos_begins_as_that_of_images():
+    net = other(Critic, CRITIC)
+    image = rough(net.init(jax.random.key(0), Z[:, :1], cond=cond(2, None))["params"])
+    params = started_from(image, net.init(jax.random.key(0), Z, cond=cond(2))["params"])
+    found = net.apply({"params": params}, Z, cond=cond(2)).features
+    for frame in range(4):
+        alone = net.apply({"params": image}, Z[:, frame : frame + 1], cond=cond(2, None)).features
+        for level, features in zip(found, alone, strict=True):
+            np.testing.assert_allclose(level[:, frame : frame + 1], features, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_critic_reads_the_order_of_frames():
     net = other(Critic, CRITIC)

@@ -29,8 +29,8 @@ class CriticOutput(NamedTuple):
 class Critic(nn.Module):
     """Residual convolutions without normalisation (R3GAN 2501.05441), projected on the caption (1802.05637, eq. 8).
 
-    Each frame of a video is joined with its difference from the one before; the last level attends over time, and the
-    score is the mean over frames.
+    Of a video it reads each frame's change from the one before too, by weights that start at zero; the last level
+    attends over time, and the score is the mean over frames. So it starts as the critic of images on every frame.
 
     Attributes:
       patch_size: pixels along the side of a patch, one place of the first level.
@@ -51,16 +51,19 @@ class Critic(nn.Module):
     def __call__(self, x: jax.Array, t: jax.Array | None = None, *, text: Text) -> CriticOutput:
         """x: (B, T, H, W, C); t: (B,) noise level of x, None for a critic without noise; text: encoded."""
         coarsest("critic", x.shape[1:], self.patch_size, self.widths)
-        frames = x.shape[1]
+        frames, zeros = x.shape[1], nn.initializers.zeros
         condition = None
         if t is not None:
             condition = jnp.repeat(TimeEmbedding(self.widths[0], self.dtype, name="time")(t), frames, axis=0)
 
-        y, features = merge_frames(patchify(with_motion(x), self.patch_size)), []  # (B T, h, w, P)
+        y, features = merge_frames(patchify(x, self.patch_size)), []  # (B T, h, w, P)
         for level, width in enumerate(self.widths):
             if level:
                 y = downsample(y)
             y = nn.Dense(width, dtype=self.dtype, name=f"embed_{level}")(y)
+            if level == 0 and frames > 1:
+                moved = merge_frames(patchify(changes(x), self.patch_size))
+                y = y + nn.Dense(width, use_bias=False, kernel_init=zeros, dtype=self.dtype, name="changes")(moved)
             blocks = stack(Residual, self.blocks, self.remat, in_axes=nn.broadcast)
             y, _ = blocks(self.bottleneck, self.dtype, name=f"level_{level}")(y, condition)
             if level == len(self.widths) - 1:
@@ -119,8 +122,6 @@ class ProjectionHead(nn.Module):
         return unconditional + (caption * y).sum(axis=-1) * width**-0.5
 
 
-def with_motion(x: jax.Array) -> jax.Array:
-    """(B, T, H, W, C) -> (B, T, H, W, 2 C), each frame beside its change; an image as it is."""
-    if x.shape[1] == 1:
-        return x
-    return jnp.concatenate([x, jnp.diff(x, axis=1, prepend=x[:, :1])], axis=-1)
+def changes(x: jax.Array) -> jax.Array:
+    """Returns each frame's difference from the one before, zero for the first: (B, T, H, W, C) -> the same shape."""
+    return jnp.diff(x, axis=1, prepend=x[:, :1])

@@ -55,9 +55,9 @@ class Coupling(nn.Module):
         condition = nn.Dense(self.width, dtype=self.dtype, name="caption")(text.pooled)  # (B, D)
         layers = stack(Block, self.depth, within(self.remat), in_axes=nn.broadcast)
         y, _ = layers(self.heads, "joint", self.dtype, self.attention, name="layers")(
-            y[:, None], condition, text.embeddings, text.lengths, None, None
+            y, condition, text.embeddings, text.lengths, None, None
         )
-        affine = apply_guidance(Head(self.dtype, name="head")(y[:, 0], x.shape[-1]), guidance)
+        affine = apply_guidance(Head(self.dtype, name="head")(y, x.shape[-1]), guidance)
         return Affine(*(jnp.where(kept, 0, part) for part in affine))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from zoo.errors import UserError
 from zoo.nets.layers import Attention, RMSNorm, SwiGLU, head_channels, stack
 
-NEW_FOR_VIDEOS = "frame_rate", "seconds", "temporal", "temporal_modulation"  # modules that an image run lacks
+NEW_FOR_VIDEOS = "frame_rate", "seconds", "temporal", "temporal_modulation", "changes"  # what an image run lacks
 SHORTEST, LONGEST = 0.5, 60.0  # seconds: periods of the waves of times
 
 

@@ -26,7 +26,7 @@ from zoo.nets.time import seconds_of, time_angles, time_waves
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """x: (B, T, N, D); shift, scale: (B, 1, 1, D)."""
+    """x: (rows, tokens, D); shift, scale: (rows, 1, D)."""
     return x * (1 + scale) + shift
 
 
@@ -44,6 +44,7 @@ class Block(nn.Module):
 
     Attributes:
       heads, text, dtype, attention, space_time: see `Transformer`.
+      frames: of a video.
     """
 
     heads: int
@@ -51,58 +52,60 @@ class Block(nn.Module):
     dtype: Any
     attention: str
     space_time: str = "spatial"
+    frames: int = 1
 
     @nn.compact
     def __call__(self, x, condition, text, lengths, angles, frame_angles):
         """Returns x, None.
 
         Args:
-          x: (B, T, N, D).
+          x: in rows of `SPACE_TIME`, (rows, tokens, D).
           condition: (B, D).
-          text: for each row of `SPACE_TIME`, (rows, L, D).
+          text: for each row, (rows, L, D).
           lengths: (rows,).
           angles: rotary positions of the main attention, (tokens, d / 2) or (rows, tokens, d / 2), or None.
           frame_angles: those of the attention over time, (B N, T, d / 2), or None.
         """
-        frames, places = x.shape[1:3]
-        rows = SPACE_TIME[self.space_time]
-        in_rows = lambda y: einops.rearrange(y, f"b t n d -> {rows} d")
-        back = lambda y: einops.rearrange(y, f"{rows} d -> b t n d", t=frames, n=places)
-
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m, *gate_c = self._modulation(
-            condition, 7 if self.text == "cross" else 6, "modulation"
+            condition, len(x), 7 if self.text == "cross" else 6, "modulation"
         )
         attention = Attention(self.heads, self.dtype, self.attention, name="attention")
-        y = in_rows(modulate(RMSNorm(self.dtype, scale=False)(x), shift_a, scale_a))
+        y = modulate(RMSNorm(self.dtype, scale=False)(x), shift_a, scale_a)
         if self.text == "joint":
             y = attention(y, context=text, lengths=y.shape[1] + lengths, angles=angles)
         else:
             y = attention(y, angles=angles)
-        x = x + gate_a * back(y)
+        x = x + gate_a * y
         if self.text == "cross":
             cross = Attention(self.heads, self.dtype, self.attention, name="cross")
-            y = in_rows(RMSNorm(self.dtype, name="cross_norm")(x))
-            x = x + gate_c[0] * back(cross(y, context=text, lengths=lengths, to_self=False))
+            y = cross(RMSNorm(self.dtype, name="cross_norm")(x), context=text, lengths=lengths, to_self=False)
+            x = x + gate_c[0] * y
         if self.space_time == "factorized":
             x = x + self._over_time(x, condition, frame_angles)
         y = modulate(RMSNorm(self.dtype, scale=False)(x), shift_m, scale_m)
         x = x + gate_m * SwiGLU(dtype=self.dtype, name="mlp")(y)
-        self.sow("intermediates", "tokens", x)  # for apply(..., mutable=["intermediates"])
+        tokens = einops.rearrange(x, f"{SPACE_TIME[self.space_time]} d -> b t n d", b=len(condition), t=self.frames)
+        self.sow("intermediates", "tokens", tokens)  # for apply(..., mutable=["intermediates"])
         return x, None
 
-    def _modulation(self, condition, parts: int, name: str):
-        """Shifts, scales and gates that start at zero, each (B, 1, 1, D)."""
+    def _modulation(self, condition, rows: int, parts: int, name: str):
+        """Shifts, scales and gates that start at zero, each (rows, 1, D)."""
         zeros = nn.initializers.zeros
         dense = nn.Dense(parts * condition.shape[-1], kernel_init=zeros, dtype=self.dtype, name=name)
-        return jnp.split(dense(nn.silu(condition))[:, None, None], parts, axis=-1)
+        return jnp.split(each_row(dense(nn.silu(condition)), rows)[:, None], parts, axis=-1)
 
     def _over_time(self, x, condition, angles):
-        """Attention of each place to itself in all frames, behind its gate: (B, T, N, D)."""
-        shift, scale, gate = self._modulation(condition, 3, "temporal_modulation")
+        """Attention of each place to itself in all frames, behind its gate: (B T, N, D)."""
+        x = einops.rearrange(x, "(b t) n d -> (b n) t d", t=self.frames)
+        shift, scale, gate = self._modulation(condition, len(x), 3, "temporal_modulation")
         y = modulate(RMSNorm(self.dtype, scale=False)(x), shift, scale)
-        attention = Attention(self.heads, self.dtype, self.attention, name="temporal")
-        y = attention(einops.rearrange(y, "b t n d -> (b n) t d"), angles=angles)
-        return gate * einops.rearrange(y, "(b n) t d -> b t n d", n=x.shape[2])
+        y = gate * Attention(self.heads, self.dtype, self.attention, name="temporal")(y, angles=angles)
+        return einops.rearrange(y, "(b n) t d -> (b t) n d", b=len(condition))
+
+
+def each_row(y: jax.Array, rows: int) -> jax.Array:
+    """Repeats what videos have for each of their rows: (B, ...) -> (rows, ...)."""
+    return jnp.repeat(y, rows // len(y), axis=0)
 
 
 class Transformer(nn.Module):
@@ -164,20 +167,22 @@ class Transformer(nn.Module):
         x = nn.Dense(self.width, dtype=self.dtype, name="embed")(patches)
         x = einops.rearrange(x, "b t h w d -> b t (h w) d")
         x, angles, frame_angles = self._place(x, rows, columns, text.frame_rate)
-        count = {"(b t) n": frames, "(b n) t": rows * columns, "b (t n)": 1}[SPACE_TIME[self.space_time]]
-        words, lengths = jnp.repeat(text.embeddings, count, axis=0), jnp.repeat(text.lengths, count, axis=0)
+        in_rows = SPACE_TIME[self.space_time]
+        x = einops.rearrange(x, f"b t n d -> {in_rows} d")
+        words, lengths = each_row(text.embeddings, len(x)), each_row(text.lengths, len(x))
 
         layers = stack(Block, self.depth, self.remat, in_axes=nn.broadcast)
-        x, _ = layers(self.heads, self.text, self.dtype, self.attention, self.space_time, name="layers")(
+        x, _ = layers(self.heads, self.text, self.dtype, self.attention, self.space_time, frames, name="layers")(
             x, condition, words, lengths, angles, frame_angles
         )
 
         zeros = nn.initializers.zeros
         modulation = nn.Dense(2 * self.width, kernel_init=zeros, dtype=self.dtype, name="modulation")
-        shift, scale = jnp.split(modulation(nn.silu(condition))[:, None, None], 2, axis=-1)
+        shift, scale = jnp.split(each_row(modulation(nn.silu(condition)), len(x))[:, None], 2, axis=-1)
         x = modulate(RMSNorm(self.dtype, scale=False)(x), shift, scale)
         x = nn.Dense(patches.shape[-1], kernel_init=zeros, dtype=jnp.float32, name="out")(x)
-        return unpatchify(einops.rearrange(x, "b t (h w) d -> b t h w d", h=rows), self.patch_size)
+        x = einops.rearrange(x, f"{in_rows} p -> b t n p", t=frames, n=rows * columns)
+        return unpatchify(einops.rearrange(x, "b t (h w) p -> b t h w p", h=rows), self.patch_size)
 
     def _place(self, x: jax.Array, rows: int, columns: int, frame_rate: jax.Array | None):
         """Adds positions to x, (B, T, N, D); returns it, and the angles that both kinds of attention turn by, or None.

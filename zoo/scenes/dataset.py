@@ -231,7 +231,7 @@ def open_source(
       size: height and width in pixels.
       frames: number of frames; 1 for images.
       fps: frames/s of a video, which must last at least a second; None for a video of one second.
-      examples: of split `train`; the test splits have a tenth as many, at most 2,000. None: as in `EXAMPLES`.
+      examples: of split `train`; the test splits have a tenth as many, at most 2,048. None: as in `EXAMPLES`.
       omit: how often a caption is silent about each attribute, in [0, 1); None: as in `grammar`. Not of
         `modes` and `entropy`, whose captions name everything.
       cache: folder for data sets; None: `$ZOO_CACHE`, else `~/.cache/zoo`.
