@@ -1,7 +1,7 @@
 """Text to image by flow matching with a transformer on patches.
 
     python train.py --config configs/diffusion.py --workdir runs/diffusion          an accelerator
-    python train.py --config configs/diffusion.py:cpu --workdir runs/full           two CPU cores, half an hour
+    python train.py --config configs/diffusion.py:cpu --workdir runs/full           two CPU cores, 50 minutes
     python train.py --config configs/diffusion.py:demo --workdir runs/demo          two CPU cores, what `make demo` runs
     python train.py --config configs/diffusion.py:test --workdir /tmp/test          seconds, for tests
 
