@@ -51,18 +51,18 @@ class Critic(nn.Module):
     def __call__(self, x: jax.Array, t: jax.Array | None = None, *, text: Text) -> CriticOutput:
         """x: (B, T, H, W, C); t: (B,) noise level of x, None for a critic without noise; text: encoded."""
         coarsest("critic", x.shape[1:], self.patch_size, self.widths)
-        frames, zeros = x.shape[1], nn.initializers.zeros
+        frames, zeros, patches = x.shape[1], nn.initializers.zeros, patchify(x, self.patch_size)
         condition = None
         if t is not None:
             condition = jnp.repeat(TimeEmbedding(self.widths[0], self.dtype, name="time")(t), frames, axis=0)
 
-        y, features = merge_frames(patchify(x, self.patch_size)), []  # (B T, h, w, P)
+        y, features = merge_frames(patches), []  # (B T, h, w, P)
         for level, width in enumerate(self.widths):
             if level:
                 y = downsample(y)
             y = nn.Dense(width, dtype=self.dtype, name=f"embed_{level}")(y)
             if level == 0 and frames > 1:
-                moved = merge_frames(patchify(changes(x), self.patch_size))
+                moved = merge_frames(changes(patches))
                 y = y + nn.Dense(width, use_bias=False, kernel_init=zeros, dtype=self.dtype, name="changes")(moved)
             blocks = stack(Residual, self.blocks, self.remat, in_axes=nn.broadcast)
             y, _ = blocks(self.bottleneck, self.dtype, name=f"level_{level}")(y, condition)
