@@ -150,7 +150,7 @@ def jacobian_of_patches(block, guidance=0.0):
         own = jax.tree.map(lambda leaf: leaf[block], params["model"]["network"]["steps"])
         net = flow.network.network
         step = Block(net.width, net.depth, net.heads, net.remat, net.attention, net.dtype)
-        return jnp.stack(step.apply({"params": own}, x, text, guidance, method="predict"))[:, 0]
+        return jnp.stack(step.apply({"params": own}, x, (1, 3, 2), text, guidance, method="predict"))[:, 0]
 
     jacobian = run(jax.jacfwd(affine), x)[..., 0, :, :]  # (2, N, P, N, P)
     return np.abs(jacobian).max(axis=(0, 2, 4))
@@ -389,11 +389,12 @@ def test_training_makes_images_likelier(architecture):
 @pytest.mark.slow
 def test_videos_of_latents_are_learned_and_made(architecture):
     flow, shape = method(architecture), (2, 4, 8, 4)
-    batch = dict(inputs=RNG.normal(size=(2, *shape)).astype(np.float32), cond=dict(tokens=TOKENS[:2]))
+    cond = dict(tokens=TOKENS[:2], frame_rate=np.full(2, 4.0, np.float32))
+    batch = dict(inputs=RNG.normal(size=(2, *shape)).astype(np.float32), cond=cond)
     params = start(flow, batch)
     loss, _ = loss_of(flow, params, batch)
     assert np.isfinite(loss)
-    made = run(flow.sample, params, keys(0, 1), TOKENS[:2], shape=shape, guidance=1.0)
+    made = run(flow.sample, params, keys(0, 1), cond, shape=shape, guidance=1.0)
     assert made.shape == (2, *shape) and made.dtype == jnp.float32 and jnp.isfinite(made).all()
     np.testing.assert_allclose(run(flow.reconstruct, params, keys(0, 1), batch), batch["inputs"], atol=1e-4)
 

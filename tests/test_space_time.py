@@ -13,7 +13,9 @@ from zoo.errors import UserError
 from zoo.nets.conditioning import build_network
 from zoo.nets.critic import Critic
 from zoo.nets.hierarchy import Hierarchy
+from zoo.nets.jet import Jet
 from zoo.nets.synthesis import Synthesis
+from zoo.nets.tarflow import TarFlow
 from zoo.nets.time import NEW_FOR_VIDEOS
 from zoo.nets.transformer import Transformer
 from zoo.trees import completed, flatten, path_name
@@ -148,6 +150,10 @@ def test_unknown_kinds_are_errors():
 HIERARCHY = dict(width=16, encoder_blocks=(1, 1), decoder_blocks=(1, 2), latent_dim=2, heads=2, mixtures=1)
 SYNTHESIS = dict(widths=(16, 16), patch_size=1, heads=2)
 CRITIC = dict(widths=(8, 16), patch_size=1)
+FLOW = {
+    TarFlow: dict(width=24, blocks=1, depth=1, heads=2, patch_size=2),
+    Jet: dict(width=24, couplings=4, depth=1, heads=2, patch_size=2),
+}
 
 
 def other(kind, fields):
@@ -193,6 +199,23 @@ def test_a_generator_of_videos_makes_frames_of_one_noise_that_differ_by_their_ti
     assert made(4.0).shape == (2, 4, 4, 4, 3)
     assert (np.abs(np.diff(made(4.0), axis=1)).max(axis=(2, 3, 4)) > 1e-4).all()
     assert np.abs(made(4.0) - made(8.0)).max() > 1e-4
+
+
+@pytest.mark.parametrize("net", [TarFlow, Jet])
+def test_a_flow_of_videos_starts_from_images_and_counts_time_in_seconds(net):
+    flow = other(net, FLOW[net])
+    start = lambda x, rate: flow.init(jax.random.key(0), x, cond=cond(2, rate))["params"]
+    image, video = rough(start(Z[:, :1], None)), start(Z, 4.0)
+    apply = jax.jit(lambda params, x, cond: flow.apply({"params": params}, x, cond=cond)[0])
+    params = started_from(image, video)
+    np.testing.assert_array_equal(apply(params, Z, cond(2, 4.0)), apply(params, Z, cond(2, 8.0)))  # seconds enter later
+    if net is TarFlow:  # the one block reads frames in their order: the first does not know of those after it
+        alone = apply(image, Z[:, :1], cond(2, None))
+        last = apply(params, Z, cond(2, 4.0))[:, -1:]  # a block leaves its sequence reversed
+        np.testing.assert_allclose(last, alone, atol=1e-5)
+    params, longer = rough(video), np.concatenate([Z, Z], axis=1)
+    assert np.abs(apply(params, Z, cond(2, 4.0)) - apply(params, Z, cond(2, 8.0))).max() > 1e-3
+    assert apply(params, longer, cond(2, 4.0)).shape == longer.shape
 
 
 def test_a_critic_of_videos_begins_as_that_of_images():

@@ -31,6 +31,7 @@ from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.jet import Jet
 from zoo.nets.layers import smooth_attention
 from zoo.nets.tarflow import TarFlow
+from zoo.nets.time import NEW_FOR_VIDEOS
 
 NETS = {"tarflow": TarFlow, "jet": Jet}
 NOISES = ("gaussian", "uniform")
@@ -95,6 +96,7 @@ class Flow:
     caption_drop: float = 0.1
 
     players: ClassVar[tuple[str, ...]] = ("model",)
+    MAY_BE_NEW: ClassVar[tuple[str, ...]] = NEW_FOR_VIDEOS
     fake_kind: ClassVar[str] = "sample"
     SampleOptions = SampleOptions
     LikelihoodOptions = LikelihoodOptions

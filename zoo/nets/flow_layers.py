@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from zoo.conditions import guide
 from zoo.distributions import sum_except_batch
 from zoo.nets.layers import RMSNorm, patchify, unpatchify
+from zoo.nets.time import WAVES, seconds_of, time_waves
+
+Grid = tuple[int, int, int]  # frames, rows and columns of a sequence of patches
 
 # Largest |log_scale| of a step, approached by tanh: a scale may be e^-3 = 1/20 and no float32 runs over. The noise in
 # the images needs less: what a flat patch needs is log_scale = log(noise_std). A bound of 2 = 2 sigmoid(inf), as
@@ -68,24 +71,31 @@ class Head(nn.Module):
 
 
 class Positions(nn.Module):
-    """Learned positions, (count, width)."""
+    """Learned vectors of places within a frame, and a linear map of a frame's seconds that starts at zero."""
 
     width: int
+    dtype: Any
 
     @nn.compact
-    def __call__(self, count: int) -> jax.Array:
-        """Returns one vector for each of `count` places."""
-        return self.param("table", nn.initializers.normal(0.02), (count, self.width))
+    def __call__(self, grid: Grid, frame_rate: jax.Array | None) -> jax.Array:
+        """Grid of the sequence; frame_rate: (B,) frames/s, None for one frame -> (B or 1, N, width)."""
+        frames, places = grid[0], grid[1] * grid[2]
+        table = self.param("table", nn.initializers.normal(0.02), (places, self.width)).astype(self.dtype)
+        if frames == 1:
+            return table[None]
+        waves = time_waves(seconds_of((1 if frame_rate is None else len(frame_rate), frames), frame_rate), WAVES)
+        times = nn.Dense(self.width, False, self.dtype, kernel_init=nn.initializers.zeros, name="seconds")(waves)
+        return einops.rearrange(times[:, :, None] + table, "b t n d -> b (t n) d")
 
 
-def to_sequence(x: jax.Array, size: int) -> tuple[jax.Array, tuple[int, int, int]]:
+def to_sequence(x: jax.Array, size: int) -> tuple[jax.Array, Grid]:
     """(B, T, H, W, C) -> (B, N, P), frame by frame and row by row, and the grid (T, H/size, W/size); N is its size."""
     patches = patchify(x, size)  # (B, T, h, w, P)
     _, frames, rows, columns, _ = patches.shape
     return einops.rearrange(patches, "b t h w p -> b (t h w) p"), (frames, rows, columns)
 
 
-def from_sequence(x: jax.Array, size: int, grid: tuple[int, int, int]) -> jax.Array:
+def from_sequence(x: jax.Array, size: int, grid: Grid) -> jax.Array:
     """The inverse of `to_sequence`."""
     frames, rows, _ = grid
     return unpatchify(einops.rearrange(x, "b (t h w) p -> b t h w p", t=frames, h=rows), size)

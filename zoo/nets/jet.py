@@ -11,6 +11,7 @@ import numpy as np
 from zoo.nets.conditioning import Text
 from zoo.nets.flow_layers import (
     Affine,
+    Grid,
     Head,
     Positions,
     apply_guidance,
@@ -22,7 +23,7 @@ from zoo.nets.layers import stack, within
 from zoo.nets.transformer import Block
 
 
-def coupling_mask(i: int, grid: tuple[int, int, int], channels: int) -> np.ndarray:
+def coupling_mask(i: int, grid: Grid, channels: int) -> np.ndarray:
     """The half of (N, P) that coupling i reads and keeps: True there. Couplings 2 j and 2 j + 1 keep opposite halves.
 
     Of four couplings, two split the channels of all patches, drawn by j, and two the patches like a chessboard.
@@ -47,10 +48,10 @@ class Coupling(nn.Module):
     dtype: Any
 
     @nn.compact
-    def predict(self, x: jax.Array, text: Text, guidance: float, kept: jax.Array) -> Affine:
+    def predict(self, x: jax.Array, grid: Grid, text: Text, guidance: float, kept: jax.Array) -> Affine:
         """The affine of x, (B, N, P), read from its half `kept`, (N, P), and the identity there."""
         y = duplicate_for_guidance(jnp.where(kept, x, 0), guidance)
-        places = Positions(self.width, name="positions")(x.shape[1]).astype(self.dtype)
+        places = Positions(self.width, self.dtype, name="positions")(grid, text.frame_rate)
         y = nn.Dense(self.width, dtype=self.dtype, name="embed")(y) + places  # (B, N, D)
         condition = nn.Dense(self.width, dtype=self.dtype, name="caption")(text.pooled)  # (B, D)
         layers = stack(Block, self.depth, within(self.remat), in_axes=nn.broadcast)
@@ -94,7 +95,7 @@ class Jet(nn.Module):
           text: encoded conditions; with guidance, of twice as many samples, see `conditions.duplicate`.
         """
         x, grid = to_sequence(x, self.patch_size)  # (B, N, P)
-        forward = lambda coupling, x, kept: coupling.predict(x, text, guidance, kept).forward(x)
+        forward = lambda coupling, x, kept: coupling.predict(x, grid, text, guidance, kept).forward(x)
         z, log_dets = stack(forward, self.couplings, self.remat)(self.steps, x, self._halves(grid, x.shape[-1]))
         return from_sequence(z, self.patch_size, grid), log_dets.sum(axis=0)
 
@@ -105,11 +106,11 @@ class Jet(nn.Module):
         """
         del cache
         z, grid = to_sequence(z, self.patch_size)  # (B, N, P)
-        backward = lambda coupling, z, kept: (coupling.predict(z, text, guidance, kept).reverse(z), None)
+        backward = lambda coupling, z, kept: (coupling.predict(z, grid, text, guidance, kept).reverse(z), None)
         loop = stack(backward, self.couplings, self.remat, reverse=True)
         x, _ = loop(self.steps, z, self._halves(grid, z.shape[-1]))
         return from_sequence(x, self.patch_size, grid)
 
-    def _halves(self, grid: tuple[int, int, int], channels: int) -> jax.Array:
+    def _halves(self, grid: Grid, channels: int) -> jax.Array:
         """Masks of all couplings, (couplings, N, P)."""
         return jnp.array([coupling_mask(i, grid, channels) for i in range(self.couplings)])

@@ -15,9 +15,7 @@ import jax.numpy as jnp
 from zoo.nets.conditioning import Text, TextAttentionBlock
 from zoo.nets.convolution import Residual, coarsest, split_frames, upsample
 from zoo.nets.layers import stack, unpatchify
-from zoo.nets.time import TimeAttention, seconds_of, time_waves
-
-WAVES = 32  # sines and cosines of a frame's time
+from zoo.nets.time import WAVES, TimeAttention, seconds_of, time_waves
 
 
 class Block(nn.Module):

@@ -1,5 +1,6 @@
 """An autoregressive flow of causal transformers on patches (TarFlow 2412.06329), conditioned on text by attention."""
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from zoo.nets.conditioning import Text
 from zoo.nets.flow_layers import (
     Affine,
+    Grid,
     Head,
     Positions,
     apply_guidance,
@@ -92,29 +94,30 @@ class Block(nn.Module):
     def setup(self):
         """Builds the layers."""
         self.embed = nn.Dense(self.width, dtype=self.dtype)
-        self.positions = Positions(self.width)
+        self.positions = Positions(self.width, self.dtype)
         self.caption = nn.Dense(self.width, dtype=self.dtype)
         self.layers = Layer(self.width, self.heads, self.attention, self.dtype)
         self.head = Head(self.dtype)
 
-    def __call__(self, x: jax.Array, text: Text, guidance: float) -> tuple[jax.Array, jax.Array]:
-        """x: (B, N, P) -> z like x, and the log-determinant (B,)."""
-        return self.predict(x, text, guidance).forward(x)
+    def __call__(self, x: jax.Array, grid: Grid, text: Text, guidance: float) -> tuple[jax.Array, jax.Array]:
+        """x: (B, N, P), patches of the grid -> z like x, and the log-determinant (B,)."""
+        return self.predict(x, grid, text, guidance).forward(x)
 
-    def reverse(self, z: jax.Array, text: Text, guidance: float, cache: bool) -> jax.Array:
+    def reverse(self, z: jax.Array, grid: Grid, text: Text, guidance: float, cache: bool) -> jax.Array:
         """The inverse, patch by patch in one compiled loop; without `cache`, the whole sequence for each patch."""
-        return self._reverse_cached(z, text, guidance) if cache else self._reverse_uncached(z, text, guidance)
+        return (self._reverse_cached if cache else self._reverse_uncached)(z, grid, text, guidance)
 
-    def predict(self, x: jax.Array, text: Text, guidance: float) -> Affine:
+    def predict(self, x: jax.Array, grid: Grid, text: Text, guidance: float) -> Affine:
         """The affine of all patches of x, (B, N, P)."""
         before = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))  # (B, N, P)
-        start = self._start(text, x.shape[1])
+        start = self._start(text, grid)
         affine, _ = self._read(duplicate_for_guidance(before, guidance), *start, slot=text.embeddings.shape[1])
         return apply_guidance(affine, guidance)
 
-    def _start(self, text: Text, count: int):
+    def _start(self, text: Text, grid: Grid):
         """Returns the state before any patch: vectors of positions (B, N, D), masks, and the layers' caches."""
-        places = self.positions(count).astype(self.dtype) + self.caption(text.pooled)[:, None]
+        count = math.prod(grid)
+        places = self.positions(grid, text.frame_rate) + self.caption(text.pooled)[:, None]
         begin = lambda layer, words: (words, layer.init_cache(words, count))
         _, caches = stack(begin, self.depth)(self.layers, text.embeddings)
         return places, visible_to_each(text.lengths, text.embeddings.shape[1], count), caches
@@ -125,10 +128,9 @@ class Block(nn.Module):
         y, caches = layers(self.layers, self.embed(before) + places, caches, visible, slot)  # (B, n, D)
         return self.head(y, before.shape[-1]), caches
 
-    def _reverse_cached(self, z: jax.Array, text: Text, guidance: float) -> jax.Array:
-        count = z.shape[1]
-        places, visible, caches = self._start(text, count)
-        slots = text.embeddings.shape[1] + jnp.arange(count)
+    def _reverse_cached(self, z: jax.Array, grid: Grid, text: Text, guidance: float) -> jax.Array:
+        places, visible, caches = self._start(text, grid)
+        slots = text.embeddings.shape[1] + jnp.arange(z.shape[1])
 
         def step(block, carry, z, place, visible, slot):
             before, caches = carry
@@ -141,9 +143,9 @@ class Block(nn.Module):
         loop = scan(step, variable_broadcast="params", split_rngs={"params": False}, in_axes=(1, 1, 2, 0), out_axes=1)
         return loop(self, (jnp.zeros_like(z[:, 0]), caches), z, places, visible, slots)[1]
 
-    def _reverse_uncached(self, z: jax.Array, text: Text, guidance: float) -> jax.Array:
+    def _reverse_uncached(self, z: jax.Array, grid: Grid, text: Text, guidance: float) -> jax.Array:
         def step(block, x, z, i):
-            affine = Affine(*(part[:, i] for part in block.predict(x, text, guidance)))
+            affine = Affine(*(part[:, i] for part in block.predict(x, grid, text, guidance)))
             return x.at[:, i].set(affine.reverse(z)), None
 
         loop = scan(step, variable_broadcast="params", split_rngs={"params": False}, in_axes=(1, 0))
@@ -187,7 +189,7 @@ class TarFlow(nn.Module):
         x, grid = to_sequence(x, self.patch_size)  # (B, N, P)
 
         def forward(block, x):
-            z, log_det = block(x, text, guidance)
+            z, log_det = block(x, grid, text, guidance)
             return z[:, ::-1], log_det  # the next block reads from the other end
 
         x, log_dets = stack(forward, self.blocks, self.remat)(self.steps, x)
@@ -203,6 +205,6 @@ class TarFlow(nn.Module):
           text: as for `__call__`.
         """
         z, grid = to_sequence(z, self.patch_size)  # (B, N, P)
-        backward = lambda block, z: (block.reverse(z[:, ::-1], text, guidance, cache), None)
+        backward = lambda block, z: (block.reverse(z[:, ::-1], grid, text, guidance, cache), None)
         x, _ = stack(backward, self.blocks, self.remat, reverse=True)(self.steps, z)
         return from_sequence(x, self.patch_size, grid)

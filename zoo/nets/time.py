@@ -13,6 +13,7 @@ from zoo.nets.layers import Attention, RMSNorm, SwiGLU, head_channels, stack
 
 NEW_FOR_VIDEOS = "frame_rate", "seconds", "temporal", "temporal_modulation", "changes"  # what an image run lacks
 SHORTEST, LONGEST = 0.5, 60.0  # seconds: periods of the waves of times
+WAVES = 32  # sines and cosines of a frame's time, where a linear layer reads them
 
 
 def seconds_of(shape: tuple[int, int], frame_rate: jax.Array | None) -> jax.Array:
@@ -27,7 +28,7 @@ def seconds_of(shape: tuple[int, int], frame_rate: jax.Array | None) -> jax.Arra
     """
     if frame_rate is None:
         if shape[1] > 1:
-            raise UserError("attention over time needs the videos' frame rate: name it with the data, e.g. ?fps=8")
+            raise UserError("a network of videos needs the videos' frame rate: name it with the data, e.g. ?fps=8")
         return jnp.zeros(shape)
     return jnp.arange(shape[1]) / jnp.where(frame_rate > 0, frame_rate, 1.0)[:, None]
 
