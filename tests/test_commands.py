@@ -468,6 +468,9 @@ def test_steps_are_doubled_until_no_image_changes():
         (["--workdir=RUN", "--negative=a ring"], "drop --negative and the --guide_ flags"),
         (["--workdir=RUN", "--num=7"], "split 'test' has 6 items, fewer than"),
         (["--workdir=RUN", "more"], "no such argument"),
+        (["--workdir=RUN", "--tolerance=-1"], "tolerance"),
+        (["--workdir=RUN", "--tolerance=inf"], "--tolerance must be a finite number"),
+        (["--workdir=RUN", "--frames=4"], "--frames is for samples"),
     ],
 )
 def test_a_wrong_likelihood_option_is_an_error(likelihood, trained, words, message):
@@ -520,6 +523,10 @@ def test_more_captions_than_there_are_is_an_error(command, trained):
         (["--images=P", "--prompts=TWO"], "has 2 captions for 3 images"),
         (["--images=BROKEN"], "cannot be read"),
         (["--images=P", "--measures=cmd"], "did you mean 'cmmd'"),
+        (["--images=P", "--steps=7"], "--steps is for runs"),
+        (["--images=P", "--checkpoint=5"], "--checkpoint is for runs"),
+        (["--images=P", "--split=nosplit"], "--split is of real images"),
+        (["--workdir=W", "--measures=kid", "--clip=nowhere"], "there is no folder nowhere"),
         (["--images=P", "--measures=cmmd"], "cmmd: needs real images to compare with"),
         (["--images=P", "--measures=clip_score"], "clip_score: needs the captions"),
         (["--images=P", "--measures=kid", "--clip=nowhere"], "there is no folder nowhere"),
@@ -610,6 +617,14 @@ BAD_TRAINING = {
     "folder": ([*TRAIN, "--config.data.source=folder:W/empty", "--workdir=W/run"], "W/empty"),
     "no folder": ([*TRAIN, "--config.data.source=folder:W/nowhere", "--workdir=W/run"], "W/nowhere"),
     "workdir is a file": ([*TRAIN, "--workdir=W/file"], "W/file"),
+    "workdir below a file": ([*TRAIN, "--workdir=W/file/run"], "cannot be made"),
+    "process without a coordinator": (
+        [*TRAIN, "--workdir=W/run", "--process_id=1"],
+        "--process_id needs --coordinator",
+    ),
+    "number without a coordinator": ([*TRAIN, "--workdir=W/run", "--num_processes=2"], "--num_processes needs"),
+    "profile of a dry run": ([*TRAIN, "--dry_run", "--profile=2"], "--profile is for training"),
+    "nans of a dry run": ([*TRAIN, "--dry_run", "--debug_nans"], "--debug_nans is for training"),
 }
 BAD_SAMPLING = {
     "no workdir": ([], "workdir"),
@@ -625,7 +640,10 @@ BAD_SAMPLING = {
     "ema": (["--workdir=RUN", "--ema=21"], "unknown EMA half-life '21'"),
     "guide": (["--workdir=RUN", "--guide_ema=3"], "unknown EMA half-life '3'"),
     "file": (["--workdir=RUN", "--prompts_file=W/nowhere"], "no such file"),
+    "no text": (["--workdir=RUN", "--prompts_file=RUN/samples/step_0000004.png"], "is not UTF-8"),
     "suffix": (["--workdir=RUN", "--prompt=a star", "--out=W/out.bmp"], "bmp"),
+    "bucket": (["--workdir=RUN", "--prompt=a star", "--out=gs://b/out.png"], "is no path of this machine"),
+    "nan": (["--workdir=RUN", "--prompt=a star", "--guidance=nan"], "--guidance must be a finite number, got nan"),
     "word": (["--workdir=RUN", "a star"], "--prompt"),
     "reward": (["--workdir=RUN", "--prompt=a star", "--best_of=2", "--reward=orcale"], "did you mean 'oracle'"),
     "negative": (["--workdir=RUN", "--prompt=a star", "--negative=a ring", "--guidance=0"], "needs guidance above 0"),

@@ -24,7 +24,7 @@ KINDS = {
     "flow": ["jet", "jet,critic"],
     "diffusion": ["critic", "few_steps", "reward", "policy"],
     "gan": ["projected"],
-    "video": ["stills", "images", "critic"],
+    "video": ["stills", "images", "critic", "vae", "flow", "gan"],
 }
 RECIPES = [
     f"{file}:{kind},{words}"
@@ -287,6 +287,8 @@ def test_invertible_families_have_inversion_options_of_sampling():
         ("mean_flow", ("cpu", "demo")),
         ("video", ("images", "demo", "test")),
         ("video", ("stills", "critic", "demo", "test")),
+        ("video", ("flow", "images", "demo")),
+        ("video", ("vae", "stills", "demo")),
         ("clip", ("video", "demo", "test")),
     ],
 )

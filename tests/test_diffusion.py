@@ -210,18 +210,19 @@ def test_guide_is_the_worse_model(simple):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 20, 100])
-@pytest.mark.parametrize("prediction, first", [("x", 0.05), ("v", 0.0)])
+@pytest.mark.parametrize("prediction, first", [("x", 0.05), ("v", 0.05), ("eps", 0.05)])
 def test_no_sampler_evaluates_the_network_below_its_first_time(steps, prediction, first):
     times = np.asarray(method(prediction=prediction, time_min=0.05)._times(SampleOptions(steps=steps, shift=0.5)))
-    assert len(times) == steps + 1 and times[0] == 1 and times[-1] == 0 and (np.diff(times) < 0).all()
+    assert len(times) == steps + 1 and times[0] > 0.98 and times[-1] == 0 and (np.diff(times) < 0).all()
     assert times[-2] >= first - 1e-7
+    assert 0 < np.asarray(method(prediction="v")._times(SampleOptions(steps=4)))[-2] <= 0.25
 
 
 def test_no_likelihood_evaluates_the_network_below_its_first_time(simple, monkeypatch):
     starts, times_from = [], ode.times_from
     monkeypatch.setattr(ode, "times_from", lambda start, *rest: starts.append(start) or times_from(start, *rest))
-    for prediction, first in (("x", 0.05), ("v", 1 / 256)):
-        model = method(prediction=prediction, time_min=0.05)
+    for prediction, first in (("x", 0.05), ("v", 0.05), ("eps", 1 / 256)):
+        model = method(prediction=prediction, time_min=0.0 if prediction == "eps" else 0.05)
         model.bits_per_dim({"model": 1.0}, keys(0, 1, 2, 3), BATCH, steps=1)
         assert starts.pop() == first
 

@@ -411,19 +411,19 @@ def image(tmp_path):
     "words, shown",
     [
         (["invert", "--item=0"], 2),
-        (["interpolate", "--item=0", "--prompt=a red star"], 3),
-        (["direction", "--item=1", "--attribute=red", "--instead_of=blue", "--num=32"], 4),
-        (["vary", "--item=1", "--strength=0.5", "--caption=a star"], 4),
+        (["interpolate", "--item=0", "--prompt=a red star", "--count=3"], 3),
+        (["direction", "--item=1", "--attribute=red", "--instead_of=blue", "--num=32", "--count=3"], 4),
+        (["vary", "--item=1", "--strength=0.5", "--caption=a star", "--count=3"], 4),
     ],
 )
 def test_an_action_writes_images_and_how_they_were_made(zoo_edit, tmp_path, words, shown):
-    done = zoo_edit(*words, "--count=3")
+    done = zoo_edit(*words)
     assert done.code == 0, done.err
     pixels = np.asarray(Image.open(tmp_path / "out.png"))
     assert pixels.shape[1] == 8 + shown * (96 + 8)
     about = json.loads(media.read_metadata(tmp_path / "out.png")["zoo"])
     assert (about["action"], about["checkpoint"], about["settings"]["steps"]) == (words[0], 4, 2)
-    assert about["flags"]["count"] == 3
+    assert about["flags"]["count"] == (8 if words[0] == "invert" else 3)
 
 
 def test_an_image_from_a_file_is_fitted_and_shown(zoo_edit, tmp_path, image):
@@ -469,6 +469,10 @@ def test_a_strip_can_be_a_gif(zoo_edit, tmp_path):
         (["direction", "--item=0", "--attribute=rad", "--num=32"], "'rad': did you mean 'red'"),
         (["direction", "--item=0", "--attribute=one", "--num=32"], "all 32 images have the attribute 'one'"),
         (["vary", "--item=0", "--strength=1.5"], "--strength 1.5: give a part"),
+        (["invert", "--item=0", "--mask=nosuch.png"], "--mask is not for the action invert"),
+        (["invert", "--item=0", "--strength=9"], "--strength is not for the action invert"),
+        (["interpolate", "--item=0", "--item=1", "--attribute=red"], "--attribute is not for the action interpolate"),
+        (["direction", "--item=0", "--attribute=red", "--strength=nan"], "--strength must be a finite number"),
         (["inpaint", "--item=0"], "inpaint needs --mask"),
         (["inpaint", "--item=0", "--mask=nowhere.png"], "--mask: nowhere.png cannot be read"),
         (["invert", "--item=0", "--option=stps=3"], "'stps': did you mean 'steps'"),

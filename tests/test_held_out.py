@@ -88,6 +88,38 @@ def test_diffusion_gives_its_loss_at_noise_levels(recipe, monkeypatch):
         assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
+def test_each_item_is_taken_once_and_a_small_split_is_noted(recipe, tiny, tmp_path, capsys):
+    test = recipe.data.open("test")
+    assert len(test) == 6
+    small = prepare(tiny({"data.batch_size": 4}))[1]
+    assert len(HeldOut(small, small.data.open("test"), 512)._batches) == 1
+    config = tiny({"data.batch_size": 8, "loop.held_out_every": 1, "loop.grid_every": 0})
+    loop.Training(config, tmp_path / "run").held_out  # noqa: B018
+    assert "take the 6 items of the test split again and again" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_losses_that_compare_items_compare_those_of_a_part_as_in_training(recipe, monkeypatch):
+    sizes, plain = [], Diffusion.loss
+
+    def loss(self, player, params, batch, *rest):
+        sizes.append(len(batch["inputs"]))
+        return plain(self, player, params, batch, *rest)
+
+    monkeypatch.setattr(Diffusion, "loss", loss)
+    params, test = parallel.replicate(recipe.create_state().params), recipe.data.open("test")
+    whole, parts = (HeldOut(recipe, test, 8, count)(params, parallel.replicate({}), 0) for count in (1, 2))
+    each = 8 // jax.local_device_count()
+    assert set(sizes) == {each, each // 2} and whole.keys() == parts.keys()
+    assert parts["held_out/model/loss"] == pytest.approx(whole["held_out/model/loss"], rel=0.5)
+
+
+def test_no_loss_is_named_by_a_time_that_is_not_trained(tiny):
+    _, recipe = prepare(tiny({"data.batch_size": 8, "method.time_min": 0.2}))
+    found = losses(recipe, 8)
+    assert "held_out/model/loss_at_0.3" in found and "held_out/model/loss_at_0.1" not in found
+
+
 @pytest.mark.slow
 def test_every_player_has_its_own(tiny):
     _, recipe = prepare(tiny({"data.batch_size": 8}, "configs/gan.py:test"))

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import math
@@ -127,6 +128,8 @@ def test_a_run_that_is_trained_stays_as_it_is_with_a_note(copied, trained, short
     before = (copied / "metrics.jsonl").read_text()
     final = loop.train(short, copied)
     assert "is trained: it has 4 steps" in capsys.readouterr().err
+    loop.train(short, copied, profile=2)
+    assert "no step left to trace" in capsys.readouterr().err
     assert final.step == 4 and (copied / "metrics.jsonl").read_text() == before
 
 
@@ -342,9 +345,23 @@ def test_a_workdir_in_which_nothing_was_logged_takes_another_config(copied, tiny
         loop.check_workdir(copied, tiny({"data.batch_size": 4}), (copied / "config.json").read_text())
 
 
+def test_what_was_due_where_a_run_was_stopped_is_made_by_the_same_command(copied, short, same, saved_state):
+    grid, before = copied / "samples" / "step_0000004.png", saved_state(copied)
+    drawn = grid.read_bytes()
+    grid.unlink()  # as if the process had been killed between saving and drawing
+    assert loop.train(short, copied).step == 4
+    assert grid.read_bytes() == drawn and same(saved_state(copied), before)
+    run = loop.Training(short, copied)
+    run.loop = dataclasses.replace(run.loop, held_out_every=2, score_every=3)
+    assert run.left_at(4) == ["held_out", "score"] and run.left_at(2) == ["held_out"] and not run.left_at(5)
+    with metrics.Writer(copied) as writer:
+        writer.scalars(4, {"held_out/model/loss": 1.0, "score/all": 0.5})
+    assert not run.left_at(4)
+
+
 def test_a_resumed_run_drops_later_lines_and_half_lines(copied, capsys):
-    with open(copied / "metrics.jsonl", "a") as file:
-        file.write('{"step": 5, "model/lo')  # as a power cut leaves it
+    with open(copied / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 5, "model/lo\xff')  # as a power cut leaves it
     assert [row["step"] for row in metrics.read(copied)] == [1, 2, 3, 4]
     metrics.prune(copied, 2)
     with metrics.Writer(copied) as writer:
@@ -352,7 +369,10 @@ def test_a_resumed_run_drops_later_lines_and_half_lines(copied, capsys):
     assert [row["step"] for row in lines_of(copied)] == [1, 2, 3] and not capsys.readouterr().err
     metrics.prune(copied, 0)  # a run that begins anew
     assert "they are in metrics_before.jsonl" in capsys.readouterr().err and not (copied / "metrics.jsonl").exists()
-    assert len((copied / "metrics_before.jsonl").read_text().splitlines()) == 3
+    with metrics.Writer(copied) as writer:
+        writer.scalars(1, {"a": 3.0})
+    metrics.prune(copied, 0)  # and anew again
+    assert len((copied / "metrics_before.jsonl").read_text().splitlines()) == 4
 
 
 @pytest.mark.slow

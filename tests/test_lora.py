@@ -101,8 +101,19 @@ def test_the_pattern_chooses():
     assert set(lora.init(RNG, KERNELS, "mlp", 1)) == {"model/layers/mlp/kernel"}
 
 
+def test_changes_of_kernels_that_are_zero_are_no_distance():
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    assert lora.distance(zeros, lora.init(RNG, KERNELS, "kernel$", 2), 1.0) == 0
+
+
 @pytest.mark.parametrize(
-    "pattern, rank, words", [("nothing", 2, "matches no kernel"), ("bias", 2, "no kernel"), ("mlp", 0, "at least 1")]
+    "pattern, rank, words",
+    [
+        ("nothing", 2, "matches no kernel"),
+        ("bias", 2, "no kernel"),
+        ("mlp", 0, "at least 1"),
+        ("kernel$", 3, "a change of rank 3 has as many numbers as each kernel"),
+    ],
 )
 def test_what_cannot_be_is_an_error(pattern, rank, words):
     with pytest.raises(UserError, match=words):

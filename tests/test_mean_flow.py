@@ -234,3 +234,20 @@ def test_a_low_time_frequency_keeps_the_derivative_by_time_low():
         slope = jax.jvp(lambda t, params=params, time=time: time.apply(params, t), (t,), (jnp.ones_like(t),))[1]
         steepest[highest] = float(jnp.abs(slope).max())
     assert 0 < 20 * steepest[8.0] < steepest[1000.0]
+
+
+def test_guidance_needs_steps_on_the_velocity_itself():
+    with pytest.raises(UserError, match="guidance needs data_proportion above 0"):
+        method(guidance=1.5, data_proportion=0.0)
+
+
+@pytest.mark.parametrize("t", [0.05, 0.4])
+def test_the_derivative_of_predicted_images_by_time_is_whole_at_time_min(monkeypatch, t):
+    """A network that predicts 0: u = z / t, and du/dt = -z / t^2."""
+    network = property(lambda method: SimpleNamespace(apply=lambda variables, z, *_, **__: jnp.zeros_like(z)))
+    monkeypatch.setattr(MeanFlow, "network", network)
+    model, z, times = method(prediction="x", time_min=0.05), jnp.ones((1, *SHAPE)), jnp.full(1, t)
+    at = lambda t: model.apply({"model": None}, z, times, t, None)
+    u, slope = jax.jvp(at, (times,), (jnp.ones(1),))
+    np.testing.assert_allclose(u, np.full(z.shape, 1 / t), rtol=1e-5)
+    np.testing.assert_allclose(slope, np.full(z.shape, -1 / t**2), rtol=1e-5)

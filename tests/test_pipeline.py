@@ -1,5 +1,6 @@
 import gc
 import itertools
+import signal
 import threading
 import time
 import tracemalloc
@@ -208,6 +209,21 @@ def test_bad_sizes(tokenizer):
 
 def workers():
     return [thread for thread in threading.enumerate() if "grain" in thread.name]
+
+
+class Handlers(Numbers):
+    """Items that tell whether their process ignores Ctrl-C."""
+
+    def __getitem__(self, i):
+        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        return super().__getitem__(i) | {"inputs": np.full((1, 8, 8, 3), ignored, np.uint8)}
+
+
+@pytest.mark.slow
+def test_worker_processes_go_on_after_ctrl_c(tokenizer):
+    for count, ignored in ((0, 0), (1, 1)):
+        (batch,) = take(1, Handlers(50), tokenizer, 4, workers=count)
+        assert (batch["inputs"] == ignored).all()
 
 
 @pytest.mark.slow

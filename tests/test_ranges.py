@@ -189,7 +189,16 @@ def test_all_other_frame_rates_can_be_written(rate, tmp_path):
     save(tmp_path / "x.gif", np.zeros((16, 4, 4, 3), np.uint8), rate)
 
 
-@pytest.mark.parametrize(("words", "message"), [("images,stills", "give one of these"), ("images,critic", "a critic")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("images,stills", "give one of these"),
+        ("images,critic", "a critic"),
+        ("images,gan", "a critic"),
+        ("critic,vae", "drop the word critic, or vae"),
+        ("gan,flow", "give one of the words flow and gan"),
+    ],
+)
 def test_words_of_a_recipe_that_exclude_each_other(words, message):
     with pytest.raises(UserError, match=message):
         load(f"configs/video.py:{words},test")

@@ -23,6 +23,18 @@ def local(path: str | os.PathLike) -> Path:
     return Path(path).expanduser()
 
 
+def read_text(path: str | os.PathLike) -> str:
+    """Returns the text of a file; raises UserError where it cannot be read or is not UTF-8."""
+    try:
+        return local(path).read_text("utf-8")
+    except FileNotFoundError:
+        raise UserError(f"no such file: {str(path)!r}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is damaged: it is not UTF-8") from None
+
+
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
     """Yields the path of an unfinished file or folder, which becomes `path` if the block ends without an error.

@@ -4,7 +4,7 @@ import functools
 import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from zoo.errors import UserError
 from zoo.evaluation.evaluator import Evaluator
 from zoo.evaluation.held_out import HeldOut
 from zoo.families import get_dtype
-from zoo.files import atomic, local
+from zoo.files import atomic, local, read_text
 from zoo.runs.dependencies import prepare
 from zoo.runs.run import pick_params
 from zoo.runs.sampler import Sampler
@@ -63,7 +63,7 @@ def check_workdir(workdir: Path, config: configs.Config, saved: str | None) -> N
     file = workdir / "config.json"
     if saved is None and not ((workdir / metrics.FILE).exists() and metrics.read(workdir)):
         return
-    for text in filter(None, (saved, file.read_text() if file.exists() else None)):
+    for text in filter(None, (saved, read_text(file) if file.exists() else None)):
         changes = configs.differences(configs.from_json(text, str(file)), config)
         other = [change for change in changes if not change.startswith(("loop.", "data.threads:", "data.workers:"))]
         if other:
@@ -98,18 +98,42 @@ class Training:
 
     def run(self) -> State:
         """See `train`."""
+        remedy = (
+            f'raise loop.accumulate (now {self.loop.accumulate}), recompute layers by remat="all" of the network, or '
+            f"lower data.batch_size (now {self.recipe.data.batch_size})"
+        )
         try:
-            state, start = self.start()
-            if start >= self.loop.steps:
-                note(f"{self.workdir} is trained: it has {start} steps; sample it with sample.py")
-                return parallel.unreplicate(state)
-            self.loop.check(start)
-            if self.loop.held_out_every:
-                self.held_out  # noqa: B018, so that a split that is missing is an error before training
-            processes.from_first(lambda: self.open(start))
-            return self.train(state, start)
+            with out_of_memory(remedy):
+                state, start = self.start()
+                left = processes.from_first(lambda: self.left_at(start))
+                if start >= self.loop.steps and not left:
+                    trace = "; there is no step left to trace" if self.profile.steps else ""
+                    note(f"{self.workdir} is trained: it has {start} steps; sample it with sample.py{trace}")
+                    return parallel.unreplicate(state)
+                self.loop.check(start)
+                if self.loop.held_out_every:
+                    self.held_out  # noqa: B018, so that a split that is missing is an error before training
+                processes.from_first(lambda: self.open(start))
+                return self.train(state, start, left)
         finally:
             self.checkpoints.close()
+
+    def due(self, step: int) -> list[str]:
+        """What is made after the call that ended with `step`, beside the checkpoint: "held_out", "grid", "score"."""
+        loop = self.loop
+        every = {"held_out": loop.held_out_every, "grid": loop.grid_every, "score": loop.score_every}
+        return [name for name, steps in every.items() if loop.due(steps, step) or (step == loop.steps and steps)]
+
+    def left_at(self, step: int) -> list[str]:
+        """What is due at a saved step and was not made, since the run was stopped there."""
+        due = self.due(step) if 0 < step <= self.loop.steps else []
+        if not due:
+            return []
+        rows = metrics.read(self.workdir) if (self.workdir / metrics.FILE).exists() else []
+        made = {name.partition("/")[0] for row in rows if row.get("step") == step for name in row}
+        if any((self.workdir / "samples").glob(f"step_{step:07d}.*")):
+            made.add("grid")
+        return [name for name in due if name not in made]
 
     def open(self, start: int) -> None:
         """Checks what scores and grids need, so that it is an error before training, and writes the run's files."""
@@ -127,15 +151,14 @@ class Training:
         with atomic(self.workdir / "config.json") as unfinished:
             unfinished.write_text(configs.to_json(self.recipe.config))
 
-    def train(self, state: State, start: int) -> State:
-        """Trains from a replicated state on; returns the last one, saved."""
-        with (
-            GracefulShutdown() as shutdown,
-            Writer(self.workdir, processes.first()) as self.writer,
-            out_of_memory(self.loop.accumulate, self.recipe.data.batch_size),
-            self.profile,
-        ):
-            final = parallel.unreplicate(self.go(state, start, shutdown))
+    def train(self, state: State, start: int, left: Sequence[str] = ()) -> State:
+        """Trains from a replicated state on, after what is left to make at its step; returns the last one, saved."""
+        with GracefulShutdown() as shutdown, Writer(self.workdir, processes.first()) as self.writer, self.profile:
+            if left:
+                self.make(left, start, state, parallel.replicate(self.frozen))
+            if start < self.loop.steps:
+                state = self.go(state, start, shutdown)
+            final = parallel.unreplicate(state)
             processes.from_first(self.checkpoints.wait)
         if final.step < self.loop.steps:
             note(f"stopped and saved at step {final.step} of {self.loop.steps}; the same command resumes")
@@ -176,12 +199,9 @@ class Training:
                 step += loop.steps_per_call
                 bar.update(loop.steps_per_call)
                 last = step >= loop.steps
-                save_now = loop.due(loop.checkpoint_every, step)
-                grid_now = loop.due(loop.grid_every, step) or (last and loop.grid_every > 0)
-                score_now = loop.due(loop.score_every, step) or (last and loop.score_every > 0)
-                held_out_now = loop.due(loop.held_out_every, step) or (last and loop.held_out_every > 0)
+                save_now, due = loop.due(loop.checkpoint_every, step), self.due(step)
                 # Whatever holds the devices up ends the window, so that rates are those of training alone.
-                log_now = loop.due(loop.log_every, step) or save_now or grid_now or score_now or held_out_now or last
+                log_now = loop.due(loop.log_every, step) or save_now or bool(due) or last
                 if log_now:
                     self.log(step, state, window, meter, bar)
                 stop = shutdown.agreed(call, log_now)
@@ -189,10 +209,7 @@ class Training:
                     self.save(state, always=last or stop)
                 if stop and not last:
                     return state
-                if held_out_now:
-                    self.writer.scalars(step, self.held_out(state.params, frozen, step))
-                if grid_now or score_now:
-                    self.evaluate(step, state, grid_now, score_now)
+                self.make(due, step, state, frozen)
                 if last:
                     return state
                 if log_now:
@@ -234,16 +251,19 @@ class Training:
 
         processes.from_first(write)
 
-    def evaluate(self, step: int, state: State, grid: bool, score: bool) -> None:
-        """Draws the grid, and writes the scores, on process 0; the others wait."""
+    def make(self, due: Sequence[str], step: int, state: State, frozen: Any) -> None:
+        """Makes what is due, see `due`: grids and scores on process 0, while the others wait."""
 
         def draw() -> None:
-            if grid:
+            if "grid" in due:
                 self.draw_grid(step, state)
-            if score:
+            if "score" in due:
                 self.writer.scalars(step, self.evaluator(self.averaged(state)))
 
-        processes.from_first(draw)
+        if "held_out" in due:
+            self.writer.scalars(step, self.held_out(state.params, frozen, step))
+        if "grid" in due or "score" in due:
+            processes.from_first(draw)
 
     @functools.cached_property
     def sampler(self) -> Sampler:
@@ -268,7 +288,12 @@ class Training:
             np.array_equal(test[i]["inputs"], self.source[i]["inputs"]) for i in (0, len(test) - 1)
         ):
             note("the losses of loop.held_out_every are on the training data, which the test split is: hold some out")
-        return HeldOut(self.recipe, test, self.loop.held_out_num)
+        if len(test) < self.recipe.data.batch_size:
+            note(
+                f"the losses of loop.held_out_every take the {len(test)} items of the test split again and again, to "
+                f"fill a batch of {self.recipe.data.batch_size}: do not trust those that compare items"
+            )
+        return HeldOut(self.recipe, test, self.loop.held_out_num, self.loop.accumulate)
 
     @functools.cached_property
     def evaluator(self) -> Evaluator:

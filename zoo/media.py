@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from zoo.errors import UserError, unknown_name_error
-from zoo.files import atomic
+from zoo.files import atomic, local
 
 _VISIBLE = 96  # pixels: an image is scaled up by whole numbers until it is this wide
 _GAP = 8
@@ -113,7 +113,7 @@ def save(
 
 def check_file(path: str | os.PathLike, frames: int = 1) -> None:
     """Raises UserError where `save` cannot write so many frames to a file of this name."""
-    _writer(Path(path), frames)
+    _writer(local(path), frames)
 
 
 def note(about: Mapping[str, Any]) -> dict[str, str]:

@@ -58,7 +58,8 @@ def init(
       rank: of the changes.
 
     Raises:
-      UserError: the pattern matches no kernel, or the rank is below 1.
+      UserError: the pattern matches no kernel, or the rank is below 1, or so high that the changes are no smaller than
+        the kernels.
     """
     if rank < 1:
         raise UserError(f"a low-rank change has a rank of at least 1, got {rank}")
@@ -66,6 +67,9 @@ def init(
     chosen = {name: shape for name, shape in kernels.items() if search(name)}
     if not chosen:
         raise UserError(f"pattern {pattern!r} matches no kernel; there are e.g. {', '.join(list(kernels)[:3])}")
+    sizes = [(rank * (rows + columns), rows * columns) for *_, rows, columns in chosen.values()]
+    if all(changed >= whole for changed, whole in sizes):
+        raise UserError(f"a change of rank {rank} has as many numbers as each kernel that it changes: lower the rank")
     adapters = {}
     for key, (name, (*stack, rows, columns)) in zip(jax.random.split(rng, len(chosen)), chosen.items(), strict=True):
         a = jax.random.normal(key, (*stack, rows, rank)) / math.sqrt(rows)
@@ -89,7 +93,8 @@ def distance(params: Any, adapters: dict[str, dict[str, jax.Array]], scale: floa
     """Returns how far `merge` goes: squared norm of all changes, as a share of that of the kernels that are changed."""
     before = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     changes = jnp.array([jnp.sum(jnp.square(_change(pair, scale))) for pair in adapters.values()])
-    return changes.sum() / jnp.array([jnp.sum(jnp.square(before[name])) for name in adapters]).sum()
+    kernels = jnp.array([jnp.sum(jnp.square(before[name])) for name in adapters]).sum()
+    return changes.sum() / jnp.maximum(kernels, jnp.finfo(jnp.float32).tiny)
 
 
 def _change(pair: dict[str, jax.Array], scale: float) -> jax.Array:

@@ -18,7 +18,7 @@ from zoo.commands.scaffold import Command
 from zoo.errors import UserError
 from zoo.evaluation.registry import Score
 from zoo.evaluation.report import names_of, show, to_chart, to_markdown
-from zoo.files import atomic
+from zoo.files import atomic, read_text
 from zoo.method import without_frozen
 from zoo.runs.dependencies import open_run
 from zoo.training import metrics
@@ -59,7 +59,7 @@ def read_scores(workdir: Path) -> dict[str, Score]:
 def read_file(file: Path) -> dict[str, Score]:
     """The scores in one file of either command."""
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(read_text(file))
         if file.name == "likelihood.json":
             return {"bits_per_dim": Score(content["bits_per_dim"], tuple(content["interval"]))}
         around = content["intervals"]["model"]
@@ -76,7 +76,7 @@ def facts_of(workdir: Path) -> dict[str, Any]:
     recipe = run.recipe
     trained, base = without_frozen(run.params), run.params["frozen"].get("base")
     file = workdir / "scores.json"
-    content = json.loads(file.read_text()).get("about", {}) if file.is_file() else {}
+    content = json.loads(read_text(file)).get("about", {}) if file.is_file() else {}
     return {
         "family": type(recipe.method).__name__,
         "data": f"{recipe.data.source}, {recipe.data.size} px",

@@ -30,7 +30,7 @@ from PIL import Image, UnidentifiedImageError
 from zoo import media
 from zoo.commands import sampling_flags
 from zoo.commands.sampling_flags import Sampling
-from zoo.commands.scaffold import Command
+from zoo.commands.scaffold import Command, refuse
 from zoo.data import folder
 from zoo.errors import UserError, unknown_name_error
 from zoo.evaluation.attribute_editing import find_direction, spread
@@ -97,10 +97,11 @@ def main(words: list[str]) -> None:
         raise unknown_name_error("action", words[0], ACTIONS)
     if len(words) != 1:
         raise UserError(f"give one action of {', '.join(ACTIONS)}; got {' '.join(words)}")
+    others = sorted(set().union(*OWN_FLAGS.values()) - OWN_FLAGS[words[0]])
+    refuse(others, f"is not for the action {words[0]}: drop it")
     sampling = sampling_flags.read()
     media.check_file(FLAGS.out)
-    if FLAGS.frames or FLAGS.fps:
-        raise UserError("edit keeps the number and rate of the frames: drop --frames and --fps")
+    refuse(("frames", "fps"), "cannot be changed by edit, which keeps the frames of the image: drop it")
     if sampling.negative and not FLAGS.prompt:
         raise UserError("--negative is for images that --prompt samples: drop it")
     request = Request(**{field.name: getattr(FLAGS, field.name) for field in dataclasses.fields(Request)})
@@ -199,6 +200,13 @@ ACTIONS: dict[str, Callable[[Sampling, Editor, Request], Edited]] = {
     "direction": direction,
     "vary": vary,
     "inpaint": inpaint,
+}
+OWN_FLAGS: dict[str, set[str]] = {  # of an action; all others are of every action
+    "invert": set(),
+    "interpolate": {"count"},
+    "direction": {"attribute", "instead_of", "strength", "num", "count"},
+    "vary": {"strength", "count"},
+    "inpaint": {"mask", "rounds", "count"},
 }
 COMMAND = Command(main, define_flags, f"give one action of {', '.join(ACTIONS)}; got none")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from zoo.commands import sampling_flags
-from zoo.commands.scaffold import Command
+from zoo.commands.scaffold import Command, refuse
 from zoo.errors import UserError
 from zoo.evaluation import model_eval
 from zoo.evaluation.measures import known_entropy, mean_score
@@ -33,7 +33,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("num", 256, "Number of images.", lower_bound=2)
     flags.DEFINE_string("split", "test", "Split of the run's data.")
     flags.DEFINE_bool("no_captions", False, "Under the empty caption instead of each image's own.")
-    flags.DEFINE_float("tolerance", None, "Double the ODE's steps until no image changes by more bits per dimension.")
+    about = "Double the ODE's steps until no image changes by more bits per dimension."
+    flags.DEFINE_float("tolerance", None, about, lower_bound=0)
     flags.DEFINE_string("out", None, "JSON file; by default WORKDIR/likelihood.json.")
 
 
@@ -43,6 +44,7 @@ def main(_: list[str]) -> None:
     run, options = sampling.run, dict(sampling.options)
     if sampling.guided or sampling.negative:
         raise UserError("a likelihood uses no guidance: drop --negative and the --guide_ flags")
+    refuse(("frames", "fps"), "is for samples, and likelihoods are of the data: drop it")
     method = require(run.method, HasLikelihood)
     defaults = dataclasses.asdict(method.LikelihoodOptions())
     real = first_of(run.recipe.data, FLAGS.split, FLAGS.num)

@@ -15,8 +15,9 @@ from zoo import media
 from zoo.commands import sampling_flags
 from zoo.commands.scaffold import Command
 from zoo.data import pipeline
-from zoo.errors import UserError
+from zoo.errors import UserError, named
 from zoo.evaluation.rerank import best_of, clip_reward, get_reward
+from zoo.files import read_text
 from zoo.scenes import oracle
 
 FLAGS = flags.FLAGS
@@ -50,9 +51,8 @@ def read_prompts(
     """Returns the captions to sample, `num` of them; without any given, those of a source."""
     prompts = list(given)
     if file:
-        if not Path(file).is_file():
-            raise UserError(f"--prompts_file: no such file: {file!r}")
-        prompts += [line.strip() for line in Path(file).read_text().splitlines() if line.strip()]
+        lines = named("--prompts_file", lambda: read_text(file)).splitlines()
+        prompts += [line.strip() for line in lines if line.strip()]
     if not prompts:
         prompts = pipeline.captions(source(), limit=num or 16)
     num = num or len(prompts)

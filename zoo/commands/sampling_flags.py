@@ -18,6 +18,10 @@ from zoo.runs.sampler import Sampler
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # they belong to the command, whose --help lists them
+OF_SAMPLES = (  # all but --workdir and --seed
+    *("checkpoint", "ema", "steps", "sampler", "guidance", "option", "negative", "frames", "fps", "per_device"),
+    *("guide_workdir", "guide_checkpoint", "guide_ema"),
+)
 
 
 def define(workdir_required: bool = True) -> None:

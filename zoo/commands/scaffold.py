@@ -1,20 +1,29 @@
 """The frame of every command: its flags, its errors, its exit code."""
 
 import dataclasses
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from absl import app, flags
 
 from zoo import config
 from zoo.errors import UserError, exit_on_user_error
 from zoo.training import parallel
+from zoo.training.diagnosis import out_of_memory
 
 FLAGS = flags.FLAGS
 
 
 def no_flags() -> None:
     """Defines nothing."""
+
+
+def refuse(names: Iterable[str], reason: str) -> None:
+    """Raises UserError for the first of these flags that was given; the reason follows its name."""
+    for name in names:
+        if FLAGS[name].present:
+            raise UserError(f"--{name} {reason}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +56,14 @@ class Command:
 
     def __call__(self, argv: list[str]) -> None:
         """Runs the command on parsed flags."""
+        for name in FLAGS:
+            value = FLAGS[name].value
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"--{name} must be a finite number, got {value}")
         if argv[1:] and not self.arguments:
             raise UserError(f"no such argument: {argv[1]!r}; {self.hint}")
         if self.arguments and not argv[1:]:
             raise UserError(self.arguments)
         parallel.use_compilation_cache()
-        self.main(argv[1:])
+        with out_of_memory("make fewer items at once, by --per_device or data.batch_size"):
+            self.main(argv[1:])

@@ -18,14 +18,14 @@ import zoo.evaluation.measures  # noqa: F401, which registers them
 from zoo import media
 from zoo.commands import sampling_flags
 from zoo.commands.sampling_flags import Sampling
-from zoo.commands.scaffold import Command
+from zoo.commands.scaffold import Command, refuse
 from zoo.data import images as files
-from zoo.errors import UserError
+from zoo.errors import UserError, named
 from zoo.evaluation import registry, report
 from zoo.evaluation.features import Features, clip_features, inception_features, motion_features
 from zoo.evaluation.measures import known_entropy
 from zoo.evaluation.registry import MEASURES, EvalContext, Sample, Score, evaluate, first_of, make_context
-from zoo.files import write_json
+from zoo.files import read_text, write_json
 from zoo.runs.dependencies import open_run
 from zoo.runs.recipe import Data
 from zoo.runs.run import Run
@@ -69,12 +69,6 @@ def main(_: list[str]) -> None:
     if (FLAGS.workdir is None) == (FLAGS.images is None):
         raise UserError("give either --workdir, a run, or --images, a folder")
     registry.chosen(FLAGS.measures)
-    if FLAGS.workdir:
-        subject = of_run(sampling_flags.read(), FLAGS.split, FLAGS.num, FLAGS.references, FLAGS.reference)
-        name, out = FLAGS.workdir, f"{FLAGS.workdir}/scores.json"
-    else:
-        subject = of_folder(FLAGS.images, FLAGS.prompts, FLAGS.references, FLAGS.reference)
-        name, out = FLAGS.images, f"{FLAGS.images.rstrip('/')}_scores.json"  # beside, or the chart would be one of them
     networks = {}
     if registry.needs_clip(FLAGS.measures):
         networks["clip"] = clip_features(FLAGS.clip, FLAGS.clip_prefix)
@@ -82,6 +76,15 @@ def main(_: list[str]) -> None:
         networks["inception"] = inception_features(FLAGS.inception, FLAGS.inception_resize)
     if FLAGS.motion:
         networks["motion"] = motion_features(open_run(FLAGS.motion))
+    if FLAGS.workdir:
+        subject = of_run(sampling_flags.read(), FLAGS.split, FLAGS.num, FLAGS.references, FLAGS.reference)
+        name, out = FLAGS.workdir, f"{FLAGS.workdir}/scores.json"
+    else:
+        refuse(sampling_flags.OF_SAMPLES, "is for runs: drop it, or give --workdir in place of --images")
+        if not FLAGS.reference:
+            refuse(("split", "num", "num_reference"), "is of real images: drop it, or name them by --reference")
+        subject = of_folder(FLAGS.images, FLAGS.prompts, FLAGS.references, FLAGS.reference)
+        name, out = FLAGS.images, f"{FLAGS.images.rstrip('/')}_scores.json"  # beside, or the chart would be one of them
     own = FLAGS.reference is None
     context = context_of(subject, networks, own, FLAGS.split, FLAGS.num, FLAGS.num_reference, FLAGS.seed)
     scores, missing = score(subject, context, FLAGS.measures)
@@ -163,9 +166,7 @@ def read_prompts(name: str | None, paths: list[Path]) -> list[str] | None:
         found = [media.read_metadata(path).get("prompt") for path in paths if path.suffix == ".png"]
         inside = [prompt for prompt in found if prompt is not None]
         return inside if len(inside) == len(paths) else None
-    if not Path(name).is_file():
-        raise UserError(f"--prompts: no such file: {name!r}")
-    lines = [line.strip() for line in Path(name).read_text().splitlines() if line.strip()]
+    lines = [line.strip() for line in named("--prompts", lambda: read_text(name)).splitlines() if line.strip()]
     if len(lines) != len(paths):
         raise UserError(f"--prompts: {name} has {len(lines)} captions for {len(paths)} images; give one each")
     return lines
@@ -175,10 +176,8 @@ def read_references(name: str | None, count: int) -> list[list[str]] | None:
     """Returns the lines of a file of other captions, one for each of `count` images; None without a file."""
     if name is None:
         return None
-    if not Path(name).is_file():
-        raise UserError(f"--references: no such file: {name!r}")
     found = []
-    for number, line in enumerate(Path(name).read_text().rstrip("\n").split("\n"), 1):
+    for number, line in enumerate(named("--references", lambda: read_text(name)).rstrip("\n").split("\n"), 1):
         try:
             texts = json.loads(line)
         except ValueError:

@@ -7,7 +7,7 @@ from absl import flags
 
 from zoo import config, loop
 from zoo.commands import preview
-from zoo.commands.scaffold import Command
+from zoo.commands.scaffold import Command, refuse
 from zoo.errors import UserError
 from zoo.training import processes
 
@@ -43,11 +43,14 @@ def define_flags() -> None:
 
 def main(_: list[str]) -> None:
     """Runs the command on parsed flags."""
-    if FLAGS.coordinator:
+    if not FLAGS.coordinator:
+        refuse(("num_processes", "process_id"), "needs --coordinator too, HOST:PORT of the first process, or auto")
+    else:
         processes.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     if FLAGS.out and not FLAGS.dry_run:
         raise UserError("--out is for --dry_run; a run's folder is given by --workdir")
     if FLAGS.dry_run:
+        refuse(("profile", "debug_nans"), "is for training: drop it, or --dry_run")
         print(preview.preview(FLAGS.config, FLAGS.out))
     elif not FLAGS.workdir:
         raise UserError("--workdir is missing: the folder of the run, e.g. --workdir runs/demo")

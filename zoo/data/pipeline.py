@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import inspect
 import os
+import signal
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -219,12 +220,17 @@ def _prefetched(batches: grain.MapDataset, options: grain.ReadOptions, workers: 
     prepared = batches.to_iter_dataset(options)
     if workers:
         config.parse_no_flags()  # Grain reads flags of its own
-        prepared = prepared.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        prepared = prepared.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _ignore_interrupts)
     iterator = iter(prepared)
     try:
         yield from iterator
     finally:
         iterator.close()
+
+
+def _ignore_interrupts(*_: int) -> None:
+    """In a worker: a terminal sends Ctrl-C to workers too, which must go on until training has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _shuffled(places: np.ndarray, length: int, seed: int) -> np.ndarray:

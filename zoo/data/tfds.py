@@ -15,8 +15,8 @@ from PIL import Image
 from tensorflow_datasets.core import read_only_builder, registered
 
 from zoo.data import images, videos
-from zoo.errors import UserError, unknown_name_error
-from zoo.files import local
+from zoo.errors import UserError, named, unknown_name_error
+from zoo.files import read_text
 
 _features = tensorflow_datasets.features
 _keeping = threading.Lock()  # of all sources, since a lock cannot be pickled
@@ -218,10 +218,8 @@ class _Captions:
 
 def _read_names(file: str, count: int) -> list[str]:
     """Reads the names of so many classes, a line each."""
-    try:
-        names = [line.strip() for line in local(file).read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"names={file} cannot be read ({error}): give a text file with a name a line") from None
+    lines = named("names", lambda: read_text(file)).splitlines()
+    names = [line.strip() for line in lines if line.strip()]
     if len(names) != count:
         raise UserError(f"names={file} has {len(names)} names, and the dataset {count} classes: give one for each")
     return names

@@ -16,7 +16,13 @@ LEVELS = 0.1, 0.3, 0.5, 0.7, 0.9  # times
 
 @runtime_checkable
 class HasLossAtLevel(Protocol):
-    """Ability of families whose loss has a noise level: the loss at one."""
+    """Ability of families whose loss has a noise level: the loss at one.
+
+    Attributes:
+      time_min: earliest time that is trained.
+    """
+
+    time_min: float
 
     def loss_at(self, params: Any, batch: Batch, rng: jax.Array, t: float) -> jax.Array:
         """Returns the mean loss of a batch at time t, a scalar."""
@@ -29,11 +35,13 @@ class HeldOut:
     Args:
       recipe: recipe that is trained.
       source: data of the split.
-      num: number of items, taken in whole batches, at least one.
+      num: number of items, each taken once in whole batches, at least one batch.
+      accumulate: parts in which a device takes its batch, as in training: some losses compare the items of a part.
     """
 
-    def __init__(self, recipe: Recipe, source: Source, num: int):
-        batches = itertools.islice(recipe.stream(source, split="test"), max(1, num // recipe.data.batch_size))
+    def __init__(self, recipe: Recipe, source: Source, num: int, accumulate: int = 1):
+        self._accumulate, count = accumulate, max(1, min(num, len(source)) // recipe.data.batch_size)
+        batches = itertools.islice(recipe.stream(source, split="test"), count)
         self._batches = [jax.tree.map(lambda x: x[:, 0], parallel.stack_and_shard([batch])) for batch in batches]
         self._method, self._axis = recipe.method, parallel.Devices()
         self._losses = jax.pmap(self._on_a_batch, axis_name=parallel.AXIS_NAME, in_axes=(0, 0, None, None, 0))
@@ -53,12 +61,24 @@ class HeldOut:
         return {f"held_out/{name}": value / len(self._batches) for name, value in sums.items()}
 
     def _on_a_batch(self, params, frozen, number, step, batch) -> dict[str, jax.Array]:
-        method, tree = self._method, {**params, "frozen": frozen}
         rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), number), self._axis.index)
+        tree = {**params, "frozen": frozen}
+        if self._accumulate == 1:
+            return self._axis.pmean(self._on_a_part(tree, rng, step, batch))
+        parts = jax.tree.map(lambda x: x.reshape((self._accumulate, -1) + x.shape[1:]), batch)
+        found = jax.lax.map(
+            lambda part: self._on_a_part(tree, jax.random.fold_in(rng, part[0]), step, part[1]),
+            (jnp.arange(self._accumulate), parts),
+        )
+        return self._axis.pmean(jax.tree.map(jnp.mean, found))
+
+    def _on_a_part(self, tree, rng, step, batch) -> dict[str, jax.Array]:
+        method = self._method
         metrics: dict[str, jax.Array] = {}
         for player in dict.fromkeys(method.players):
             _, output = method.loss(player, tree, batch, rng, self._axis, jnp.asarray(step))
             metrics |= {f"{player}/{name}": value for name, value in output.metrics.items()}
         if isinstance(method, HasLossAtLevel):
-            metrics |= {f"{method.players[0]}/loss_at_{t:g}": method.loss_at(tree, batch, rng, t) for t in LEVELS}
-        return self._axis.pmean(metrics)
+            times = [t for t in LEVELS if t >= method.time_min]
+            metrics |= {f"{method.players[0]}/loss_at_{t:g}": method.loss_at(tree, batch, rng, t) for t in times}
+        return metrics

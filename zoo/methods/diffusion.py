@@ -101,7 +101,8 @@ class Diffusion:
       loss_space: quantity whose squared error is the loss: "x", "eps", "v", or "min_snr".
       time_distribution: "logit_normal" (of `time_mean`, `time_std`), "uniform", or "steps" (of a sampler of
         `time_steps`), moved towards noise by `time_shift`.
-      time_min: earliest training time; keeps v = (z - x) / t bounded where x is predicted (JiT uses 0.05).
+      time_min: earliest time of training and of sampling; keeps v = (z - x) / t bounded where x is predicted (JiT uses
+        0.05).
       caption_drop: share of captions replaced by the empty one, which classifier-free guidance needs.
     """
 
@@ -277,7 +278,7 @@ class Diffusion:
     @property
     def _first_time(self) -> float:
         """Earliest time at which the network is evaluated: where x is predicted, v = (z - x) / t needs noise."""
-        return max(self.time_min, X_START) if self.prediction == "x" else 0.0
+        return max(self.time_min, X_START if self.prediction == "x" else 0.0)
 
     @property
     def _last_time(self) -> float:
@@ -288,8 +289,8 @@ class Diffusion:
         """See `Invertible.invert`: the probability-flow ODE from the image to noise (Song et al. 2011.13456, 4.3).
 
         `options.steps` are those of `diffusion.ode`, four evaluations each. Noise of samples that were made with
-        guidance is only found with the same guidance. Where x is predicted, v = (z - x) / t has no value at t = 0:
-        there the image first gets noise of `time_min`, drawn with rng. Nothing is drawn otherwise.
+        guidance is only found with the same guidance. Where the network is not trained at t = 0, the image first gets
+        noise of `time_min`, drawn with rng.
         """
         start = self._first_time
         z = get_path(self.path).interpolate(inputs, normal_each(rng, inputs.shape[1:]), jnp.full(len(inputs), start))

@@ -101,6 +101,8 @@ class MeanFlow:
             raise UserError(f"time_min {self.time_min} must be above 0 where x is predicted, e.g. 0.05")
         if self.guidance and not 0 < self.caption_drop < 1:
             raise UserError(f"guidance {self.guidance} needs caption_drop between 0 and 1, got {self.caption_drop}")
+        if self.guidance and not self.data_proportion:
+            raise UserError("guidance needs data_proportion above 0: its target is made of u(z, t, t), trained there")
         if self.guidance_mix and not self.guidance:
             raise UserError(f"guidance_mix {self.guidance_mix} needs guidance above 0")
 
@@ -112,7 +114,10 @@ class MeanFlow:
     def apply(self, params, z: jax.Array, r: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
         """u(z, r, t). z: (B, T, H, W, C); r, t: (B,) -> like z."""
         predicted = self.network.apply({"params": params["model"]}, z, t, t - r, cond=cond)
-        return predicted if self.prediction == "u" else (z - predicted) / expand(jnp.maximum(t, self.time_min), z)
+        if self.prediction == "u":
+            return predicted
+        t = jnp.where(t >= self.time_min, t, self.time_min)  # the derivative of a maximum is half at time_min
+        return (z - predicted) / expand(t, z)
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
         """See `Method.init`."""
@@ -157,8 +162,8 @@ class MeanFlow:
 
     def sample(self, params, rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: SampleOptions) -> jax.Array:
         """See `Generates.sample`."""
-        first = self.time_min if self.prediction == "x" else 0.0
-        z, times = normal_each(rng, shape), grid_to_zero(options.steps, shift=options.shift, first=first)
+        times = grid_to_zero(options.steps, shift=options.shift, first=self.time_min)
+        z = normal_each(rng, shape)
 
         def step(z, times):
             t, r = jnp.broadcast_to(times[:, None], (2, len(z)))

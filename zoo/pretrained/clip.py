@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from zoo import weights
 from zoo.conditions import Cond
 from zoo.errors import UserError, unknown_name_error
-from zoo.files import atomic
+from zoo.files import atomic, read_text
 from zoo.nets.clip import CLIP
 from zoo.resize import differentiable_crop
 
@@ -274,18 +274,9 @@ def _turn(path: str, x, to_theirs: bool):
 # ---- the files beside the tensors
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {path}, which the folder of a CLIP holds: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is damaged: it is not UTF-8") from None
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(_read_text(path))
+        content = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if not isinstance(content, dict):
@@ -294,7 +285,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
-    text = _read_text(path)
+    text = read_text(path)
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library has no narrower one

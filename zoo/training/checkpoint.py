@@ -53,7 +53,10 @@ class Checkpoints:
         )
         self.manager: Any = None
         if not read_only and processes.first():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{self.folder} cannot be made ({error.strerror}): choose another --workdir") from None
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=max_to_keep, create=False, cleanup_tmp_directories=True, multiprocessing_options=alone
             )
@@ -194,7 +197,9 @@ class Checkpoints:
                 print(f"checkpoint of step {candidate} is damaged ({one_line(error)}) and not used", file=sys.stderr)
         if steps:
             tried = ", ".join(map(str, wanted)) or f"up to {newest}, which are gone"
-            raise UserError(f"no checkpoint in {self.folder} can be read; tried steps {tried}")
+            raise UserError(
+                f"no checkpoint in {self.folder} can be read; tried steps {tried}: restore one, or train again"
+            )
         return None
 
     def set_aside(self, newer_than: int) -> None:

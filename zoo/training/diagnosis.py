@@ -71,22 +71,14 @@ def stopping_at_nans(steps: Callable) -> Callable:
 
 
 @contextlib.contextmanager
-def out_of_memory(accumulate: int, batch_size: int) -> Iterator[None]:
-    """Turns the error of a device that is out of memory into one line, with what can be changed.
-
-    Args:
-      accumulate: parts in which a device takes its batch.
-      batch_size: items of a batch.
-    """
+def out_of_memory(remedy: str) -> Iterator[None]:
+    """Turns the error of a device that is out of memory into one line, with what can be done."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(
-            f"a device is out of memory: raise loop.accumulate (now {accumulate}), recompute layers by "
-            f'remat="all" of the network, or lower data.batch_size (now {batch_size})'
-        ) from error
+        raise UserError(f"a device is out of memory: {remedy}") from error
 
 
 class Profile:
@@ -98,7 +90,7 @@ class Profile:
     """
 
     def __init__(self, folder: Path, steps: int):
-        self._folder, self._steps, self._left, self._running = folder, steps, steps, False
+        self._folder, self.steps, self._left, self._running = folder, steps, steps, False
 
     def __enter__(self) -> "Profile":
         return self
@@ -128,6 +120,6 @@ class Profile:
     def _stop(self) -> None:
         jax.profiler.stop_trace()
         self._running = False
-        traced = self._steps - self._left
+        traced = self.steps - self._left
         where = f"is in {self._folder}" if traced else "is empty: no call followed the first one, which compiles"
         print(f"note: a trace of {traced} steps {where}", file=sys.stderr)

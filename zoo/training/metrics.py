@@ -60,7 +60,7 @@ def read(workdir: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise UserError(f"{workdir} has no {FILE}: train it first")
     rows = []
-    for line in file.read_text().split("\n"):
+    for line in file.read_text("utf-8", "replace").split("\n"):
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
     return rows
@@ -84,7 +84,9 @@ def prune(workdir: Path, start: int) -> None:
     kept = [row for row in rows if row.get("step", 0) <= start]
     try:
         if rows and not kept:
-            os.replace(workdir / FILE, workdir / BEFORE)
+            with open(workdir / BEFORE, "a") as before:
+                before.writelines(json.dumps(row) + "\n" for row in rows)
+            os.remove(workdir / FILE)
             print(f"note: {workdir} has metrics and no checkpoint: they are in {BEFORE} now", file=sys.stderr)
         else:
             with atomic(workdir / FILE) as unfinished:
