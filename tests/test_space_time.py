@@ -216,6 +216,13 @@ def test_a_flow_of_videos_starts_from_images_and_counts_time_in_seconds(net):
     params, longer = rough(video), np.concatenate([Z, Z], axis=1)
     assert np.abs(apply(params, Z, cond(2, 4.0)) - apply(params, Z, cond(2, 8.0))).max() > 1e-3
     assert apply(params, longer, cond(2, 4.0)).shape == longer.shape
+    params = jax.tree.map(lambda x: 0.3 * x, params)
+    z = apply(params, Z, cond(2, 4.0))
+    for cache in (True, False):
+        inverse = functools.partial(flow.apply, call="inverse", cond=cond(2, 4.0))
+        np.testing.assert_allclose(
+            jax.jit(inverse, static_argnums=(2, 3))({"params": params}, z, 0.0, cache), Z, atol=1e-4
+        )
 
 
 def test_a_critic_of_videos_begins_as_that_of_images():

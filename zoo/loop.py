@@ -119,13 +119,13 @@ class Training:
             self.checkpoints.close()
 
     def due(self, step: int) -> list[str]:
-        """What is made after the call that ended with `step`, beside the checkpoint: "held_out", "grid", "score"."""
+        """Names of what is made after the call that ended with `step`, beside the checkpoint: "held_out", "grid", "score"."""
         loop = self.loop
         every = {"held_out": loop.held_out_every, "grid": loop.grid_every, "score": loop.score_every}
         return [name for name, steps in every.items() if loop.due(steps, step) or (step == loop.steps and steps)]
 
     def left_at(self, step: int) -> list[str]:
-        """What is due at a saved step and was not made, since the run was stopped there."""
+        """Names of what is due at a saved step and was not made, since the run was stopped there."""
         due = self.due(step) if 0 < step <= self.loop.steps else []
         if not due:
             return []

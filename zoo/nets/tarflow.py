@@ -81,7 +81,8 @@ class Block(nn.Module):
     """One autoregressive step of the flow (2412.06329, section 2.3): each patch's affine is read from those before it.
 
     Position i receives patch i - 1 and predicts the affine map of patch i; position 0 receives the text alone. (TarFlow
-    leaves the first patch as it is.)
+    leaves the first patch as it is.) In videos of n patches a frame it also receives patch i - n, the same place of the
+    frame before, by a layer that starts at zero.
     """
 
     width: int
@@ -94,6 +95,7 @@ class Block(nn.Module):
     def setup(self):
         """Builds the layers."""
         self.embed = nn.Dense(self.width, dtype=self.dtype)
+        self.temporal = nn.Dense(self.width, False, self.dtype, kernel_init=nn.initializers.zeros)  # videos' alone
         self.positions = Positions(self.width, self.dtype)
         self.caption = nn.Dense(self.width, dtype=self.dtype)
         self.layers = Layer(self.width, self.heads, self.attention, self.dtype)
@@ -109,10 +111,10 @@ class Block(nn.Module):
 
     def predict(self, x: jax.Array, grid: Grid, text: Text, guidance: float) -> Affine:
         """The affine of all patches of x, (B, N, P)."""
-        before = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))  # (B, N, P)
-        start = self._start(text, grid)
-        affine, _ = self._read(duplicate_for_guidance(before, guidance), *start, slot=text.embeddings.shape[1])
-        return apply_guidance(affine, guidance)
+        later = lambda n: jnp.pad(x, ((0, 0), (n, 0), (0, 0)))[:, : x.shape[1]]  # (B, N, P)
+        past = [later(1), later(grid[1] * grid[2])] if grid[0] > 1 else [later(1)]
+        affine, _ = self._read(past, guidance, *self._start(text, grid), slot=text.embeddings.shape[1])
+        return affine
 
     def _start(self, text: Text, grid: Grid):
         """Returns the state before any patch: vectors of positions (B, N, D), masks, and the layers' caches."""
@@ -122,26 +124,28 @@ class Block(nn.Module):
         _, caches = stack(begin, self.depth)(self.layers, text.embeddings)
         return places, visible_to_each(text.lengths, text.embeddings.shape[1], count), caches
 
-    def _read(self, before, places, visible, caches, slot):
-        """Patches before n places, (B, n, P) -> the affine at these places, and the caches."""
+    def _read(self, past, guidance, places, visible, caches, slot):
+        """The patches before m places, of videos a frame before them too, (B, m, P) -> their affine, and the caches."""
+        past = [duplicate_for_guidance(x, guidance) for x in past]
+        y = self.embed(past[0]) + places + sum(map(self.temporal, past[1:]))
         layers = stack(Layer.__call__, self.depth, within(self.remat), in_axes=(0, nn.broadcast, nn.broadcast))
-        y, caches = layers(self.layers, self.embed(before) + places, caches, visible, slot)  # (B, n, D)
-        return self.head(y, before.shape[-1]), caches
+        y, caches = layers(self.layers, y, caches, visible, slot)  # (B, m, D)
+        return apply_guidance(self.head(y, past[0].shape[-1]), guidance), caches
 
     def _reverse_cached(self, z: jax.Array, grid: Grid, text: Text, guidance: float) -> jax.Array:
         places, visible, caches = self._start(text, grid)
         slots = text.embeddings.shape[1] + jnp.arange(z.shape[1])
 
         def step(block, carry, z, place, visible, slot):
-            before, caches = carry
-            affine, caches = block._read(
-                duplicate_for_guidance(before, guidance)[:, None], place[:, None], visible[:, :, None], caches, slot
-            )
-            x = apply_guidance(affine, guidance).reverse(z[:, None])[:, 0]  # (B, P)
-            return (x, caches), x
+            last, caches = carry  # the patches of a frame, oldest first; of an image the one before alone
+            past = [last[:, -1:], last[:, :1]] if grid[0] > 1 else [last]
+            affine, caches = block._read(past, guidance, place[:, None], visible[:, :, None], caches, slot)
+            x = affine.reverse(z[:, None])  # (B, 1, P)
+            return (jnp.concatenate([last[:, 1:], x], axis=1), caches), x[:, 0]
 
         loop = scan(step, variable_broadcast="params", split_rngs={"params": False}, in_axes=(1, 1, 2, 0), out_axes=1)
-        return loop(self, (jnp.zeros_like(z[:, 0]), caches), z, places, visible, slots)[1]
+        last = jnp.zeros_like(z[:, : grid[1] * grid[2] if grid[0] > 1 else 1])
+        return loop(self, (last, caches), z, places, visible, slots)[1]
 
     def _reverse_uncached(self, z: jax.Array, grid: Grid, text: Text, guidance: float) -> jax.Array:
         def step(block, x, z, i):
