@@ -119,7 +119,7 @@ class Training:
             self.checkpoints.close()
 
     def due(self, step: int) -> list[str]:
-        """Names of what is made after the call that ended with `step`, beside the checkpoint: "held_out", "grid", "score"."""
+        """Names of what is made after the call that ended with `step`, beside the checkpoint: held_out, grid, score."""
         loop = self.loop
         every = {"held_out": loop.held_out_every, "grid": loop.grid_every, "score": loop.score_every}
         return [name for name, steps in every.items() if loop.due(steps, step) or (step == loop.steps and steps)]
