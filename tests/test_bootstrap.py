@@ -25,6 +25,15 @@ def test_an_interval_of_a_mean_has_the_width_of_theory():
     assert interval(np.full(30, 0.25)) == (0.25, 0.25)
 
 
+def test_an_interval_of_a_share_is_wilsons():
+    """Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
+    for right, count, expected in ((81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0.0, 0.1611))):
+        found = interval(np.arange(count) < right)
+        assert found == pytest.approx(expected, abs=1e-4)
+    assert interval(np.ones(16)) == pytest.approx((1 - 0.1936, 1.0), abs=1e-3)
+    assert interval(np.arange(29) < 1) == pytest.approx((0.0061, 0.1718), abs=1e-4)
+
+
 @pytest.mark.parametrize("sizes", [(80, 80), (60, 200)])
 def test_intervals_of_a_measure_hold_its_expectation_at_their_level(sizes):
     rng = np.random.default_rng(0)

@@ -218,7 +218,7 @@ def test_arguments_are_split_at_commas():
 
 
 def test_an_unknown_argument_names_the_nearest():
-    with pytest.raises(UserError, match="unknown config argument 'dmo': did you mean 'demo'"):
+    with pytest.raises(UserError, match="unknown word of the recipe 'dmo': did you mean 'demo'"):
         configs.arguments("dmo", ["demo", "test"])
 
 

@@ -209,10 +209,10 @@ def usual_interrupt():
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_second_signal_acts_as_usual(usual_interrupt):
+def test_a_signal_is_acknowledged_and_a_second_one_acts_as_usual(usual_interrupt, capfd):
     with pytest.raises(KeyboardInterrupt), GracefulShutdown() as shutdown:
         signal.raise_signal(signal.SIGINT)
-        assert shutdown.requested
+        assert shutdown.requested and "the same signal again ends at once" in capfd.readouterr().err
         signal.raise_signal(signal.SIGINT)
 
 

@@ -35,7 +35,7 @@ def arguments(text: str | None, known: Sequence[str]) -> set[str]:
     """Splits the argument of a config file, `FILE:a,b`, into its words; raises UserError on an unknown one."""
     words = {word for word in (text or "").split(",") if word}
     for word in sorted(words - set(known)):
-        raise unknown_name_error("config argument", word, known)
+        raise unknown_name_error("word of the recipe", word, known)
     return words
 
 

@@ -190,6 +190,7 @@ class Training:
             steps = stopping_at_nans(steps)
         frozen = parallel.replicate(self.frozen)
         hidden = not processes.first()
+        note("compiling the training step, which takes seconds to minutes")
         with tqdm.tqdm(total=loop.steps, initial=step, unit="step", disable=hidden, mininterval=1) as bar:
             for call, batch in enumerate(self.batches(step)):
                 state, metrics = steps(state, frozen, batch)
@@ -291,7 +292,7 @@ class Training:
         if len(test) < self.recipe.data.batch_size:
             note(
                 f"the losses of loop.held_out_every take the {len(test)} items of the test split again and again, to "
-                f"fill a batch of {self.recipe.data.batch_size}: do not trust those that compare items"
+                f"fill a batch of {self.recipe.data.batch_size}: losses that compare items, as CLIP's, are wrong there"
             )
         return HeldOut(self.recipe, test, self.loop.held_out_num, self.loop.accumulate)
 

@@ -1,4 +1,4 @@
-"""Confidence intervals of scores from resampling. They do not depend on the order of the samples."""
+"""Confidence intervals of scores, from resampling but for shares. They do not depend on the order of the samples."""
 
 from collections.abc import Callable
 from statistics import NormalDist
@@ -19,6 +19,9 @@ def _check(level: float, resamples: int) -> None:
 def interval(per_example, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean (Efron 1979): the middle `level` of the means of resampled values.
 
+    Of values that are all 0 or 1 it is Wilson's interval of a share (1927): resamples of 16 right ones out of 16 are all
+    alike, and say nothing of how wrong 1 may be.
+
     Args:
       per_example: values (N,), at least 2 (a few dozen, for the level to hold).
       level: the chance that such intervals hold the true mean, in (0, 1).
@@ -33,10 +36,19 @@ def interval(per_example, level: float = 0.95, resamples: int = 1000, seed: int 
     """
     _check(level, resamples)
     values = np.sort(features64("per_example", np.asarray(per_example)[..., None], 2, "an interval")[:, 0])
+    if np.isin(values, (0, 1)).all():
+        return _of_share(float(values.mean()), len(values), level)
     rng = np.random.default_rng(seed)
     means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _of_share(share: float, count: int, level: float) -> tuple[float, float]:
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle, spread = share + z**2 / (2 * count), z * (share * (1 - share) / count + (z / (2 * count)) ** 2) ** 0.5
+    low, high = ((middle + side * spread) / (1 + z**2 / count) for side in (-1, 1))
+    return max(0.0, low), min(1.0, high)
 
 
 def interval_of(

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM make the loop save and stop."""
 
+import os
 import signal
 
 import jax
@@ -24,6 +25,9 @@ class GracefulShutdown:
     def _request(self, number, frame):
         self.requested = True
         self._restore()
+        os.write(
+            2, b"\nstopping: this step ends and is saved; the same signal again ends at once\n"
+        )  # print may not nest
 
     def _restore(self):
         for number, handler in self._before.items():
