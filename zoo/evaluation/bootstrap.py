@@ -19,8 +19,8 @@ def _check(level: float, resamples: int) -> None:
 def interval(per_example, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean (Efron 1979): the middle `level` of the means of resampled values.
 
-    Of values that are all 0 or 1 it is Wilson's interval of a share (1927): resamples of 16 right ones out of 16 are all
-    alike, and say nothing of how wrong 1 may be.
+    Of values that are all 0 or 1 it is Wilson's interval of a share (1927): resamples of 16 right ones out of 16 are
+    all alike, as if 1 were certain.
 
     Args:
       per_example: values (N,), at least 2 (a few dozen, for the level to hold).
