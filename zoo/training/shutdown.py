@@ -25,9 +25,8 @@ class GracefulShutdown:
     def _request(self, number, frame):
         self.requested = True
         self._restore()
-        os.write(
-            2, b"\nstopping: this step ends and is saved; the same signal again ends at once\n"
-        )  # print may not nest
+        # A handler may interrupt a print, and prints may not nest.
+        os.write(2, b"\nstopping: this step ends and is saved; the same signal again ends at once\n")
 
     def _restore(self):
         for number, handler in self._before.items():
