@@ -11,6 +11,8 @@ from zoo.commands import oracle_eval
 from zoo.scenes import grammar, oracle, world
 from zoo.scenes.world import SPLITS, Scene, Thing
 
+RNG = np.random.default_rng(2)
+
 
 def draw(name: str, count: int, size: int, frames: int = 1, seed: int = 0):
     rng = np.random.default_rng(seed)
@@ -161,6 +163,28 @@ def test_colour_place_and_background_are_read_under_moderate_noise(name, size):
     assert scores["background"] >= 0.99 and scores["colour"] >= 0.9 and scores["position"] >= 0.9
     found = [oracle.observe(image, name) for image in noisy]
     assert np.mean([seen.scene is None or seen.clutter for seen in found]) == scores["unreadable"]
+
+
+@pytest.mark.parametrize("damage", [lambda p: oracle_eval.blur(p, 1.0), lambda p: oracle_eval.add_noise(p, 0.1, RNG)])
+def test_motions_are_read_under_blur_and_noise(damage):
+    _, videos, texts = draw("video_one", 60, 16, 8)
+    table = lambda damaged: {name: x.mean() for name, x in oracle.table(damaged, texts, "video_one").items()}
+    scores = table([damage(video) for video in videos])
+    assert scores["unreadable"] > 0.4 and scores["motion"] >= 0.9 and scores["speed"] >= 0.9
+    still = np.mean(["standing still" in text for text in texts])
+    for order in (RNG.permutation(8), np.arange(8)[::-1]):  # what stands still has no order
+        assert table([damage(video[order]) for video in videos])["motion"] <= still + 0.1
+
+
+def test_a_motion_that_only_shapes_show_is_not_read_without_them():
+    thing = Thing("square", "red", "large", (1, 1), motion="spinning", speed="fast")
+    video = world.render(Scene("video", "black", (thing,)), 32, 8)
+    claims = "a large red square in the centre {} on a black background"
+    assert oracle.score(video, claims.format("spinning quickly"), "video")["all"]
+    damaged = oracle_eval.blur(video, 2.0)
+    for motion in ("spinning quickly", "standing still"):
+        scores = oracle.score(damaged, claims.format(motion), "video")
+        assert scores["unreadable"] and scores["colour"] and not scores["motion"]
 
 
 @pytest.mark.parametrize(("name", "size"), [("one", 16), ("full", 32)])

@@ -422,30 +422,47 @@ def _thing(
     return thing if misfit <= WORST_FIT else None
 
 
-def _read_roughly(pixels: np.ndarray, world: str, known: tuple[Thing, ...]) -> Scene:
-    """Reads what can be read of an image with noise, or with things that fit no template: background, colours, places.
+def _read_roughly(pixels: np.ndarray, world: str, known: tuple[Thing, ...], frame_rate: float | None) -> Scene:
+    """Reads what can be read of an image with noise or blur: background, colours, places, and of videos motions.
 
     Args:
-      pixels: as for `observe`; of a video the first frame is read.
+      pixels: as for `observe`.
       world: as for `observe`.
       known: things that `observe` found.
+      frame_rate: as for `observe`.
 
     Returns:
-      The background, "" if it is none of the known ones, and the largest blobs after a median over 3 x 3 pixels, as
-      things without shape and size. Known things have both.
+      The background, "" if it is none of the known ones, and the largest blobs of the first frame after a median over
+      3 x 3 pixels, as things without shape and size, and without motion where shapes must be known for it. Known things
+      have all.
     """
     rules, size = worlds.world_named(world), pixels.shape[1]
-    smooth = _median(pixels[0])
-    background = _background(smooth)
+    smooth = np.stack([_median(frame) for frame in pixels])
+    background = _background(smooth[0])
     if background is None:
         return Scene(world, "", ())
     things = {(thing.cell, thing.colour): thing for thing in known}
-    residue = smooth.astype(np.float32) - np.array(worlds.BACKGROUNDS[background], np.float32)
-    blobs, _ = _blobs(residue, background, LEAST_AREA * _smallest_area(world, size))
-    for blob in sorted(blobs, key=lambda blob: -blob.area):
+    residues = smooth.astype(np.float32) - np.array(worlds.BACKGROUNDS[background], np.float32)
+    found = [_blobs(residue, background, LEAST_AREA * _smallest_area(world, size))[0] for residue in residues]
+    times = np.arange(len(pixels)) / (len(pixels) if frame_rate is None else frame_rate)
+    if max(map(len, found)) > MOST_BLOBS:
+        found, times = found[:1], times[:1]
+    tracks = _link(found, LONGEST_STEP * _pixels_per_cell(rules, size))
+    begun = [(track, track.blobs[0]) for track in tracks if track.blobs[0] is not None]
+    for track, blob in sorted(begun, key=lambda pair: -pair[1].area):
         colour, cell = tuple(worlds.COLOURS)[blob.colour], _cell(blob.centre, "", "large", rules, size)
-        things.setdefault((cell, colour), Thing("", colour, "", cell, motion=""))
+        motion, speed = _rough_motion(track, times, rules, size)
+        things.setdefault((cell, colour), Thing("", colour, "", cell, motion=motion, speed=speed))
     return Scene(world, background, tuple(things.values())[:MOST_BLOBS])
+
+
+def _rough_motion(track: Track, times: np.ndarray, world: World, size: int) -> tuple[str, str | None]:
+    """The motion and speed of a track that its centres and areas show; what needs a shape is left unread."""
+    if len(times) == 1 or not world.moves:
+        return UNREAD
+    possible = _motions(track, times, world, _pixels_per_cell(world, size))
+    possible = [pair for pair in possible if pair[0] in ("static", *world.motions)]
+    return possible[0] if len(possible) == 1 else UNREAD
 
 
 def _median(pixels: np.ndarray) -> np.ndarray:
@@ -493,8 +510,8 @@ def score(pixels: np.ndarray, text: str, world: str, frame_rate: float | None = 
 
     Returns:
       for each of `zoo.scenes.grammar.ATTRIBUTES` whether all claims about it are true, None without
-      a claim; claims about motion are not compared with one frame. An image that is not wholly readable is compared
-      by what can be read of it, see `_read_roughly`.
+      a claim; claims about motion are not compared with one frame. An image or a video that is not wholly readable is
+      compared by what can be read of it, see `_read_roughly`.
       `all`: nothing is false, nothing in the image is unreadable, and in a world of one thing there is one.
       `unreadable`: something in it is, or all.
 
@@ -506,7 +523,7 @@ def score(pixels: np.ndarray, text: str, world: str, frame_rate: float | None = 
         claims = without_motion(claims)
     scene = observed.scene
     if scene is None or observed.clutter:
-        right = holds(claims, _read_roughly(pixels, world, scene.things if scene else ()))
+        right = holds(claims, _read_roughly(pixels, world, scene.things if scene else (), frame_rate))
         if right["count"] is not None:
             right["count"] = False
         return right | {"all": False, "unreadable": True}
