@@ -1,4 +1,3 @@
-import dataclasses
 import functools
 import json
 import math
@@ -351,12 +350,12 @@ def test_what_was_due_where_a_run_was_stopped_is_made_by_the_same_command(copied
     grid.unlink()  # as if the process had been killed between saving and drawing
     assert loop.train(short, copied).step == 4
     assert grid.read_bytes() == drawn and same(saved_state(copied), before)
-    run = loop.Training(short, copied)
-    run.loop = dataclasses.replace(run.loop, held_out_every=2, score_every=3)
-    assert run.left_at(4) == ["held_out", "score"] and run.left_at(2) == ["held_out"] and not run.left_at(5)
+    every = loop.Loop(steps=4, grid_every=4, held_out_every=2, score_every=3)
+    left = lambda step: metrics.missing(copied, step, every.due_at(step))
+    assert left(4) == ["held_out", "score"] and left(2) == ["held_out"] and left(1) == left(5) == left(0) == []
     with metrics.Writer(copied) as writer:
         writer.scalars(4, {"held_out/model/loss": 1.0, "score/all": 0.5})
-    assert not run.left_at(4)
+    assert not left(4)
 
 
 def test_a_resumed_run_drops_later_lines_and_half_lines(copied, capsys):

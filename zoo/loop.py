@@ -25,7 +25,7 @@ from zoo.runs.run import pick_params
 from zoo.runs.sampler import Sampler
 from zoo.training import cost, metrics, parallel, processes
 from zoo.training.checkpoint import Checkpoints
-from zoo.training.diagnosis import Profile, out_of_memory, stopping_at_nans
+from zoo.training.diagnosis import Profile, out_of_memory, remedy_in_training, stopping_at_nans
 from zoo.training.lengths import Loop
 from zoo.training.metrics import Meter, Window, Writer
 from zoo.training.shutdown import GracefulShutdown
@@ -98,14 +98,10 @@ class Training:
 
     def run(self) -> State:
         """See `train`."""
-        remedy = (
-            f'raise loop.accumulate (now {self.loop.accumulate}), recompute layers by remat="all" of the network, or '
-            f"lower data.batch_size (now {self.recipe.data.batch_size})"
-        )
         try:
-            with out_of_memory(remedy):
+            with out_of_memory(remedy_in_training(self.loop.accumulate, self.recipe.data.batch_size)):
                 state, start = self.start()
-                left = processes.from_first(lambda: self.left_at(start))
+                left = processes.from_first(lambda: metrics.missing(self.workdir, start, self.loop.due_at(start)))
                 if start >= self.loop.steps and not left:
                     trace = "; there is no step left to trace" if self.profile.steps else ""
                     note(f"{self.workdir} is trained: it has {start} steps; sample it with sample.py{trace}")
@@ -117,23 +113,6 @@ class Training:
                 return self.train(state, start, left)
         finally:
             self.checkpoints.close()
-
-    def due(self, step: int) -> list[str]:
-        """Names of what is made after the call that ended with `step`, beside the checkpoint: held_out, grid, score."""
-        loop = self.loop
-        every = {"held_out": loop.held_out_every, "grid": loop.grid_every, "score": loop.score_every}
-        return [name for name, steps in every.items() if loop.due(steps, step) or (step == loop.steps and steps)]
-
-    def left_at(self, step: int) -> list[str]:
-        """Names of what is due at a saved step and was not made, since the run was stopped there."""
-        due = self.due(step) if 0 < step <= self.loop.steps else []
-        if not due:
-            return []
-        rows = metrics.read(self.workdir) if (self.workdir / metrics.FILE).exists() else []
-        made = {name.partition("/")[0] for row in rows if row.get("step") == step for name in row}
-        if any((self.workdir / "samples").glob(f"step_{step:07d}.*")):
-            made.add("grid")
-        return [name for name in due if name not in made]
 
     def open(self, start: int) -> None:
         """Checks what scores and grids need, so that it is an error before training, and writes the run's files."""
@@ -200,7 +179,7 @@ class Training:
                 step += loop.steps_per_call
                 bar.update(loop.steps_per_call)
                 last = step >= loop.steps
-                save_now, due = loop.due(loop.checkpoint_every, step), self.due(step)
+                save_now, due = loop.due(loop.checkpoint_every, step), loop.due_at(step)
                 # Whatever holds the devices up ends the window, so that rates are those of training alone.
                 log_now = loop.due(loop.log_every, step) or save_now or bool(due) or last
                 if log_now:
@@ -253,7 +232,7 @@ class Training:
         processes.from_first(write)
 
     def make(self, due: Sequence[str], step: int, state: State, frozen: Any) -> None:
-        """Makes what is due, see `due`: grids and scores on process 0, while the others wait."""
+        """Makes what is due, see `Loop.due_at`: grids and scores on process 0, while the others wait."""
 
         def draw() -> None:
             if "grid" in due:

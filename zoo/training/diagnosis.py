@@ -81,6 +81,14 @@ def out_of_memory(remedy: str) -> Iterator[None]:
         raise UserError(f"a device is out of memory: {remedy}") from error
 
 
+def remedy_in_training(accumulate: int, batch_size: int) -> str:
+    """Names what can be changed where training is out of memory."""
+    return (
+        f'raise loop.accumulate (now {accumulate}), recompute layers by remat="all" of the network, or lower '
+        f"data.batch_size (now {batch_size})"
+    )
+
+
 class Profile:
     """A trace of some steps: of what the devices and this program did when.
 

@@ -51,6 +51,12 @@ class Loop:
         """Whether a multiple of `every` lies in the call that ended with `step`."""
         return every > 0 and step // every > (step - self.steps_per_call) // every
 
+    def due_at(self, step: int) -> list[str]:
+        """Names of what is made after the call that ended with `step`, beside the checkpoint: held_out, grid, score."""
+        every = {"held_out": self.held_out_every, "grid": self.grid_every, "score": self.score_every}
+        inside = 0 < step <= self.steps
+        return [name for name, n in every.items() if inside and (self.due(n, step) or (step == self.steps and n))]
+
     def check(self, start: int) -> None:
         """Raises UserError where the calls do not end exactly at the last step."""
         if (self.steps - start) % self.steps_per_call:

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,15 @@ def prune(workdir: Path, start: int) -> None:
                 unfinished.write_text("".join(json.dumps(row) + "\n" for row in kept))
     except OSError as error:
         raise UserError(f"{workdir / FILE} cannot be written ({error.strerror}): make room, and start again") from None
+
+
+def missing(workdir: Path, step: int, due: Sequence[str]) -> list[str]:
+    """Returns what was due at a saved step and was not made, since the run was stopped there, see `Loop.due_at`."""
+    rows = read(workdir) if due and (workdir / FILE).exists() else []
+    made = {name.partition("/")[0] for row in rows if row.get("step") == step for name in row}
+    if any((workdir / "samples").glob(f"step_{step:07d}.*")):
+        made.add("grid")
+    return [name for name in due if name not in made]
 
 
 def losses_first(names: Iterable[str]) -> list[str]:
