@@ -34,8 +34,8 @@ def get_config(text=None):
     _set_data(config, words)
     if family == "diffusion":
         _for_diffusion(config, words)
-    elif "demo" in words and "stills" not in words:
-        _for_family(config, family)
+    elif "demo" in words:
+        _for_family(config, family, "stills" in words)
     if "images" in words:
         config.method = dict(name="joint", weight=1.0, base=config.method)
     if "critic" in words:
@@ -85,8 +85,12 @@ def _for_diffusion(config, words):
         config.sample.update(dict(shift=shift, guidance=0.0))  # guidance makes frames flicker
 
 
-def _for_family(config, family):
-    """Settings of the other demos of videos, which start from stills."""
-    config.data.batch_size = 16
-    if family == "vae":
+def _for_family(config, family, stills):
+    """Settings of the other demos: of videos from stills, and of these stills."""
+    if family == "flow":  # as flow matching, few tokens
+        config.method.net.update(dict(patch_size=8, width=192))
+        config.loop.steps = 1500 if stills else 1600
+    elif not stills:
+        config.data.batch_size = 16
+    if family == "vae" and not stills:
         config.method.warmup = (700, 1400)

@@ -179,7 +179,7 @@ def test_wordnet_ids_get_their_names(nets, tmp_path):
     (tmp_path / "names.txt").write_text("fish\n")
     with pytest.raises(UserError, match="has 1 names, and the dataset 3 classes"):
         opened(nets, f"&names={tmp_path}/names.txt", "tiny_net")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no such file"):
         opened(nets, f"&names={tmp_path}/none.txt", "tiny_net")
 
 

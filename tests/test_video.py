@@ -17,6 +17,7 @@ from zoo.config import load
 from zoo.errors import UserError
 from zoo.families import families_with
 from zoo.method import Axis, Generates, Output, to_float
+from zoo.methods.flow import Flow
 from zoo.methods.generator import spread, style
 from zoo.runs.dependencies import open_run, prepare
 from zoo.training import parallel
@@ -214,7 +215,8 @@ def test_editing_keeps_frames_and_rate(video, command, tmp_path):
     assert done.code == 0 and Image.open(tmp_path / "x.png").width > 4 * 96, done.err
 
 
-def test_a_family_whose_networks_differ_for_images_is_refused(tiny):
+def test_a_family_whose_networks_differ_for_images_is_refused(tiny, monkeypatch):
+    monkeypatch.delattr(Flow, "MAY_BE_NEW")
     config = tiny({}, TOGETHER)
     config.method.base, config.sample = tiny({}, "configs/flow.py:test").method, {}
     with pytest.raises(UserError, match="a Flow cannot train on images beside videos"):

@@ -48,7 +48,7 @@ def _of_share(share: float, count: int, level: float) -> tuple[float, float]:
     z = NormalDist().inv_cdf((1 + level) / 2)
     middle, spread = share + z**2 / (2 * count), z * (share * (1 - share) / count + (z / (2 * count)) ** 2) ** 0.5
     low, high = ((middle + side * spread) / (1 + z**2 / count) for side in (-1, 1))
-    return max(0.0, low), min(1.0, high)
+    return max(0.0, low) if share else 0.0, min(1.0, high) if share < 1 else 1.0  # exactly, in spite of rounding
 
 
 def interval_of(
