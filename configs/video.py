@@ -34,8 +34,10 @@ def get_config(text=None):
     _set_data(config, words)
     if family == "diffusion":
         _for_diffusion(config, words)
-    elif "demo" in words:
+    elif "demo" in words and "test" not in words:
         _for_family(config, family, "stills" in words)
+    if "test" in words:  # also of `demo,test`
+        config.loop.steps = 2
     if "images" in words:
         config.method = dict(name="joint", weight=1.0, base=config.method)
     if "critic" in words:
@@ -63,7 +65,7 @@ def _set_data(config, words):
         data, options = dict(source="scenes/video_one", size=16, frames=8, text_length=32, batch_size=32), "omit=0"
     if "test" in words:
         data, rate = dict(source="scenes/video_one", size=16, frames=4, text_length=16, batch_size=8), 4
-        options, config.loop.steps = "examples=64", 2
+        options = "examples=64"
     source = data["source"]
     images = f"{source}?{options}" if options else source
     config.data.update(data | dict(source=f"{source}?fps={rate}" + (f"&{options}" if options else "")))

@@ -300,6 +300,12 @@ def test_the_words_of_a_recipe_combine_in_any_order(file, words):
     assert all(other == first for other in others)
 
 
+@pytest.mark.parametrize("kind", ["", "stills,", "images,", "critic,", "vae,", "flow,", "gan,", "flow,stills,"])
+def test_a_test_of_a_video_demo_takes_two_steps_of_eight_videos(kind):
+    config = configs.load(f"{FOLDER / 'video'}.py:{kind}demo,test")
+    assert config.loop.steps == 2 and config.data.batch_size == (16 if "stills" in kind else 8)
+
+
 def test_a_config_of_another_format_version_is_refused_in_one_line(recipe):
     text = configs.to_json(recipe)
     own = f'"format_version": {configs.FORMAT_VERSION}'

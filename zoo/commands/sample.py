@@ -100,11 +100,11 @@ def main(_: list[str]) -> None:
     if FLAGS.score:
         print(f"CLIPScore: {clip_reward(FLAGS.clip)(images, prompts).mean():.4f}")
     known = [i for i, prompt in enumerate(prompts) if oracle.understands(prompt)]
-    if world and len(known) < len(prompts):
-        other = next(prompt for prompt in prompts if not oracle.understands(prompt))
+    strange = [prompts[i] for i in sorted(set(range(len(prompts))) - set(known))]
+    if world and strange:
         print(
-            f"{len(prompts) - len(known)} of {len(prompts)} prompts are not like the captions of {data.source}: "
-            f"{other!r}; a caption is e.g. {pipeline.captions(data.open('test'), limit=1)[0]!r}"
+            f"{len(strange)} of {len(prompts)} prompts are not like the captions of {data.source}: "
+            f"{strange[0]!r}; a caption is e.g. {pipeline.captions(data.open('test'), limit=1)[0]!r}"
         )
     if unread:
         print(f"no oracle: {unread}")

@@ -10,6 +10,7 @@ from zoo.data.pipeline import Source
 from zoo.method import Batch
 from zoo.runs.recipe import Recipe
 from zoo.training import parallel
+from zoo.training.state import split_batch
 
 LEVELS = 0.1, 0.3, 0.5, 0.7, 0.9  # times
 
@@ -65,7 +66,7 @@ class HeldOut:
         tree = {**params, "frozen": frozen}
         if self._accumulate == 1:
             return self._axis.pmean(self._on_a_part(tree, rng, step, batch))
-        parts = jax.tree.map(lambda x: x.reshape((self._accumulate, -1) + x.shape[1:]), batch)
+        parts = split_batch(batch, self._accumulate)
         found = jax.lax.map(
             lambda part: self._on_a_part(tree, jax.random.fold_in(rng, part[0]), step, part[1]),
             (jnp.arange(self._accumulate), parts),

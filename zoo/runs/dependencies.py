@@ -76,8 +76,8 @@ def open_any(name: str, *others: str) -> Run | ClipRun:
     Raises:
       UserError: there is no such thing, or it cannot be read.
     """
-    name = str(local(name)) if name.startswith("~") else name
-    local(name)
+    path = local(name)
+    name = str(path) if name.startswith("~") else name
     is_folder, is_clip = processes.from_first(
         lambda: [Path(name).is_dir(), clips.is_folder(name) and not (Path(name) / "checkpoints").is_dir()]
     )

@@ -458,7 +458,7 @@ def _read_roughly(pixels: np.ndarray, world: str, known: tuple[Thing, ...], fram
 
 def _rough_motion(track: Track, times: np.ndarray, world: World, size: int) -> tuple[str, str | None]:
     """The motion and speed of a track that its centres and areas show; what needs a shape is left unread."""
-    if len(times) == 1 or not world.moves:
+    if len(times) == 1:
         return UNREAD
     possible = _motions(track, times, world, _pixels_per_cell(world, size))
     possible = [pair for pair in possible if pair[0] in ("static", *world.motions)]

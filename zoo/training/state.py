@@ -150,7 +150,7 @@ class Step:
         grad = jax.grad(loss, has_aux=True)
         if self.accumulate == 1:
             return grad(own, batch, rng)
-        parts = jax.tree.map(lambda x: x.reshape((self.accumulate, -1) + x.shape[1:]), batch)
+        parts = split_batch(batch, self.accumulate)
         first = jax.eval_shape(grad, own, jax.tree.map(lambda x: x[0], parts), rng)
 
         def add(total, inputs):
@@ -160,6 +160,11 @@ class Step:
 
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
         return jax.lax.scan(add, zeros, (jnp.arange(self.accumulate), parts))[0]
+
+
+def split_batch(batch: Batch, count: int) -> Batch:
+    """Splits a batch (B, ...) into parts, (count, B / count, ...)."""
+    return jax.tree.map(lambda x: x.reshape((count, -1) + x.shape[1:]), batch)
 
 
 def all_finite(metrics: Mapping[str, jax.Array]) -> jax.Array:
