@@ -3,7 +3,7 @@
     python train.py --config configs/clip.py --workdir runs/clip                two CPU cores, 25 minutes
     python train.py --config configs/clip.py:demo --workdir runs/clip_demo      two CPU cores, minutes; one simple world
     python train.py --config configs/clip.py:video --workdir runs/motion        motion; measured on a GPU
-    python train.py --config configs/clip.py:test --workdir /tmp/test           seconds, for tests
+    python train.py --config configs/clip.py:test --workdir /tmp/test           two steps, for tests
 
 Measured: `docs/results/clip.md`.
 """

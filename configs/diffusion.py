@@ -3,7 +3,7 @@
     python train.py --config configs/diffusion.py --workdir runs/diffusion          an accelerator
     python train.py --config configs/diffusion.py:cpu --workdir runs/full           two CPU cores, 50 minutes
     python train.py --config configs/diffusion.py:demo --workdir runs/demo          two CPU cores, what `make demo` runs
-    python train.py --config configs/diffusion.py:test --workdir /tmp/test          seconds, for tests
+    python train.py --config configs/diffusion.py:test --workdir /tmp/test          two steps, for tests
 
 Words combine in any order. `critic` adds a critic; `few_steps` trains a finished run with a critic until it needs one
 to four steps:

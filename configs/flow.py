@@ -3,7 +3,7 @@
     python train.py --config configs/flow.py --workdir runs/flow                    an accelerator; its step is measured
     python train.py --config configs/flow.py:cpu --workdir runs/flow_cpu            two CPU cores; not yet measured
     python train.py --config configs/flow.py:demo --workdir runs/flow_demo          two CPU cores, 7 minutes
-    python train.py --config configs/flow.py:test --workdir /tmp/test               seconds, for tests
+    python train.py --config configs/flow.py:test --workdir /tmp/test               two steps, for tests
 
 Words combine, as in `configs/flow.py:jet,likelihood,demo`:
 

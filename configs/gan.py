@@ -2,7 +2,7 @@
 
     python train.py --config configs/gan.py --workdir runs/gan                      an accelerator; its step is measured
     python train.py --config configs/gan.py:demo --workdir runs/gan_demo            two CPU cores, 8 minutes
-    python train.py --config configs/gan.py:test --workdir /tmp/test                seconds, for tests
+    python train.py --config configs/gan.py:test --workdir /tmp/test                two steps, for tests
 
 `projected` makes the features of a finished run on the same data the critic's input (Projected GANs 2111.01007):
 

@@ -3,7 +3,7 @@
     python train.py --config configs/mean_flow.py --workdir runs/mean_flow          an accelerator; its step is measured
     python train.py --config configs/mean_flow.py:cpu --workdir runs/mean_flow_cpu  two CPU cores (not measured)
     python train.py --config configs/mean_flow.py:demo --workdir runs/mean_flow     two CPU cores, 6.5 minutes
-    python train.py --config configs/mean_flow.py:test --workdir /tmp/test          seconds, for tests
+    python train.py --config configs/mean_flow.py:test --workdir /tmp/test          two steps, for tests
 
 Measured: `docs/results/text_to_image.md`.
 """

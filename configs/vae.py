@@ -3,7 +3,7 @@
     python train.py --config configs/vae.py --workdir runs/vae                      an accelerator; its step is measured
     python train.py --config configs/vae.py:cpu --workdir runs/vae_cpu              two CPU cores
     python train.py --config configs/vae.py:demo --workdir runs/vae_demo            two CPU cores, 6.5 minutes
-    python train.py --config configs/vae.py:test --workdir /tmp/test                seconds, for tests
+    python train.py --config configs/vae.py:test --workdir /tmp/test                two steps, for tests
     python train.py --config configs/vae.py:autoencoder,cpu --workdir runs/latents  an autoencoder for data.latents
 
 `autoencoder` combines with each of the other words, and so does `critic`, which adds a critic (VQGAN 2012.09841).

@@ -1,7 +1,7 @@
 """Text to video: flow matching with attention over space and time, on the network of `configs/diffusion.py`.
 
     python train.py --config configs/video.py --workdir runs/video          an accelerator; its step is measured
-    python train.py --config configs/video.py:test --workdir /tmp/test      seconds, for tests
+    python train.py --config configs/video.py:test --workdir /tmp/test      two steps in minutes, for tests
 
 Words combine in any order. `stills` trains on the first frames, as images, for a video run to start from; `images`
 trains on images too, in every step; `critic` adds a critic. On two CPU cores a video run must start from stills:

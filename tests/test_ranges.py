@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,15 @@ from zoo.config import build, build_options, load
 from zoo.errors import UserError, check_ranges
 from zoo.families import build_method, family_class
 from zoo.media import save
+from zoo.nets.autoencoder import Autoencoder
+from zoo.nets.clip import CLIP
+from zoo.nets.conditioning import TextTransformer, build_module
+from zoo.nets.critic import Critic, ProjectedCritic
+from zoo.nets.hierarchy import Hierarchy
+from zoo.nets.jet import Jet
+from zoo.nets.synthesis import Synthesis
+from zoo.nets.tarflow import TarFlow
+from zoo.nets.transformer import Transformer
 from zoo.pretrained import clip as clips
 from zoo.runs.dependencies import prepare
 from zoo.runs.recipe import Data
@@ -146,6 +157,38 @@ def test_of_the_data(key, value):
 def test_of_methods(family, key, value):
     with pytest.raises(UserError, match=f"^method: {key} must be"):
         build_method({"name": family, "net": {}, key: value}, 20, "float32")
+
+
+NETWORKS = Transformer, Jet, TarFlow, Hierarchy, Autoencoder, Synthesis, Critic, ProjectedCritic, CLIP, TextTransformer
+NEVER: dict[Any, tuple] = {int: (-1, 1.5), float: (-1.0, math.nan), Sequence[int]: ((8, -1), 8, ())}
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        (kind, key, value)
+        for kind in NETWORKS
+        for key, declared in kind.__annotations__.items()
+        for value in NEVER.get(declared, ())
+    ],
+)
+def test_of_networks(kind, key, value):
+    needed = {key: 8 for key, declared in kind.__annotations__.items() if not hasattr(kind, key) and declared is int}
+    with pytest.raises(UserError, match=f"^method.net: {key} must be"):
+        build_module(kind, needed | {key: value}, "method.net")
+
+
+def test_networks_of_a_config_are_checked(tiny):
+    method = lambda key, value, recipe: prepare(tiny({key: value}, f"configs/{recipe}.py:test"))[1].method
+    for recipe, key in (
+        ("gan", "method.critic.blocks"),
+        ("clip", "method.net.depth"),
+        ("diffusion", "method.net.conditioner.width"),
+    ):
+        section, _, name = key.rpartition(".")
+        with pytest.raises(UserError, match=rf"^{section}: {name} must be in"):
+            _ = method(key, 0, recipe).network
+    assert method("method.base.net.attention_size", 0, "gan").base.network.network.attention_size == 0
 
 
 @pytest.mark.parametrize(("family", "key", "value"), cases_of(OPTIONS))

@@ -168,7 +168,7 @@ class Training:
         if self.debug_nans:
             steps = stopping_at_nans(steps)
         frozen = parallel.replicate(self.frozen)
-        hidden = not processes.first()
+        hidden = not processes.first() or None  # None: where stderr is no terminal
         note("compiling the training step, which takes seconds to minutes")
         with tqdm.tqdm(total=loop.steps, initial=step, unit="step", disable=hidden, mininterval=1) as bar:
             for call, batch in enumerate(self.batches(step)):

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from zoo.conditions import END, Cond
-from zoo.config import build
 from zoo.errors import UserError, check_ranges, unknown_name_error
 from zoo.method import Axis, Batch, Output, to_float
 from zoo.nets.clip import CLIP
+from zoo.nets.conditioning import build_module
 from zoo.nets.time import TimeTower
 
 LARGEST_SCALE = 100.0  # of InfoNCE's logits, as in CLIP's section 2.5
@@ -55,7 +55,7 @@ class Contrastive:
     @functools.cached_property
     def network(self) -> CLIP:
         """Network, without its parameters."""
-        return build(CLIP, self.net, "method.net", vocab_size=self.vocab_size, end_id=END, dtype=self.dtype)
+        return build_module(CLIP, self.net, "method.net", vocab_size=self.vocab_size, end_id=END, dtype=self.dtype)
 
     @functools.cached_property
     def tower(self) -> TimeTower:

@@ -1,6 +1,7 @@
 """Conditioners, which turn conditions into an encoded `Text`; networks with a conditioner; attention to the text."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import einops
@@ -11,6 +12,7 @@ import numpy as np
 
 from zoo.conditions import PAD, Cond
 from zoo.config import build
+from zoo.errors import UserError, check_ranges, named
 from zoo.nets.layers import Attention, RMSNorm, SwiGLU, stack
 
 
@@ -150,15 +152,41 @@ def build_network(
       where: name of the section, for errors.
       vocab_size: number of token ids.
       dtype: type that the layers compute in.
+
+    Raises:
+      UserError: an unknown key, or a number that no network can have.
     """
     fields = dict(section)
     if getattr(kind, "unconditional", False):
-        return Conditioned(build(kind, fields, where, dtype=dtype), None)
+        return Conditioned(build_module(kind, fields, where, dtype=dtype), None)
     given = fields.pop("conditioner", {})
     extra = dict(vocab_size=vocab_size, dtype=dtype)
     extra |= {name: fields.get(name, default) for name, default in (("attention", "auto"), ("remat", "cheap"))}
-    conditioner = build(TextTransformer, given, f"{where}.conditioner", **extra)
-    return Conditioned(build(kind, fields, where, dtype=dtype), conditioner)
+    conditioner = build_module(TextTransformer, given, f"{where}.conditioner", **extra)
+    return Conditioned(build_module(kind, fields, where, dtype=dtype), conditioner)
+
+
+def build_module(kind: type[nn.Module], fields: Mapping[str, Any], where: str, **extra) -> Any:
+    """Builds a module from its section of a config.
+
+    Args:
+      kind: class of the module; fields that its class attribute `MAY_BE_0` names may be 0.
+      fields: the section.
+      where: name of the section, for errors.
+      **extra: fields that are not the user's to set.
+
+    Raises:
+      UserError: an unknown key, or a number, or one of several, that is not positive.
+    """
+    module = build(kind, fields, where, **extra)
+    ranges = {int: "[1, inf)", Sequence[int]: "[1, inf)", float: "(0, inf)"}
+    known = {field.name: ranges[field.type] for field in dataclasses.fields(kind) if field.type in ranges}
+    known |= dict.fromkeys(getattr(kind, "MAY_BE_0", ()), "[0, inf)")
+    named(where, lambda: check_ranges(module, **known))
+    for name in known:
+        if getattr(module, name) in ((), []):
+            raise UserError(f"{where}: {name} must be one or more numbers, got none")
+    return module
 
 
 class TextAttentionBlock(nn.Module):

@@ -1,7 +1,7 @@
 """A ladder of latents, read from the image bottom up and made from the caption top down (VDVAE 2011.10650)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import einops
 import flax.linen as nn
@@ -189,6 +189,8 @@ class Hierarchy(nn.Module):
     mixtures: int = 10
     remat: str = "cheap"
     dtype: Any = jnp.float32
+
+    MAY_BE_0: ClassVar[tuple[str, ...]] = ("attention_size",)
 
     def setup(self):
         """Builds the layers."""

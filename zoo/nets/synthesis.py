@@ -5,7 +5,7 @@ no effect, and all images become equal.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import einops
 import flax.linen as nn
@@ -60,6 +60,8 @@ class Synthesis(nn.Module):
     heads: int = 4
     remat: str = "cheap"
     dtype: Any = jnp.float32
+
+    MAY_BE_0: ClassVar[tuple[str, ...]] = ("attention_size",)
 
     @nn.compact
     def __call__(self, noise: jax.Array, shape: Sequence[int], *, text: Text) -> jax.Array:

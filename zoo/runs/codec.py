@@ -73,7 +73,7 @@ class Codec:
         """Writes the latents of items of a source to the rows of `out`, (N, T, h, w, c)."""
         encode, params = parallel.pmap_in_batches(self.encode, PER_DEVICE), parallel.place(params)
         count = jax.local_device_count() * PER_DEVICE
-        for start in tqdm.trange(0, len(indices), count, desc="latents", unit=" parts", leave=False):
+        for start in tqdm.trange(0, len(indices), count, desc="latents", unit=" parts", leave=False, disable=None):
             part = np.stack([source[i]["inputs"] for i in indices[start : start + count]])
             out[start : start + len(part)] = encode(params, part)
 

@@ -138,7 +138,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         count = config.examples
         if split != "train":
             count = min(MOST_TEST_EXAMPLES, max(1, count // 10))
-        for i in tqdm.tqdm(range(count), desc=split, unit=" examples", leave=False):
+        for i in tqdm.tqdm(range(count), desc=split, unit=" examples", leave=False, disable=None):
             pixels, text, scene = make_example(
                 config.world, split, i, config.size, config.frames, config.frame_rate, config.omit
             )

@@ -289,7 +289,8 @@ def _motions(track: Track, times: np.ndarray, world: World, cell: float) -> list
     growth = float(np.sqrt(blobs[-1].area / blobs[0].area))
     if min(growth, 1 / growth) < _between(worlds.SMALLEST_SCALE["slow"], 1.0):
         return _growths(growth)
-    return [("static", None), *itertools.product(["spinning"], worlds.SPEEDS)]
+    turns = itertools.product(["spinning"], worlds.SPEEDS)
+    return [("static", None), *(turn for turn in turns if turn[0] in world.motions)]
 
 
 def _blinks(seen: list[bool], times: np.ndarray) -> list[tuple[str, str | None]]:
