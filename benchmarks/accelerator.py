@@ -37,6 +37,11 @@ RECIPES = {
         "--config.data.source=scenes/video?fps=4&examples={examples}",
         "--config.data.images=scenes/video?examples={examples}",
     ],
+    "stage of a cascade": [
+        "configs/upsample.py:space",
+        "--config.data.source=scenes/video?fps=4&examples={examples}",
+        "--config.data.size=64",
+    ],
     "diffusion, attention by XLA": [DIFFUSION, "--config.method.net.attention=xla"],
     "diffusion, float32": [DIFFUSION, "--config.dtype=float32"],
     "diffusion with a critic": [f"{DIFFUSION}:critic"],

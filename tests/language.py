@@ -91,7 +91,7 @@ NAMES_OF = {
     "zoo/wrappers/adversarial.py": {"share": "adversarial_weight"},
     "zoo/methods/mean_flow.py": {"equal": "data_proportion", "power": "norm_p"},
     "zoo/methods/diffusion.py": {"error": "loss_space", "times": "time_distribution"},
-    "zoo/method.py": {"rate": "score", "pixels": "inputs"},
+    "zoo/method.py": {"pixels": "inputs"},
     "zoo/training/lengths.py": {"keep": "max_to_keep"},
     "zoo/runs/recipe.py": {"texts": "metadata", "keep": "max_to_keep"},
 }

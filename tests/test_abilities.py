@@ -19,8 +19,8 @@ RECIPES = {
 }
 OF_FAMILIES = {
     "diffusion": "Generates HasFakeSample HasLikelihood Reconstructs Invertible HasTrajectory Denoises "
-    "FeatureExtractor",
-    "mean_flow": "Generates",
+    "ReadsGiven FeatureExtractor",
+    "mean_flow": "Generates ReadsGiven",
     "flow": "Generates HasFakeSample HasLikelihood Reconstructs Invertible",
     "vae": "Generates HasFakeSample HasLikelihood Reconstructs Invertible Autoencodes",
     "contrastive": "Scorer Embeds",
@@ -38,7 +38,13 @@ BY_A_REWARD = {
     "vae": "Generates HasLikelihood Reconstructs Invertible Autoencodes",
     "generator": "Generates Reconstructs Invertible",
 }
-BESIDE_IMAGES = {name: able.replace(" HasFakeSample", "") for name, able in OF_FAMILIES.items()}
+BESIDE_IMAGES = {
+    name: able.replace(" HasFakeSample", "").replace(" ReadsGiven", "") for name, able in OF_FAMILIES.items()
+}
+AS_A_STAGE = {
+    "diffusion": "Generates HasFakeSample HasLikelihood Denoises Upsamples",
+    "mean_flow": "Generates Upsamples",
+}
 REWARD = SimpleNamespace(differentiable=True)
 
 
@@ -59,7 +65,7 @@ def wrapped(section, tiny):
 
     def wrapped(wrapper, family):
         more = {"adversarial": {"critic": tiny(spec="configs/gan.py:test").method.critic.to_dict()}}
-        more["rewarded"] = {"reward": "any"}
+        more |= {"rewarded": {"reward": "any"}, "upsampling": {"scale": 2}}
         fields = {"name": wrapper, "base": section(family)} | more.get(wrapper, {})
         opened = lambda key, name, value, protocol: REWARD if protocol is Reward else None
         return build_method(fields, 64, "float32", opened)
@@ -74,7 +80,12 @@ def abilities(method):
 
 def test_every_family_of_the_registry_is_here():
     assert {name for name, family in FAMILIES.items() if not family.wraps} == set(OF_FAMILIES)
-    assert {name for name, family in FAMILIES.items() if family.wraps} == {"adversarial", "joint", "rewarded"}
+    assert {name for name, family in FAMILIES.items() if family.wraps} == {
+        "adversarial",
+        "joint",
+        "rewarded",
+        "upsampling",
+    }
 
 
 @pytest.mark.parametrize("family", OF_FAMILIES)
@@ -87,13 +98,11 @@ def test_a_family_has_these_abilities_alone(section, family):
 @pytest.mark.parametrize("family", OF_FAMILIES)
 @pytest.mark.parametrize(
     "wrapper, expected",
-    [("adversarial", UNDER_A_CRITIC), ("rewarded", BY_A_REWARD), ("joint", BESIDE_IMAGES)],
+    [("adversarial", UNDER_A_CRITIC), ("rewarded", BY_A_REWARD), ("joint", BESIDE_IMAGES), ("upsampling", AS_A_STAGE)],
 )
 def test_a_wrapped_family_has_these_abilities_alone(wrapped, wrapper, expected, family):
     if family not in expected:
-        with pytest.raises(
-            UserError, match=r"method.base: (MeanFlow|Contrastive) lacks the ability \w+; families with it: diffusion"
-        ):
+        with pytest.raises(UserError, match=r"method.base: \w+ lacks the ability \w+; families with it: diffusion"):
             wrapped(wrapper, family)
         return
     method = wrapped(wrapper, family)

@@ -63,8 +63,9 @@ def test_every_family_has_a_row():
 
 @pytest.mark.slow
 def test_the_plan_can_be_rehearsed(tmp_path, start):
-    program = start("-m", "benchmarks.accelerator", "--rehearse", f"--out={tmp_path}", "--minutes=30", devices=1)
-    printed, errors = program.communicate(timeout=2400)
+    patient = "--minutes=60", "--row_seconds=1200"  # whatever else these cores do
+    program = start("-m", "benchmarks.accelerator", "--rehearse", f"--out={tmp_path}", *patient, devices=1)
+    printed, errors = program.communicate(timeout=3600)
     assert program.returncode == 0, errors
     rows = json.loads((tmp_path / "report.json").read_text())
     for name in accelerator.RECIPES:

@@ -157,3 +157,10 @@ def test_the_best_of_several_videos_is_chosen_at_their_rate(seeing, monkeypatch)
 def test_a_run_trained_on_motion_is_no_clip_of_images(seeing, command, tmp_path):
     done = command("zoo/commands/export_clip.py", f"--workdir={seeing}", f"--out={tmp_path / 'clip'}")
     assert done.code == 2 and "layers of time" in done.err and not (tmp_path / "clip").exists()
+
+
+def test_displacement_follows_one_thing():
+    still = Thing("circle", "red", "small", (0, 0), motion="static")
+    blinks = Thing("square", "blue", "large", (1, 1), motion="blinking", speed="fast")
+    video = world.render(Scene("video", "grey", (still, blinks)), 64, 8, 8.0)
+    assert coherence.displacement(video[None], "video") == pytest.approx([0.0], abs=0.02)

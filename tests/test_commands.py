@@ -597,7 +597,8 @@ def test_families_are_listed_with_their_abilities(command):
     rows = {line.split("`")[1]: line for line in done.out.splitlines()[2:]}
     assert set(rows) == set(FAMILIES)
     assert (
-        rows["mean_flow"].endswith("| `configs/mean_flow.py` | Generates |") and "base's Generates" in rows["rewarded"]
+        rows["mean_flow"].endswith("| `configs/mean_flow.py` | Generates, ReadsGiven |")
+        and "base's Generates" in rows["rewarded"]
     )
 
 

@@ -495,4 +495,4 @@ def test_a_mask_of_another_size_is_an_error_that_names_both_sizes(zoo_edit, imag
 def test_a_file_that_is_no_image_is_an_error(zoo_edit, tmp_path):
     (tmp_path / "broken.png").write_text("no image")
     done = zoo_edit("invert", f"--image={tmp_path / 'broken.png'}")
-    assert done.code == 2 and "can be read: check the files" in done.err
+    assert done.code == 2 and "cannot be used (it is not an image)" in done.err

@@ -2,6 +2,7 @@ import io
 import itertools
 import json
 import pickle
+import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -263,8 +264,8 @@ def test_videos_of_gif_and_numbered_frames(tmp_path, capsys, monkeypatch, memory
     assert near(greys(items["walks"]), [0, 20, 40]) and items["walks"]["frame_rate"] == pytest.approx(10)
     assert near(greys(items["far"]), [0, 20, 40]) and items["far"]["frame_rate"] == 10
     said = capsys.readouterr().err
-    assert "walks/short.gif: it has 2 frames at 10/s, and 3 at 10/s need 3" in said and "walks/few: it has 1" in said
-    assert not memory or "left out 2 of the 4 items" in said
+    assert "walks/short.gif: it has 2 frames at 10/s, and 3 at 10/s need 3" in said and "walks/few" not in said
+    assert not memory or "left out 1 of the 3 items" in said
     with pytest.raises(UserError, match="no video"):
         opened(write(tmp_path / "stills", {"a.png": 1}), frames=2, own_fps=8)
 
@@ -281,10 +282,10 @@ def test_parts_begin_anywhere_and_keep_their_frame_rate(tmp_path):
 
 @pytest.mark.parametrize(
     ("own", "fps", "expected"),
-    [(29.97, 15, [0, 2, 4, 6]), (29.97, 10, [0, 3, 6, 9]), (23.976, 24, [0, 1, 2, 3]), (25, 10, [0, 2, 5, 8])],
+    [(29.97, 15, [0, 2, 4, 6]), (29.97, 10, [0, 3, 6, 9]), (23.976, 24, [0, 1, 2, 3]), (25, 10, [0, 3, 5, 8])],
 )
 def test_frames_are_those_nearest_to_the_times(own, fps, expected):
-    video = videos.Video(np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1), own)
+    video = videos.Video.of(np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1), own)
     if own < fps * (1 - videos.SAME_RATE) or own < fps and fps / own - 1 > videos.SAME_RATE:
         with pytest.raises(ValueError, match="fewer than the fps"):
             video.part(4, fps, 0.0)
@@ -322,7 +323,9 @@ def test_frames_of_a_gif_may_last_differently(tmp_path):
         ({"a.gif": b""}, dict(frames=2, fps=0.0), "fps must be above 0, got 0"),
         ({"a.png": 1}, dict(fps=8.0), "one frame has no frame rate, got fps=8"),
         ({"a.png": 1}, dict(own_fps=8.0), "one frame has no frame rate, got own_fps=8"),
-        ({"a.gif": "none"}, dict(frames=2, fps=20.0), "none of the 1 items"),
+        ({"a.gif": "none"}, dict(frames=2, fps=20.0), r"a.gif of .* cannot be used \(it has 10 frames/s, fewer"),
+        ({"a.gif": b""}, dict(frames=2, own_fps=8.0), "own_fps=8 is of folders of numbered images, and .* has none"),
+        ({"a/1.png": 1, "a/2.png": 2, "a/4.png": 4}, dict(frames=2, own_fps=8.0), "a/2.png is followed by a/4.png"),
     ],
 )
 def test_frame_rates_that_cannot_be(tmp_path, capsys, files, options, message):
@@ -330,7 +333,7 @@ def test_frame_rates_that_cannot_be(tmp_path, capsys, files, options, message):
         files = {"a.gif": gif([0, 20, 40, 60])}
     with pytest.raises(UserError, match=message):
         opened(write(tmp_path, files), **options)
-    if "none of" in message:
+    if "cannot be used" in message:
         assert "it has 10 frames/s, fewer than the fps=20 of data.source" in capsys.readouterr().err
 
 
@@ -345,6 +348,75 @@ def test_a_video_of_frames_at_the_top_and_one_named_by_metadata(tmp_path):
     write(root, {"v.1.txt": "a way"})
     assert contents(opened(root, **options)) == [([0, 1], "a way")]
     opened(tmp_path / "walk", "train" if folder._fraction(".") >= 0.5 else "test", holdout=0.5, **options)
+
+
+def test_each_sequence_of_numbered_images_is_a_video_and_a_single_image_is_none(tmp_path):
+    files = {f"left_{i}.png": i for i in range(3)} | {f"right_{i}.png": 10 + i for i in range(3)} | {"thumb1.png": 99}
+    files |= {f"slow/{i:04d}.png": 20 + i for i in range(0, 30, 10)}  # every tenth frame was written
+    found = [frames for frames, _ in contents(opened(write(tmp_path, files), frames=3, own_fps=8))]
+    assert found == [[0, 1, 2], [10, 11, 12], [20, 30, 40]]
+    gifs = write(tmp_path / "gifs", {"a.gif": gif([0, 20, 40]), "thumb1.png": 1})
+    assert len(opened(gifs, frames=2)) == 1
+
+
+def fit(image):
+    return np.asarray(image.convert("RGB"))
+
+
+def test_gifs_are_read_as_they_were_written(tmp_path):
+    still, moving = np.zeros((8, 8, 8, 3), np.uint8), np.arange(0, 200, 25, dtype=np.uint8)[:, None, None, None]
+    for rate in (8, 15, 30):  # none is a whole number of hundredths of a second
+        for name, frames in (("still", still), ("moving", still + moving)):
+            media.save(tmp_path / str(rate) / f"{name}.gif", frames, fps=rate)
+        source = opened(tmp_path / str(rate), frames=8, fps=rate)
+        assert len(source) == 2 and all(source[i]["frame_rate"] == rate for i in range(2))
+        assert sorted(len(set(greys(source[i]))) for i in range(2)) == [1, 8]
+
+
+@pytest.mark.parametrize(
+    ("durations", "rate", "expected"),
+    [([100, 150, 100, 150], 10, [0, 1, 1, 2, 3]), ([0] * 4, 10, [0, 1, 2, 3]), ([20, 30, 20, 30], 50, [0, 1, 1, 2, 3])],
+)
+def test_frames_of_a_gif_are_shown_at_their_times(durations, rate, expected):
+    video = videos.read(".gif", gif([0, 50, 100, 150], duration=durations), fit)
+    assert video.rate == pytest.approx(rate) and video.order.tolist()[: len(expected)] == expected
+    assert abs(len(video.order) / video.rate - sum(durations or [1]) / 1000) <= 0.5 / rate or not any(durations)
+
+
+def test_a_frame_that_stands_for_long_is_kept_once(tmp_path):
+    video = videos.read(".gif", gif([0, 50], duration=[20, 600_000]), fit)
+    assert len(video.frames) == 2 and len(video.order) == 30_001
+
+
+@pytest.fixture
+def ffmpeg(tmp_path):
+    """ffmpeg(arguments of the program) -> runs it in `tmp_path`, where ramp.mp4 has 24 frames of 24 frames/s."""
+    program = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    ramp = np.stack([np.full((32, 32, 3), 10 + 8 * i, np.uint8) for i in range(24)])
+    media.save(tmp_path / "ramp.mp4", ramp, fps=24)
+    return lambda *words: subprocess.run([program, "-v", "error", *words], cwd=tmp_path, check=True)
+
+
+def steps_of(path):
+    video = videos.read(path.suffix, path.read_bytes(), fit)
+    return [round((float(video.frames[i].mean()) - 10) / 8) for i in video.order], video.rate
+
+
+def test_frames_of_a_file_without_a_constant_rate_are_shown_at_their_times(ffmpeg, tmp_path):
+    slower = "setpts='if(lt(N,8),N/24/TB,(8+(N-8)*3)/24/TB)'"  # 24 frames/s, after a third of a second 8
+    ffmpeg("-i", "ramp.mp4", "-vf", slower, "-fps_mode", "vfr", "uneven.mp4")
+    shown, rate = steps_of(tmp_path / "uneven.mp4")
+    assert len(shown) / rate == pytest.approx(56 / 24, abs=2.5 / rate)
+    for number, step in enumerate(shown[:-1]):
+        seconds = number / rate
+        due = seconds * 24 if seconds < 1 / 3 else 8 + (seconds - 1 / 3) * 8
+        assert abs(step - due) <= 24 / rate + 1, (number, step, due)
+
+
+def test_a_video_that_starts_late_has_no_copies_of_its_first_frame(ffmpeg, tmp_path):
+    sound = ("-f", "lavfi", "-i", "sine=d=4")
+    ffmpeg("-itsoffset", "2", "-i", "ramp.mp4", *sound, "-c:v", "copy", "late.mp4")
+    assert steps_of(tmp_path / "late.mp4") == (list(range(24)), 24)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])

@@ -62,7 +62,9 @@ def test_a_test_split_that_is_the_training_data_is_noted(tiny, tmp_path, capsys,
 
 
 @pytest.mark.slow
-def test_a_loss_is_the_mean_over_batches_and_devices(recipe):
+def test_a_loss_is_the_mean_over_batches_and_devices(tiny):
+    recipe = prepare(tiny({"data.batch_size": 8, "data.source": "scenes/one?examples=256"}))[1]
+    assert len(recipe.data.open("test")) >= 20
     params = recipe.create_state().params
     stream, sums = recipe.stream(recipe.data.open("test")), []
     for number in range(2):

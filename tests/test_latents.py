@@ -71,6 +71,20 @@ def test_the_scale_is_taken_from_images_of_the_whole_source():
     np.testing.assert_allclose(codec.mean, expected, atol=0.1)
 
 
+def test_latents_keep_what_stands_beside_the_images_that_were_encoded():
+    class Videos(Images):
+        """Of a damaged item the next one is read, and rates differ."""
+
+        def __getitem__(self, i):
+            return super().__getitem__(2 if i == 1 else i) | {"text": f"number {max(i, 2)}", "frame_rate": 4.0 + i}
+
+    source = Videos(4)
+    for _ in range(2):  # encoded, then from the cache
+        latents = FOLDING.source(PARAMS, source, {"name": "beside"})
+        assert [latents[i]["text"] for i in range(4)] == ["number 2", "number 2", "number 2", "number 3"]
+        assert [latents[i]["frame_rate"] for i in range(4)] == [4, 5, 6, 7] and latents.text(1) == "number 2"
+
+
 def test_decoding_is_the_way_back():
     images = Images(5)
     codec = FOLDING.measured(PARAMS, images)

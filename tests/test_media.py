@@ -188,3 +188,24 @@ def test_a_file_that_cannot_be_written_is_refused_before_there_is_an_image(tmp_p
     monkeypatch.setitem(sys.modules, "imageio", None)
     with pytest.raises(UserError, match=r"zoo\[video\]"):
         media.check_file("b.mp4")
+
+
+@pytest.mark.parametrize(("fps", "hundredths"), [(8, 100), (15, 53), (30, 27), (35, 23)])
+def test_a_gif_lasts_as_long_as_its_frame_rate_demands(tmp_path, fps, hundredths):
+    media.save(tmp_path / "x.gif", np.arange(8, dtype=np.uint8).repeat(48).reshape(8, 4, 4, 3) * 30, fps)
+    with Image.open(tmp_path / "x.gif") as gif:
+        durations = []
+        for i in range(gif.n_frames):
+            gif.seek(i)
+            durations.append(gif.info["duration"])
+    assert sum(durations) == pytest.approx(10 * hundredths, abs=5) and max(durations) - min(durations) <= 10
+
+
+@pytest.mark.parametrize("fps", [0.5, 1000])
+def test_rates_that_video_files_do_not_hold(tmp_path, fps):
+    pytest.importorskip("imageio_ffmpeg")
+    with pytest.raises(UserError, match="MP4 and WebM hold 1 to 240 frames/s"):
+        media.check_file(tmp_path / "x.mp4", 8, fps)
+    with pytest.raises(UserError, match="MP4 and WebM hold 1 to 240 frames/s"):
+        media.save(tmp_path / "x.webm", np.zeros((4, 8, 8, 3), np.uint8), fps)
+    assert not list(tmp_path.iterdir())

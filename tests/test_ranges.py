@@ -1,6 +1,7 @@
 """Numbers of a config that cannot be, NaN among them, are errors in one line before training."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from zoo.nets.tarflow import TarFlow
 from zoo.nets.transformer import Transformer
 from zoo.pretrained import clip as clips
 from zoo.runs.dependencies import prepare
-from zoo.runs.recipe import Data
+from zoo.runs.recipe import Data, Recipe
 from zoo.runs.sampler import Sampler
 from zoo.training.lengths import Loop
 from zoo.training.optim import Optimizer, build_all
@@ -221,7 +222,8 @@ def test_of_seeds(tiny):
 @pytest.mark.parametrize("rate", [0, -1, math.nan, math.inf])
 def test_of_frame_rates(rate, tmp_path):
     run = SimpleNamespace(recipe=SimpleNamespace(frame_rate=8.0))
-    with pytest.raises(UserError, match="--fps must be above 0"):
+    run.recipe.check_frame_rate = functools.partial(Recipe.check_frame_rate, run.recipe)
+    with pytest.raises(UserError, match="--fps: the frame rate must be above 0"):
         sampling_flags.read_frame_rate(run, rate)
     with pytest.raises(UserError, match="is not positive"):
         save(tmp_path / "x.gif", np.zeros((2, 4, 4, 3), np.uint8), rate)

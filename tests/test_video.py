@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import shutil
 from typing import Any
 
@@ -184,7 +185,7 @@ def test_the_rate_matters_to_the_samples(video):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--fps=8"], "--fps 8: this run makes images, which have no frame rate"),
+        (["--fps=8"], "--fps: 8 frames/s: this run makes images, which have no frame rate"),
         (["--frames=4", "--out=x.gif"], "this run makes images, and 4 frames are a video"),
     ],
 )
@@ -198,7 +199,7 @@ def test_one_frame_has_no_rate_and_short_videos_no_oracle(video, command, tmp_pa
     run = open_run(video)
     image = run.sample(["a red star"], frames=1, steps=1)
     sampler = run.sampler(1, 1, steps=1)
-    np.testing.assert_array_equal(image, sampler(run.params, run.recipe.conditions(["a red star"], frame_rate=0.0), 0))
+    np.testing.assert_array_equal(image, sampler(run.params, run.recipe.conditions(["a red star"], frames=1), 0))
     words = f"--workdir={video}", "--prompt=a red star", "--steps=1", "--frames=3", f"--out={tmp_path / 'x.gif'}"
     done = command("sample.py", *words)
     assert done.code == 0 and "no oracle: 3 frames at 4 frames/s do not show each motion" in done.out
@@ -238,9 +239,38 @@ def test_a_frozen_base_has_all_its_parts(images, tiny):
         prepare(config)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frame_rate": 0.0}, "the frame rate must be above 0, got 0"),
+        ({"frame_rate": float("nan")}, "the frame rate must be above 0, got nan"),
+        ({"frame_rate": 8.0, "frames": 1}, "one frame has no frame rate"),
+        ({"frames": -1}, "frames must be a whole number of at least 1, got -1"),
+        ({"frames": 2.5}, "frames must be a whole number of at least 1, got 2.5"),
+        ({"frames": 0}, "frames must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_rates_and_lengths_that_cannot_be_sampled(video, options, message):
+    with pytest.raises(UserError, match=message):
+        open_run(video).sample(["a red star"], **options)
+
+
+def test_scores_of_another_rate_stand_beside_real_videos_of_that_rate(video, command, tmp_path):
+    words = f"--workdir={video}", "--num=6", "--num_reference=8", "--measures=change,bits_per_dim", "--steps=1"
+    at = lambda *more: command("zoo/commands/score.py", *words, f"--out={tmp_path / 'x.json'}", *more)
+    ceilings = []
+    for rate in (4, 16):
+        done = at("--frames=16", f"--fps={rate}")
+        assert done.code == 0, done.err
+        ceilings.append(json.loads((tmp_path / "x.json").read_text())["ceiling"]["change"])
+    assert ceilings[1] < 0.6 * ceilings[0]  # things go a fourth of the way from frame to frame
+    done = at("--reference=scenes/video_one?fps=8&examples=64", "--frames=8")
+    assert done.code == 2 and "--reference has 8 frames/s and the samples 4: add ?fps=" in done.err
+
+
 def test_a_rate_that_is_none_is_an_error(video, command):
     done = command("sample.py", f"--workdir={video}", "--prompt=a star", "--fps=0")
-    assert done.code == 2 and "--fps must be above 0, got 0" in done.err
+    assert done.code == 2 and "--fps: the frame rate must be above 0, got 0" in done.err
 
 
 @pytest.mark.slow

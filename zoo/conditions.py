@@ -15,6 +15,9 @@ PAD, END = 0, 1  # token ids; every caption ends in END, and PAD follows it
 NEGATIVE = "negative"
 
 Cond = Mapping[str, Any]
+# Conditions that a stage of a cascade makes of images, see `wrappers.upsampling`; they are never dropped.
+GIVEN_TO_NETWORKS = "given", "level", "origin"
+GIVEN = "low_res", "known", *GIVEN_TO_NETWORKS
 
 
 class Condition(NamedTuple):
@@ -74,7 +77,8 @@ def names(cond: Cond) -> list[str]:
 
 def empty(cond: Cond) -> dict[str, jax.Array]:
     """Conditions of the unconditional model: those that training drops have their empty values."""
-    return {name: CONDITIONS[name].empty(cond[name]) if CONDITIONS[name].drops else cond[name] for name in names(cond)}
+    drops = lambda name: name not in GIVEN and CONDITIONS[name].drops
+    return {name: CONDITIONS[name].empty(cond[name]) if drops(name) else cond[name] for name in names(cond)}
 
 
 def drop(rng: jax.Array, cond: Cond, share: float) -> dict[str, jax.Array]:

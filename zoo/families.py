@@ -41,6 +41,7 @@ FAMILIES = {
     "contrastive": Family("zoo.methods.contrastive:Contrastive", "2103.00020", "configs/clip.py"),
     "adversarial": Family("zoo.wrappers.adversarial:Adversarial", "2501.05441", "configs/gan.py", wraps=True),
     "joint": Family("zoo.wrappers.joint:Joint", "2204.03458", "configs/video.py:images", wraps=True),
+    "upsampling": Family("zoo.wrappers.upsampling:Upsampling", "2106.15282", "configs/upsample.py:space", wraps=True),
     "rewarded": Family("zoo.wrappers.rewarded:Rewarded", "2309.17400", "configs/diffusion.py:reward", wraps=True),
 }
 

@@ -119,9 +119,8 @@ class Training:
         if self.loop.score_every:
             self.evaluator  # noqa: B018, which opens its measures
         if self.loop.grid_every:
-            self.grid_prompts  # noqa: B018, which opens the test split
-            params = self.recipe.state_shapes().params | {"frozen": self.frozen}
-            self.sampler.check(params, self.recipe.conditions([""]))
+            _, cond = self.grid  # which opens the test split
+            self.sampler.check(self.recipe.state_shapes().params | {"frozen": self.frozen}, cond)
         if not start:
             if self.recipe.new_parts:
                 note(f"init: {self.recipe.config.init} lacks {', '.join(self.recipe.new_parts)}: they start as drawn")
@@ -256,9 +255,9 @@ class Training:
         return self.recipe.data.open("test")
 
     @functools.cached_property
-    def grid_prompts(self) -> list[str]:
-        """Captions of the sample grid."""
-        return list(self.loop.grid_prompts) or pipeline.captions(self.test, limit=16)
+    def grid(self) -> tuple[list[str], dict[str, Any]]:
+        """Captions of the sample grid, and their conditions."""
+        return self.recipe.shown(self.test, self.loop.grid_prompts)
 
     @functools.cached_property
     def held_out(self) -> HeldOut:
@@ -287,8 +286,8 @@ class Training:
 
     def draw_grid(self, step: int, state: State) -> None:
         """Samples the grid's prompts with the averaged parameters into samples/step_N.png (.gif for videos)."""
-        images = self.sampler(self.averaged(state), self.recipe.conditions(self.grid_prompts), seed=0)
-        grid = media.grid(images, labels=self.grid_prompts)
+        captions, cond = self.grid
+        grid = media.grid(self.sampler(self.averaged(state), cond, seed=0), labels=captions)
         suffix = "png" if len(grid) == 1 else "gif"
         media.save(self.workdir / "samples" / f"step_{step:07d}.{suffix}", grid, self.recipe.frame_rate)
         self.writer.image(step, "samples", grid[0])

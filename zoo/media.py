@@ -21,6 +21,8 @@ _GAP = 8
 _FONT_SIZE = 12
 _LINE_HEIGHT = 15
 DEFAULT_FPS = 8
+SLOWEST, FASTEST = 1, 240  # frames/s of MP4 and WebM: slower rates are rounded, and of faster ones frames get lost
+_RATE = "frames per second"  # of a GIF, in its comment
 _LONGEST = 600_000  # milliseconds of one frame of a GIF, or of equal ones in a row, which are stored as one
 
 
@@ -103,17 +105,17 @@ def save(
         installed, which MP4 and WebM need.
     """
     path = Path(path)
-    write = _writer(path, len(frames))
     fps = DEFAULT_FPS if fps is None else fps
+    write = _writer(path, len(frames), fps)
     if not 0 < fps < math.inf:
         raise UserError(f"fps {fps} is not positive: give frames per second, as 8")
     with atomic(path) as unfinished:
         write(unfinished, frames, fps, metadata or {})
 
 
-def check_file(path: str | os.PathLike, frames: int = 1) -> None:
-    """Raises UserError where `save` cannot write so many frames to a file of this name."""
-    _writer(local(path), frames)
+def check_file(path: str | os.PathLike, frames: int = 1, fps: float | None = None) -> None:
+    """Raises UserError where `save` cannot write so many frames, or this frame rate, to a file of this name."""
+    _writer(local(path), frames, fps)
 
 
 def note(about: Mapping[str, Any]) -> dict[str, str]:
@@ -168,7 +170,7 @@ def _draw(lines: list[str], height: int, width: int, font) -> np.ndarray:
     return np.asarray(image)
 
 
-def _writer(path: Path, frames: int) -> Callable:
+def _writer(path: Path, frames: int, fps: float | None = None) -> Callable:
     write = _for_suffix(path, {".png": _write_png, ".gif": _write_gif, ".mp4": _write_video, ".webm": _write_video})
     blocking = path if path.is_dir() else next((parent for parent in path.parents if parent.is_file()), None)
     if blocking:
@@ -178,6 +180,8 @@ def _writer(path: Path, frames: int) -> Callable:
         raise UserError(f"a PNG holds one frame, not {frames}: name the file .gif, .mp4 or .webm")
     if write is _write_video:
         _video_library()
+        if fps is not None and not SLOWEST <= fps <= FASTEST:
+            raise UserError(f"MP4 and WebM hold {SLOWEST} to {FASTEST} frames/s, got {fps:g}: write a GIF")
     return write
 
 
@@ -196,10 +200,22 @@ def _write_png(path: Path, frames: np.ndarray, fps: float, metadata: dict[str, s
 
 
 def _write_gif(path: Path, frames: np.ndarray, fps: float, metadata: dict[str, str]) -> None:
+    """Frames last whole hundredths of a second; of equal ones in a row, one is stored. The rate stands in a comment."""
     first, *others = [Image.fromarray(frame) for frame in frames]
-    note: dict[str, Any] = {"comment": json.dumps(metadata).encode()} if metadata else {}
-    milliseconds = round(min(max(20, 1000 / fps), _LONGEST / len(frames)))
-    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0, **note)
+    each = min(max(2.0, 100 / fps), _LONGEST / 10 / len(frames))
+    hundredths = np.diff(np.rint(np.arange(len(frames) + 1) * each))
+    comment = json.dumps(metadata | {_RATE: f"{100 / each:.9g}"}).encode()
+    durations = (10 * hundredths).astype(int).tolist()
+    first.save(path, save_all=True, append_images=others, duration=durations, loop=0, comment=comment)
+
+
+def gif_rate(image: Any) -> float | None:
+    """Returns the frames/s that `save` noted in a GIF, opened by Pillow; None if it did not."""
+    try:
+        rate = float(_from_comment(image.info.get("comment", b"").decode("utf-8", "replace")).get(_RATE, 0))
+    except (ValueError, TypeError):
+        return None
+    return rate if 0 < rate <= 50 else None  # a frame lasts two hundredths of a second at least
 
 
 def _write_video(path: Path, frames: np.ndarray, fps: float, metadata: dict[str, str]) -> None:
@@ -223,7 +239,8 @@ def _png_texts(path: Path) -> dict[str, str]:
 
 def _gif_texts(path: Path) -> dict[str, str]:
     with Image.open(path, formats=["GIF"]) as image:
-        return _from_comment(image.info.get("comment", b"").decode("utf-8", "replace"))
+        texts = _from_comment(image.info.get("comment", b"").decode("utf-8", "replace"))
+        return {name: text for name, text in texts.items() if name != _RATE}
 
 
 def _video_texts(path: Path) -> dict[str, str]:

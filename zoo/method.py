@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zoo.conditions import Cond
 
@@ -230,6 +231,56 @@ class Denoises(Protocol):
 
 
 @runtime_checkable
+class ReadsGiven(Protocol):
+    """Ability to be a stage of a cascade: its network reads images that are given beside the noise.
+
+    Attributes:
+      reads_given: True. Its conditions may have `given` (B, T, H, W, c), `level` (B,) and `origin` (B, 2), see
+        `nets.transformer.Transformer`.
+    """
+
+    reads_given: bool
+
+
+@runtime_checkable
+class Upsamples(Protocol):
+    """Ability to draw an image or a video from a smaller one: that of a stage of a cascade.
+
+    Attributes:
+      scale: side of its images in units of the small ones' side.
+      rate: frame rate of its videos in units of the small ones'.
+      prefix: share of the training videos that continue given frames; with 0 it cannot.
+      largest_level: largest level of noise in the small ones.
+    """
+
+    scale: int
+    rate: int
+    prefix: float
+    largest_level: float
+
+    def small_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of the small version of one of `shape`, both (T, H, W, C)."""
+        ...
+
+    def given_by(self, x: jax.Array) -> Mapping[str, jax.Array]:
+        """Returns the conditions that show the small versions of float32 (B, T, H, W, C) in [-1, 1]."""
+        ...
+
+    def given_of(
+        self, small: np.ndarray, frames: int, prefix: np.ndarray | None = None, level: float = 0.0
+    ) -> Mapping[str, Any]:
+        """Returns the conditions that show small images or videos.
+
+        Args:
+          small: uint8 (N, t, h, w, C).
+          frames: of the stage's own videos; those without a frame of `small` are not known.
+          prefix: first frames of the stage's own videos, which it continues, uint8 (N, k, H, W, C).
+          level: level of noise in the small ones.
+        """
+        ...
+
+
+@runtime_checkable
 class FeatureExtractor(Protocol):
     """Ability to serve as the frozen feature network of a critic."""
 
@@ -309,6 +360,8 @@ ABILITIES: tuple[type, ...] = (
     Invertible,
     HasTrajectory,
     Denoises,
+    ReadsGiven,
+    Upsamples,
     FeatureExtractor,
     Scorer,
     Embeds,

@@ -30,7 +30,20 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
-FILTERS: dict[str, tuple[Callable, int]] = {"bilinear": (_triangle, 1), "bicubic": (_cubic, 2)}  # with its support
+def _lanczos(x: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
+
+
+def _box(x: np.ndarray) -> np.ndarray:
+    return ((x > -0.5) & (x <= 0.5)).astype(float)
+
+
+FILTERS: dict[str, tuple[Callable, float]] = {  # each with its support
+    "bilinear": (_triangle, 1),
+    "bicubic": (_cubic, 2),
+    "lanczos": (_lanczos, 3),
+    "box": (_box, 0.5),
+}
 
 
 def weights(old: int, new: int, method: str = "bicubic") -> np.ndarray:
@@ -69,7 +82,7 @@ def resize(pixels: jax.Array, height: int, width: int, method: str = "bicubic") 
       pixels: uint8 (N, H, W, C).
       height: rows of the result.
       width: columns of the result.
-      method: "bicubic" or "bilinear", both antialiased where the image becomes smaller.
+      method: a key of `FILTERS`; all are antialiased where the image becomes smaller.
 
     Raises:
       UserError: pixels are not uint8, or as `weights`.

@@ -141,7 +141,7 @@ def sampling_rate(recipe: Recipe, seconds: float) -> float:
     """Images a second that the recipe's sampler makes on all local devices."""
     sampler = recipe.sampler()
     count = sampler.per_device * jax.local_device_count()
-    cond = recipe.conditions([""] * count)
+    cond = recipe.conditions([""] * count, inputs=recipe.blank_batch(count)["inputs"])
     params = parallel.place(recipe.create_state().params | {"frozen": recipe.dependencies.frozen})
     return count / time_calls(seconds, lambda: sampler(params, cond, seed=0))
 

@@ -3,24 +3,34 @@
 python -m zoo sample --workdir runs/demo --prompt "a large red star at the top left on a grey background" --num 16
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import einops
 import numpy as np
 from absl import flags
+from PIL import Image
 
 from zoo import media
 from zoo.commands import sampling_flags
+from zoo.commands.sampling_flags import Sampling
 from zoo.commands.scaffold import Command
-from zoo.data import pipeline
-from zoo.errors import UserError, named
+from zoo.data import folder, pipeline, videos
+from zoo.data import images as files
+from zoo.errors import UserError, named, unknown_name_error
 from zoo.evaluation.rerank import best_of, clip_reward, get_reward
+from zoo.families import require
 from zoo.files import read_text
+from zoo.method import Upsamples
+from zoo.runs.cascade import Cascade, build
+from zoo.runs.recipe import Data
 from zoo.scenes import oracle
 
 FLAGS = flags.FLAGS
+RATE_OF_FILES = 0.05  # a GIF keeps hundredths of a second
 
 
 def define_flags() -> None:
@@ -36,6 +46,10 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool("score", False, "Also print the images' CLIPScore.")
     flags.DEFINE_integer("best_of", 1, "Make so many images of each prompt and keep the best.", lower_bound=1)
+    flags.DEFINE_integer("keep", 1, "With --best_of: number of the best that are kept, and upsampled.", lower_bound=1)
+    sampling_flags.define_stages()
+    flags.DEFINE_string("input", None, "An image or video for the stage --workdir to upsample, in place of a base run.")
+    flags.DEFINE_bool("stages", False, "Show what each stage was given beside what came out at the end.")
     flags.DEFINE_string(
         "reward",
         "zoo:clip",
@@ -61,20 +75,62 @@ def read_prompts(
     return [prompts[i % len(prompts)] for i in range(num)]
 
 
+class Made(NamedTuple):
+    """Images or videos, and their way.
+
+    Attributes:
+      parts: images or videos after the run and each stage, (N, t, h, w, C) each, with their frames/s or None.
+      numbers: of each image among all that the run made, (N,).
+      prompts: the caption of each.
+      rate: how fast, as a sentence.
+    """
+
+    parts: list[tuple[np.ndarray, float | None]]
+    numbers: np.ndarray
+    prompts: list[str]
+    rate: str
+
+
 def main(_: list[str]) -> None:
     """Runs the command on parsed flags."""
-    sampling = sampling_flags.read()
-    run, data = sampling.run, sampling.run.recipe.data
+    if FLAGS.keep > FLAGS.best_of:
+        raise UserError(f"--keep {FLAGS.keep} is more than the {FLAGS.best_of} images of --best_of")
     media.check_file(FLAGS.out)
+    sampling = sampling_flags.read(with_stages=not FLAGS.input)
+    data = sampling.run.recipe.data
     prompts = read_prompts(FLAGS.prompt, FLAGS.prompts_file, FLAGS.num, lambda: data.open("test"))
-    world, count = oracle.world_of(data.source), FLAGS.best_of
-    fps = sampling.frame_rate
+    media.check_file(FLAGS.out, fps=sampling.final_frame_rate)
+    made = upsample_input(sampling, prompts) if FLAGS.input else draw(sampling, prompts)
+    images, fps = made.parts[-1]
+    prompts = made.prompts
+
+    about = sampling.about() | ({"best_of": FLAGS.best_of, "reward": FLAGS.reward} if FLAGS.best_of > 1 else {})
+    about |= {"input": FLAGS.input} if FLAGS.input else {}
+    out = Path(FLAGS.out)
+    shown = side_by_side(made.parts) if FLAGS.stages else images
+    media.save(out, media.lay_out(out, shown, prompts), fps, media.note(about | {"prompts": prompts}))
+    print(f"{made.rate} -> {out}")
+    if FLAGS.each:
+        for i, (image, prompt, number) in enumerate(zip(images, prompts, made.numbers, strict=True)):
+            note = {"prompt": prompt} | media.note(about | {"number": int(number)})
+            in_a_row = out.suffix.lower() == ".png"  # the frames of a video; an image has one
+            frames = einops.rearrange(image, "t h w c -> 1 h (t w) c") if in_a_row else image
+            media.save(out.with_suffix("") / f"{i:04d}{out.suffix}", frames, fps, note)
+        print(f"each by itself -> {out.with_suffix('')}/")
+    if FLAGS.score:
+        print(f"CLIPScore: {clip_reward(FLAGS.clip)(images, prompts).mean():.4f}")
+    print_oracle(images, prompts, data, fps)
+
+
+def draw(sampling: Sampling, prompts: list[str]) -> Made:
+    """Samples the run, keeps the best of each prompt, and upsamples these."""
+    run, data, count, fps = sampling.run, sampling.run.recipe.data, FLAGS.best_of, sampling.frame_rate
+    world = oracle.world_of(data.source)
     reward = get_reward(FLAGS.reward, world, fps) if count > 1 else None
     unread = oracle.unreadable(world, sampling.frames or data.frames, fps) if world else ""
     if count > 1 and FLAGS.reward == "oracle" and unread:
         raise UserError(f"--reward oracle: {unread}")
     sampler, cond = sampling.sampler(), sampling.conditions([prompt for prompt in prompts for _ in range(count)])
-
     sampler.compile(run.params, cond)
     began = time.perf_counter()
     images = sampler(run.params, cond, sampling.seed)
@@ -82,33 +138,99 @@ def main(_: list[str]) -> None:
     rate = f"{len(images)} images in {seconds:.2f} s, {len(images) / seconds:.1f} images/s"
     numbers = np.arange(len(images))
     if reward:
-        numbers, rewards = best_of(images, prompts, count, reward)
+        numbers, rewards = best_of(images, prompts, count, reward, FLAGS.keep)
         rate += f"; mean {FLAGS.reward} of all {rewards.mean():.4f}, of the best {rewards[numbers].mean():.4f}"
-    images = images[numbers]
+    prompts = [prompts[number // count] for number in numbers]
+    return finish(images[numbers], numbers, prompts, rate, fps, sampling.cascade, sampling)
 
-    about = sampling.about() | ({"best_of": count, "reward": FLAGS.reward} if reward else {})
-    out = Path(FLAGS.out)
-    media.save(out, media.lay_out(out, images, prompts), fps, media.note(about | {"prompts": prompts}))
-    print(f"{rate} -> {out}")
-    if FLAGS.each:
-        for i, (image, prompt, number) in enumerate(zip(images, prompts, numbers, strict=True)):
-            note = {"prompt": prompt} | media.note(about | {"number": int(number)})
-            side_by_side = out.suffix.lower() == ".png"  # the frames of a video; an image has one
-            frames = einops.rearrange(image, "t h w c -> 1 h (t w) c") if side_by_side else image
-            media.save(out.with_suffix("") / f"{i:04d}{out.suffix}", frames, fps, note)
-        print(f"each by itself -> {out.with_suffix('')}/")
-    if FLAGS.score:
-        print(f"CLIPScore: {clip_reward(FLAGS.clip)(images, prompts).mean():.4f}")
+
+def upsample_input(sampling: Sampling, prompts: list[str]) -> Made:
+    """Upsamples the file --input by the run, which is a stage, and by those of --upsample."""
+    run, chosen = sampling.run, [(sampling.workdir, sampling.run), *sampling_flags.open_stages()]
+    if FLAGS.best_of > 1:
+        raise UserError("--best_of is for images that a base run makes, and --input is one: drop one of them")
+    stage = require(run.method, Upsamples)
+    rate = run.recipe.frame_rate and run.recipe.frame_rate / stage.rate
+    small = read_small(FLAGS.input, stage.small_shape(run.shape), rate)
+    levels, per_device = FLAGS.level, FLAGS.per_device
+    cascade = build(FLAGS.input, small.shape, rate, chosen, levels, FLAGS.frames, per_device, sampling.options)
+    images = np.repeat(small[None], len(prompts), axis=0)
+    return finish(images, np.arange(len(prompts)), prompts, f"{FLAGS.input} read", rate, cascade, sampling)
+
+
+def finish(images, numbers, prompts: list[str], rate: str, fps, cascade: Cascade | None, sampling: Sampling) -> Made:
+    """Upsamples images by the stages, if there are any."""
+    parts = [(images, fps)]
+    if cascade:
+        began = time.perf_counter()
+        drawn = cascade(images, prompts, sampling.seed, sampling.negative)
+        rate += f"; {len(cascade.stages)} stages in {time.perf_counter() - began:.2f} s with compiling"
+        parts += [(part, stage.run.recipe.frame_rate) for part, stage in zip(drawn, cascade.stages, strict=True)]
+    return Made(parts, numbers, prompts, rate)
+
+
+def read_small(name: str, shape: tuple[int, ...], frame_rate: float | None) -> np.ndarray:
+    """Returns the image or video in a file, uint8 (t, h, w, 3).
+
+    Args:
+      name: path of the file.
+      shape: what the stage upsamples, (t, h, w, C).
+      frame_rate: frames/s that it upsamples; None for images.
+
+    Raises:
+      UserError: there is no such file, or it has another kind, size or frame rate.
+    """
+
+    def fit(image):
+        if image.size != (shape[2], shape[1]):
+            raise UserError(f"--input: {name} is {image.width} x {image.height} px, not {shape[2]} x {shape[1]} px")
+        return files.fit(image, shape[2])
+
+    path = Path(name).expanduser()
+    kinds = videos.SUFFIXES if frame_rate else folder.IMAGES
+    if not path.is_file():
+        raise UserError(f"--input: there is no file {name}: give a path that exists")
+    if path.suffix.lower() not in kinds:
+        raise unknown_name_error("kind of video" if frame_rate else "kind of image", path.suffix or path.name, kinds)
+    try:
+        if not frame_rate:
+            return fit(Image.open(path))[None]
+        video = videos.read(path.suffix.lower(), path.read_bytes(), fit)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"--input: {name} cannot be read ({error}): give another file") from None
+    if not math.isclose(video.rate, frame_rate, rel_tol=RATE_OF_FILES):
+        raise UserError(f"--input: {name} has {video.rate:.3g} frames/s, and this stage upsamples {frame_rate:g}")
+    return video.frames[video.order]
+
+
+def side_by_side(parts: list[tuple[np.ndarray, float | None]]) -> np.ndarray:
+    """Puts images of each part beside each other, with pixels and frames repeated to the size of the last."""
+    last, final_rate = parts[-1]
+    frames, stretched = np.arange(last.shape[1]), []
+    for images, fps in parts:
+        ratio = fps / final_rate if fps and final_rate else 0.0
+        shown = images[:, np.minimum((frames * ratio + 1e-6).astype(int), images.shape[1] - 1)]
+        times = last.shape[2] // shown.shape[2]
+        stretched.append(einops.repeat(shown, "n t h w c -> n t (h y) (w x) c", y=times, x=times))
+    return np.concatenate(stretched, axis=3)
+
+
+def print_oracle(images: np.ndarray, prompts: list[str], data: Data, fps: float | None) -> None:
+    """Prints what the oracle finds of scenes, or why it cannot."""
+    world = oracle.world_of(data.source)
+    if not world:
+        return
     known = [i for i, prompt in enumerate(prompts) if oracle.understands(prompt)]
     strange = [prompts[i] for i in sorted(set(range(len(prompts))) - set(known))]
-    if world and strange:
+    if strange:
         print(
             f"{len(strange)} of {len(prompts)} prompts are not like the captions of {data.source}: "
             f"{strange[0]!r}; a caption is e.g. {pipeline.captions(data.open('test'), limit=1)[0]!r}"
         )
+    unread = oracle.unreadable(world, images.shape[1], fps)
     if unread:
         print(f"no oracle: {unread}")
-    elif world and known:
+    elif known:
         table = oracle.table(images[known], [prompts[i] for i in known], world, fps)
         scores = ", ".join(f"{name} {right.mean():.1%}" for name, right in table.items())
         print(f"oracle on {len(known)} captions: {scores}")

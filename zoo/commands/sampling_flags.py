@@ -3,14 +3,17 @@
 import ast
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from absl import flags
 
-from zoo.errors import UserError
+from zoo.errors import UserError, named
 from zoo.families import require
-from zoo.method import Denoises
+from zoo.method import Denoises, Upsamples
+from zoo.runs.cascade import Cascade
+from zoo.runs.cascade import build as build_cascade
 from zoo.runs.dependencies import check_shared, open_run
 from zoo.runs.recipe import SEEDS
 from zoo.runs.run import Run
@@ -48,6 +51,12 @@ def define(workdir_required: bool = True) -> None:
         flags.mark_flag_as_required("workdir")
 
 
+def define_stages() -> None:
+    """Defines the flags of commands that can upsample what they sample; call it once."""
+    flags.DEFINE_multi_string("upsample", [], "Workdir of a stage that draws what was made at more pixels or frames/s.")
+    flags.DEFINE_multi_float("level", [], "Noise in what a stage is given, for each --upsample or once for all.")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampling:
     """A run, opened by the flags.
@@ -63,6 +72,7 @@ class Sampling:
       frame_rate: frames/s of videos; None for images.
       options: sampling options that were given; the others are the config's.
       guided: option `guide`, if there is one.
+      cascade: stages that upsample what the run makes; None without any.
     """
 
     run: Run
@@ -75,42 +85,82 @@ class Sampling:
     frame_rate: float | None
     options: Mapping[str, Any]
     guided: Mapping[str, Any]
+    cascade: Cascade | None = None
 
     def sampler(self) -> Sampler:
         """Returns the run's sampler with these options."""
         return self.run.sampler(self.per_device, self.frames, **self.options, **self.guided)
 
-    def conditions(self, captions: list[str]) -> dict[str, Any]:
-        """Returns the conditions of captions."""
-        return self.run.recipe.conditions(captions, self.negative, self.frame_rate, self.frames)
+    def conditions(self, captions: list[str], inputs: Any = None) -> dict[str, Any]:
+        """Returns the conditions of captions; `inputs` as for `Recipe.conditions`."""
+        return self.run.recipe.conditions(captions, self.negative, self.frame_rate, self.frames, inputs)
+
+    def upsampled(self, made: np.ndarray, captions: Sequence[str]) -> list[np.ndarray]:
+        """Returns what each stage draws of images that the run made; none without stages."""
+        return self.cascade(made, captions, self.seed, self.negative) if self.cascade else []
+
+    @property
+    def final_frame_rate(self) -> float | None:
+        """Frames/s of what comes out at the end; None for images."""
+        return self.cascade.frame_rate if self.cascade else self.frame_rate
 
     def about(self) -> dict[str, Any]:
         """Returns the origin of the images, for files."""
         settings = dict(self.run.recipe.config.sample) | dict(self.options)
         about = {"run": self.workdir, "checkpoint": self.run.step, "ema": self.ema, "seed": self.seed}
         video = {} if self.frame_rate is None else {"frames": self.frames or self.run.shape[0], "fps": self.frame_rate}
-        return about | {"negative": self.negative, "settings": settings} | video
+        stages = self.cascade.stages if self.cascade else ()
+        above = {"stages": [{"run": one.name, "checkpoint": one.run.step, "level": one.level} for one in stages]}
+        return about | {"negative": self.negative, "settings": settings} | video | (above if stages else {})
 
 
-def read() -> Sampling:
-    """Opens the run that the flags name. Raises UserError as `open_run`, and for an invalid option or guide."""
+def read(with_stages: bool = True) -> Sampling:
+    """Opens the run that the flags name.
+
+    Args:
+      with_stages: whether to open the stages of --upsample too.
+
+    Raises:
+      UserError: as `open_run`; an invalid option or guide; or stages that do not fit.
+    """
     run = open_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.ema)
     guided = {}
     if FLAGS.guide_workdir or FLAGS.guide_checkpoint is not None or FLAGS.guide_ema:
         run, guided = _with_guide(run)
-    frame_rate = read_frame_rate(run, FLAGS.fps)
-    given = FLAGS.workdir, FLAGS.ema, FLAGS.seed, FLAGS.per_device, FLAGS.negative, FLAGS.frames, frame_rate
-    return Sampling(run, *given, read_options(), guided)
+    if with_stages and "upsample" in FLAGS and FLAGS.upsample:
+        frames, frame_rate, cascade = _with_stages(run)
+    else:
+        frames, frame_rate, cascade = FLAGS.frames, read_frame_rate(run, FLAGS.fps, FLAGS.frames), None
+        if with_stages and "level" in FLAGS and FLAGS.level:
+            raise UserError("--level is of a stage: name one by --upsample, or drop it")
+    given = FLAGS.workdir, FLAGS.ema, FLAGS.seed, FLAGS.per_device, FLAGS.negative, frames, frame_rate
+    return Sampling(run, *given, read_options(), guided, cascade)
 
 
-def read_frame_rate(run: Run, given: float | None) -> float | None:
+def open_stages() -> list[tuple[str, Run]]:
+    """Opens the runs of --upsample."""
+    return [(name, open_run(name)) for name in FLAGS.upsample]
+
+
+def _with_stages(run: Run) -> tuple[int | None, float | None, Cascade]:
+    """Frames and frame rate of the run, and the stages; --frames and --fps are of what comes out at the end."""
+    runs = open_stages()
+    after = math.prod(require(stage.method, Upsamples).rate for _, stage in runs)
+    wanted, own = FLAGS.frames or run.shape[0] * after, run.shape[0]
+    rate = read_frame_rate(run, FLAGS.fps and FLAGS.fps / after)
+    frames = max(1, min(own, wanted // after))  # longer ones are continued by the stages
+    shape = (frames, *run.shape[1:])
+    cascade = build_cascade(
+        FLAGS.workdir, shape, rate, runs, levels=FLAGS.level, frames=wanted, per_device=FLAGS.per_device
+    )
+    return (None if frames == own else frames), rate, cascade
+
+
+def read_frame_rate(run: Run, given: float | None, frames: int | None = None) -> float | None:
     """Returns the frame rate of what the run makes; raises UserError where it is not one, or the run makes images."""
     if given is None:
-        return run.recipe.frame_rate
-    if run.recipe.frame_rate is None:
-        raise UserError(f"--fps {given:g}: this run makes images, which have no frame rate; drop the flag")
-    if not 0 < given < math.inf:
-        raise UserError(f"--fps must be above 0, got {given:g}")
+        return None if frames == 1 else run.recipe.frame_rate
+    named("--fps", lambda: run.recipe.check_frame_rate(given, frames))
     return given
 
 

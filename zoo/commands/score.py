@@ -24,7 +24,7 @@ from zoo.errors import UserError, named
 from zoo.evaluation import registry, report
 from zoo.evaluation.features import Features, clip_features, inception_features, motion_features
 from zoo.evaluation.measures import known_entropy
-from zoo.evaluation.registry import MEASURES, EvalContext, Sample, Score, evaluate, first_of, make_context
+from zoo.evaluation.registry import MEASURES, EvalContext, Pair, Sample, Score, evaluate, first_of, make_context
 from zoo.files import read_text, write_json
 from zoo.runs.dependencies import open_run
 from zoo.runs.recipe import Data
@@ -37,6 +37,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 def define_flags() -> None:
     """Defines the flags of this command."""
     sampling_flags.define(workdir_required=False)
+    sampling_flags.define_stages()
     flags.DEFINE_string("images", None, "Instead of --workdir: a folder of images.")
     flags.DEFINE_string("prompts", None, "A file with the caption of each image, in the order of the images' names.")
     flags.DEFINE_string("reference", None, "Real images to compare with, as data.source; by default the run's data.")
@@ -118,22 +119,31 @@ def score(
 
 
 def of_run(sampling: Sampling, split: str, num: int, references: str | None, reference: str | None) -> Subject:
-    """Samples a run from the first captions of a split."""
-    run, recipe = sampling.run, sampling.run.recipe
-    texts = first_of(recipe.data, split, num).require_captions()
-    sampler, cond = sampling.sampler(), sampling.conditions(list(texts))
+    """Samples a run from the first captions of a split, and upsamples what it makes by the stages.
+
+    A run that is itself a stage is given the small versions of the split's images.
+    """
+    run, stages = sampling.run, sampling.cascade.stages if sampling.cascade else ()
+    recipe, rate = stages[-1].run.recipe if stages else run.recipe, sampling.final_frame_rate
+    real = first_of(recipe.data, split, num)
+    texts = real.require_captions()
+    sampler, cond = sampling.sampler(), sampling.conditions(list(texts), real.images)
     sampler.compile(run.params, cond)
     began = time.perf_counter()
-    made = sampler(run.params, cond, sampling.seed)
+    made = [sampler(run.params, cond, sampling.seed)]
+    made += sampling.upsampled(made[0], texts)
     about = sampling.about() | {
         "split": split,
         "num": len(texts),
-        "samples_per_second": len(made) / (time.perf_counter() - began),
-        "evaluations": sampler.evaluations,
+        "samples_per_second": len(texts) / (time.perf_counter() - began),
+        "evaluations": sampler.evaluations + (sampling.cascade.evaluations if sampling.cascade else 0),
     }
-    data = recipe.data if reference is None else Data(reference, recipe.data.size, recipe.data.frames)
-    sample = Sample(made, texts, read_references(references, len(texts)), sampling.frame_rate)
-    return Subject(sample, data, about, run)
+    data = dataclasses.replace(recipe.data, source=reference or recipe.data.source, frames=made[-1].shape[1])
+    if reference is None and rate is not None and data.frames > 1:
+        data = data.at(data.frames, rate)  # real videos of the rate and length that were sampled
+    pair = Pair(stages[-1].method, small=made[-2]) if stages else Pair.of(run.method, real.images)
+    sample = Sample(made[-1], texts, read_references(references, len(texts)), rate, pair)
+    return Subject(sample, data, about, (stages[-1].run if stages else run))
 
 
 def of_folder(name: str, prompts: str | None, references: str | None, reference: str | None) -> Subject:
@@ -144,10 +154,21 @@ def of_folder(name: str, prompts: str | None, references: str | None, reference:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise UserError(f"--images: {name} holds no image ({', '.join(SUFFIXES)})")
+    strip = next((path for path in paths if path.suffix == ".png" and frames_in(path) > 1), None)
+    if strip:
+        raise UserError(f"--images: {strip} shows the frames of a video in a row: score the run by --workdir")
     size = min(open_image(paths[0]).size)
     made = np.stack([files.fit(open_image(path), size) for path in paths])[:, None]
     sample = Sample(made, read_prompts(prompts, paths), read_references(references, len(made)))
     return Subject(sample, Data(reference, size) if reference else None, {"images": name, "num": len(paths)})
+
+
+def frames_in(path: Path) -> int:
+    """Returns the frames that a PNG of sample.py --each shows, by its note; 1 for another file."""
+    try:
+        return int(json.loads(media.read_metadata(path).get("zoo", "{}")).get("frames", 1))
+    except (ValueError, TypeError, AttributeError, UserError, OSError, SyntaxError):
+        return 1
 
 
 def open_image(path: Path) -> Image.Image:
@@ -202,7 +223,11 @@ def context_of(
     """Returns the context of a subject; with `own_data` the captions are those of the real images."""
     if subject.data is None:
         return EvalContext(networks, {}, None, None, seed)
-    real = first_of(subject.data, split, num)
+    real, made = first_of(subject.data, split, num), subject.sample
+    if made.frame_rate and real.frame_rate and not np.isclose(made.frame_rate, real.frame_rate):
+        raise UserError(
+            f"--reference has {real.frame_rate:g} frames/s and the samples {made.frame_rate:g}: add ?fps= to it"
+        )
     shared = subject.run is not None and own_data
     real = dataclasses.replace(real, references=subject.sample.references if shared else None)
     return dataclasses.replace(make_context(networks, subject.data, real, num_reference, seed), run=subject.run)

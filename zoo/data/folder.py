@@ -96,6 +96,8 @@ def open_source(
     if frames == 1:
         return FolderSource(files, items, size, frames, notices)
     numbered = next((item.name for item in items if _suffix(item.files[0]) in IMAGES), None)
+    if own_fps is not None and not numbered:
+        raise UserError(f"own_fps={own_fps:g} is of folders of numbered images, and {name} has none: drop it")
     if numbered and own_fps is None:
         raise UserError(f"{name}: numbered images, as those in {numbered}, have no frame rate: add own_fps=, as 24")
     return VideoSource(files, items, size, frames, notices, fps, own_fps)
@@ -141,6 +143,7 @@ class FolderSource:
         self._frames = frames
         self._notices = notices
         self._kept: Any = None
+        self._first_reason = ""
         if len(items) * frames * size * size * 3 <= images.MEMORY:
             self._decode_all()
 
@@ -187,6 +190,7 @@ class FolderSource:
         except UserError:
             raise
         except Exception as error:  # a decoder may raise anything on a damaged file
+            self._first_reason = self._first_reason or _reason(error)
             self._notices.add("broken", f"left out {item.name}: {_reason(error)}", times=3)
             return None
 
@@ -199,7 +203,10 @@ class FolderSource:
         return images.fit(image, self._size)
 
     def _nothing_decodes(self) -> UserError:
-        return UserError(f"none of the {len(self._items)} items of {self._files} can be read: check the files")
+        why = f" ({self._first_reason})" if self._first_reason else ""
+        if len(self._items) == 1:
+            return UserError(f"{self._items[0].name} of {self._files} cannot be used{why}")
+        return UserError(f"none of the {len(self._items)} items of {self._files} can be used{why}: check the files")
 
 
 class VideoSource(FolderSource):
@@ -258,12 +265,13 @@ class VideoSource(FolderSource):
             for start in range(0, len(self._items), DECODED_TOGETHER):
                 kept += pool.map(self._decode, self._items[start : start + DECODED_TOGETHER])
                 used += sum(video.frames.nbytes for video in kept[start:] if video is not None)
+                for video in kept[start:]:
+                    if video is not None:
+                        self._check_rate(video)
                 if used * len(self._items) > images.MEMORY * len(kept):  # as much as all of them are expected to take
                     return
         good = [i for i, video in enumerate(kept) if video is not None]
         self._kept = [kept[i] for i in good]
-        for video in self._kept:
-            self._check_rate(video)
         self._keep(good)
 
     def _read(self, item: Item) -> videos.Video:
@@ -271,7 +279,7 @@ class VideoSource(FolderSource):
         if suffix in videos.SUFFIXES:
             video = videos.read(suffix, self._files.read(item.name), self._fit)
         else:
-            video = videos.Video(super()._read(item), self._own_fps or 0.0)
+            video = videos.Video.of(super()._read(item), self._own_fps or 0.0)
         video.part(self._frames, self._fps, 0.0)  # raises where the item cannot be used
         return video
 
@@ -347,14 +355,22 @@ def _images(names: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def _videos(names: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield from ((name, (name,)) for name in names if _suffix(name) in videos.SUFFIXES)
-    numbered = [name for name in names if _suffix(name) in IMAGES and _number(name) is not None]
-    for folder, found in itertools.groupby(sorted(numbered, key=posixpath.dirname), posixpath.dirname):
-        yield folder or ".", tuple(sorted(found, key=lambda name: _number(name) or 0))
-
-
-def _number(name: str) -> int | None:
-    found = re.search(r"(\d+)$", posixpath.splitext(posixpath.basename(name))[0])
-    return int(found[1]) if found else None
+    sequences: dict[str, dict[tuple[str, str], dict[int, str]]] = {}  # of each folder, by prefix and suffix
+    for name in names:
+        found = re.search(r"^(.*?)(\d+)$", posixpath.splitext(posixpath.basename(name))[0])
+        if found and _suffix(name) in IMAGES:
+            folder = sequences.setdefault(posixpath.dirname(name), {})
+            folder.setdefault((found[1], _suffix(name)), {})[int(found[2])] = name
+    for folder, found in sorted(sequences.items()):
+        found = {key: frames for key, frames in found.items() if len(frames) > 1}  # a single image is no video
+        for _, frames in sorted(found.items()):
+            numbers = sorted(frames)
+            steps = [after - before for before, after in itertools.pairwise(numbers)]
+            if len(set(steps)) > 1:
+                gap = steps.index(max(steps))
+                before, after = frames[numbers[gap]], frames[numbers[gap + 1]]
+                raise UserError(f"{before} is followed by {after}, and other frames by nearer ones: fill the gap")
+            yield (folder or ".") if len(found) == 1 else frames[numbers[0]], tuple(frames[i] for i in numbers)
 
 
 def _with_captions(

@@ -95,6 +95,15 @@ def open_source(spec: str, split: str, size: int, frames: int) -> Source:
     return opener(address[len(scheme) + 1 :], split, size, frames, **_options(opener, query))
 
 
+def with_option(spec: str, name: str, value: str) -> str:
+    """Returns the data that a config names, see `open_source`, with one option set in all its parts."""
+    if " + " in spec:
+        return " + ".join(with_option(part.strip(), name, value) for part in spec.split(" + "))
+    address, _, query = spec.partition("?")
+    kept = [option for option in query.split("&") if option and option.partition("=")[0] != name]
+    return f"{address}?{'&'.join([*kept, f'{name}={value}'])}"
+
+
 def stream(
     source: Source,
     tokenizer: Tokenizer,
@@ -200,8 +209,12 @@ class _Batches:
 
 def captions(source: Source, limit: int = 100_000) -> list[str]:
     """Returns at most `limit` captions, spread evenly over the source: what a tokenizer is trained on."""
-    chosen = np.linspace(0, len(source) - 1, min(limit, len(source))).round().astype(int).tolist()
-    return [text_of(source, i) for i in chosen]
+    return [text_of(source, i) for i in spread(source, limit)]
+
+
+def spread(source: Source, limit: int) -> list[int]:
+    """Returns at most `limit` indices, spread evenly over the source."""
+    return np.linspace(0, len(source) - 1, min(limit, len(source))).round().astype(int).tolist()
 
 
 def text_of(source: Source, i: int) -> str:

@@ -143,7 +143,7 @@ class TfdsSource:
         if self._frames == 1:
             return self[i]
         record = self._records[i]
-        video = videos.Video(self._pixels(record), self._own_fps or 0.0)
+        video = videos.Video.of(self._pixels(record), self._own_fps or 0.0)
         try:
             frames, rate = video.part(self._frames, self._fps, place)
         except ValueError as error:

@@ -34,6 +34,6 @@ class Evaluator:
     def __call__(self, params: Any) -> dict[str, float]:
         """Returns {"score/all": 0.9, ...} of images made with these parameters of all players."""
         captions = self._real.require_captions()
-        made = self._sampler(params, self._recipe.conditions(captions), seed=0)
+        made = self._sampler(params, self._recipe.conditions(captions, inputs=self._real.images), seed=0)
         scores, _ = evaluate(Sample(made, captions, frame_rate=self._recipe.frame_rate), self._context, self._measures)
         return {f"score/{name}": score.value for name, score in scores.items()}

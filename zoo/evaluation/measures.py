@@ -9,11 +9,11 @@ import einops
 import numpy as np
 
 from zoo.errors import UserError
-from zoo.evaluation import coherence, distances, model_eval
+from zoo.evaluation import coherence, distances, model_eval, registry
 from zoo.evaluation.accuracy import classification_accuracy
 from zoo.evaluation.bootstrap import interval, interval_of
 from zoo.evaluation.clip_score import clip_score, r_precision, ref_clip_score
-from zoo.evaluation.reconstruction import psnr, ssim
+from zoo.evaluation.reconstruction import WINDOW, psnr, ssim
 from zoo.evaluation.registry import EvalContext, Sample, Score, measure
 from zoo.evaluation.sharpness import sharpness
 from zoo.runs.editor import Editor
@@ -27,6 +27,7 @@ RESAMPLES = 20  # halves from which the intervals of distances are taken
 FEW = 10_000  # below this many images a distance has a note
 LEAST_LABELLED = 50
 FRECHET_VIDEOS = 2048  # the fewest
+MOST_PSNR = 60.0  # an error of one level in every 15th value
 
 
 # ---- captions
@@ -204,6 +205,45 @@ def by_motion_distance(sample: Sample, context: EvalContext) -> dict[str, Score]
     return {name: with_interval(function, fake, real, context.seed)}
 
 
+# ---- stages of a cascade
+
+
+@measure("consistency", better="higher", floor="")
+def by_consistency(sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """PSNR of the small versions of images against what they were upsampled from, of the frames that were there."""
+    del context
+    pair = sample.require_pair()
+    again = registry.smaller(pair.stage, sample.images)[:, : pair.small.shape[1]]
+    return {"consistency": mean_score(capped_psnr(again, pair.small))}
+
+
+@measure("pair", better="higher", floor="")
+def by_pair(sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """PSNR and SSIM against the real images whose small versions were upsampled, and of these made larger.
+
+    These are bicubic, with frames repeated. The last frame, which has no known one after it, is scored apart too.
+    """
+    del context
+    pair = sample.require_pair()
+    if pair.real is None:
+        raise UserError("needs small versions of real images: score the stage by itself, as --workdir")
+    larger = registry.larger(pair)
+    scores = {}
+    for name, function in {"psnr": capped_psnr, "ssim": ssim}.items():
+        if name == "ssim" and min(pair.real.shape[2:4]) < WINDOW:
+            continue
+        scores |= {f"pair_{name}": function(sample.images, pair.real), f"larger_{name}": function(larger, pair.real)}
+        if pair.stage.rate > 1:
+            scores[f"pair_{name}_last"] = function(sample.images[:, -1:], pair.real[:, -1:])
+            scores[f"larger_{name}_last"] = function(larger[:, -1:], pair.real[:, -1:])
+    return {name: mean_score(values) for name, values in scores.items()}
+
+
+def capped_psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """PSNR, at most `MOST_PSNR`: that of equal images is infinite, and has no mean."""
+    return np.minimum(psnr(a, b), MOST_PSNR)
+
+
 # ---- the run itself
 
 
@@ -212,7 +252,8 @@ def by_likelihood(sample: Sample, context: EvalContext) -> dict[str, Score]:
     """Bits per dimension of held-out images under the run, with the default options of its family."""
     del sample
     real = context.few_held_out
-    bits = model_eval.bits_per_dim(context.require_run(), real.images, real.require_captions(), context.seed)
+    run, captions = context.require_run(), real.require_captions()
+    bits = model_eval.bits_per_dim(run, real.images, captions, context.seed, frame_rate=real.frame_rate)
     return {"bits_per_dim": mean_score(bits, of_real(real))}
 
 

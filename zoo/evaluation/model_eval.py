@@ -17,7 +17,13 @@ MOST_STEPS = 1024  # of an ODE
 
 
 def bits_per_dim(
-    run: Run, images: np.ndarray, captions: Sequence[str], seed: int = 0, per_device: int = 16, **options
+    run: Run,
+    images: np.ndarray,
+    captions: Sequence[str],
+    seed: int = 0,
+    per_device: int = 16,
+    frame_rate: float | None = None,
+    **options,
 ) -> np.ndarray:
     """Computes bits per dimension of each image under its caption, or an upper bound, see `method.HasLikelihood`.
 
@@ -27,6 +33,7 @@ def bits_per_dim(
       captions: N.
       seed: seed of the draws.
       per_device: images that a device takes at once.
+      frame_rate: frames/s of videos; None for that of the run.
       **options: values of the family's `LikelihoodOptions`.
 
     Returns:
@@ -45,7 +52,7 @@ def bits_per_dim(
     def bits(params, rows):
         return method.bits_per_dim(params, rows["rng"], {name: rows[name] for name in ("inputs", "cond")}, built)
 
-    return _each(run, bits, images, captions, seed, per_device)
+    return _each(run, bits, images, captions, seed, per_device, frame_rate)
 
 
 def settled(bits: Callable[[int], np.ndarray], steps: int, tolerance: float) -> tuple[np.ndarray, int, float]:
@@ -73,7 +80,12 @@ def settled(bits: Callable[[int], np.ndarray], steps: int, tolerance: float) -> 
 
 
 def reconstruct(
-    run: Run, images: np.ndarray, captions: Sequence[str], seed: int = 0, per_device: int = 16
+    run: Run,
+    images: np.ndarray,
+    captions: Sequence[str],
+    seed: int = 0,
+    per_device: int = 16,
+    frame_rate: float | None = None,
 ) -> np.ndarray:
     """Returns the images encoded and decoded by a run, like `images`, see `method.Reconstructs`.
 
@@ -88,7 +100,7 @@ def reconstruct(
         made = method.reconstruct(params, rows["rng"], {"inputs": inputs, "cond": rows["cond"]})
         return to_uint8(codec.decode(latents, made) if codec else made)
 
-    return _each(run, again, images, captions, seed, per_device)
+    return _each(run, again, images, captions, seed, per_device, frame_rate)
 
 
 def score(

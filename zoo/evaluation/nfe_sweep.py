@@ -38,7 +38,7 @@ def nfe_sweep(
     real = first_of(recipe.data, split, num)
     captions = real.require_captions()
     context = make_context(networks, recipe.data, real, num_reference, seed)
-    cond, rows = recipe.conditions(captions), []
+    cond, rows = recipe.conditions(captions, inputs=real.images), []
     for count in steps:
         sampler = run.sampler(steps=count)
         scores, _ = evaluate(

@@ -7,12 +7,16 @@ network, its better direction, and its floor. Nothing else needs to be changed t
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from zoo.errors import UserError, unknown_name_error
 from zoo.evaluation import model_eval
 from zoo.evaluation.features import Features, of_source
+from zoo.method import Upsamples, to_float, to_uint8
+from zoo.resize import resize
 from zoo.runs.recipe import Data
 from zoo.runs.run import Run
 from zoo.scenes import oracle
@@ -38,6 +42,41 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Pair:
+    """Images that a stage of a cascade was given.
+
+    Attributes:
+      stage: the stage's family.
+      small: what it upsampled, uint8 (N, t, h, w, 3).
+      real: real images of which `small` is the small version, uint8 (N, T, H, W, 3); None for what a run made.
+    """
+
+    stage: Upsamples
+    small: np.ndarray
+    real: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, method: Any, real: np.ndarray) -> "Pair | None":
+        """Returns the pair of real images and their small versions; None if the family is no stage."""
+        return cls(method, smaller(method, real), real) if isinstance(method, Upsamples) else None
+
+
+def smaller(stage: Upsamples, images: np.ndarray) -> np.ndarray:
+    """Returns the small versions of images as a stage is given them, uint8 (N, t, h, w, 3)."""
+    low_res = stage.given_by(to_float(jnp.asarray(images)))["low_res"]
+    return np.asarray(to_uint8(low_res))[:, :: stage.rate]
+
+
+def larger(pair: Pair) -> np.ndarray:
+    """Returns the small images at the size and frame rate of the stage, bicubic and with frames repeated, uint8."""
+    scale, rate = pair.stage.scale, pair.stage.rate
+    count, frames, rows, columns = pair.small.shape[:4]
+    flat = pair.small.reshape(count * frames, rows, columns, -1)
+    made = np.asarray(resize(jnp.asarray(flat), rows * scale, columns * scale))
+    return np.repeat(made.reshape(count, frames, *made.shape[1:]), rate, axis=1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
     """Images to be scored.
 
@@ -46,12 +85,14 @@ class Sample:
       captions: the N captions that they were made from, or None.
       references: other captions of each, at least one, or None.
       frame_rate: frames/s of videos; None for images.
+      pair: what they were upsampled from; None if they were not.
     """
 
     images: np.ndarray
     captions: Sequence[str] | None
     references: Sequence[Sequence[str]] | None = None
     frame_rate: float | None = None
+    pair: Pair | None = None
 
     @functools.cached_property
     def _features(self) -> dict[str, np.ndarray]:
@@ -68,6 +109,12 @@ class Sample:
         if self.images.shape[1] == 1:
             raise UserError("needs videos, and these are images")
         return self.images
+
+    def require_pair(self) -> Pair:
+        """Returns what the images were upsampled from. Raises UserError if they were not."""
+        if self.pair is None:
+            raise UserError("needs images that a stage of a cascade upsampled")
+        return self.pair
 
     def require_captions(self) -> Sequence[str]:
         """Returns the captions. Raises UserError where there are none."""
@@ -118,9 +165,9 @@ class EvalContext:
     @functools.cached_property
     def reconstructed(self) -> np.ndarray:
         """`few_held_out`, reconstructed by the run."""
-        return model_eval.reconstruct(
-            self.require_run(), self.few_held_out.images, self.few_held_out.require_captions(), self.seed
-        )
+        real = self.few_held_out
+        captions, rate = real.require_captions(), real.frame_rate
+        return model_eval.reconstruct(self.require_run(), real.images, captions, self.seed, frame_rate=rate)
 
     def network(self, name: str) -> Features:
         """Returns a feature network. Raises UserError where it was not given."""

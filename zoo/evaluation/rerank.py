@@ -47,15 +47,17 @@ def clip_reward(name: str) -> HostReward:
 
 
 def best_of(
-    images: np.ndarray, prompts: Sequence[str], count: int, reward: HostReward
+    images: np.ndarray, prompts: Sequence[str], count: int, reward: HostReward, keep: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the index of the best image of each prompt, (N,), and the rewards of all, (N * count,).
+    """Returns the indices of each prompt's best images, (N * keep,), best first, and the rewards of all, (N * count,).
 
     Args:
       images: (N * count, T, H, W, 3), `count` of a prompt in a row.
       prompts: N.
       count: images per prompt.
       reward: see `get_reward`.
+      keep: images per prompt that are chosen.
     """
     scores = reward(images, [prompt for prompt in prompts for _ in range(count)])
-    return np.arange(len(prompts)) * count + scores.reshape(len(prompts), count).argmax(axis=1), scores
+    best = np.argsort(-scores.reshape(len(prompts), count), axis=1, kind="stable")[:, :keep]
+    return (np.arange(len(prompts))[:, None] * count + best).reshape(-1), scores

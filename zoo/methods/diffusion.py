@@ -122,6 +122,7 @@ class Diffusion:
 
     players: ClassVar[tuple[str, ...]] = ("model",)
     MAY_BE_NEW: ClassVar[tuple[str, ...]] = NEW_FOR_VIDEOS
+    reads_given: ClassVar[bool] = True
     fake_kind: ClassVar[str] = "reconstruction"
     SampleOptions = SampleOptions
     LikelihoodOptions = LikelihoodOptions

@@ -90,6 +90,7 @@ class MeanFlow:
     players: ClassVar[tuple[str, ...]] = ("model",)
     SampleOptions = SampleOptions
     MAY_BE_NEW: ClassVar[tuple[str, ...]] = NEW_FOR_VIDEOS
+    reads_given: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.prediction not in ("u", "x"):

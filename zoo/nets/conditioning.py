@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.conditions import PAD, Cond
+from zoo.conditions import GIVEN_TO_NETWORKS, PAD, Cond
 from zoo.config import build
 from zoo.errors import UserError, check_ranges, named
 from zoo.nets.layers import Attention, RMSNorm, SwiGLU, stack
@@ -128,10 +128,11 @@ class Conditioned(nn.Module):
 
         Args:
           *args: arguments of the network.
-          cond: conditions (B, ...).
+          cond: conditions (B, ...). Those of `GIVEN_TO_NETWORKS` are the network's own arguments.
           call: name of the network's function.
           **keywords: keyword arguments of the network.
         """
+        keywords |= {name: cond[name] for name in GIVEN_TO_NETWORKS if name in cond}
         if self.conditioner is not None:
             keywords["text"] = self.conditioner(cond)
         return getattr(self.network, call)(*args, **keywords)

@@ -152,6 +152,17 @@ def sincos_table(rows: int, columns: int, dim: int) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
 
 
+def sincos_from(origin: jax.Array, rows: int, columns: int, dim: int) -> jax.Array:
+    """`sincos_table` of parts of a larger grid that begin at `origin`, (B, 2): (B, rows * columns, dim)."""
+    if dim % 4:
+        raise UserError(f"positions need a width divisible by 4, got {dim}")
+    corner = np.stack(np.divmod(np.arange(rows * columns), columns), axis=-1)  # (N, 2)
+    frequencies = 100.0 ** -(np.arange(dim // 4) / (dim // 4))
+    angles = (origin[:, None] + corner)[..., None] * frequencies  # (B, N, 2, dim / 4)
+    angles = einops.rearrange(angles, "b n two f -> b n (two f)")
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation (1910.07467) over the last axis."""
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.errors import unknown_name_error
+from zoo.errors import UserError, unknown_name_error
 from zoo.nets.conditioning import Text
 from zoo.nets.layers import (
     Attention,
@@ -18,6 +18,7 @@ from zoo.nets.layers import (
     head_channels,
     patchify,
     rotary_table,
+    sincos_from,
     sincos_table,
     stack,
     unpatchify,
@@ -138,7 +139,17 @@ class Transformer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, z: jax.Array, t: jax.Array, span: jax.Array | None = None, *, text: Text) -> jax.Array:
+    def __call__(
+        self,
+        z: jax.Array,
+        t: jax.Array,
+        span: jax.Array | None = None,
+        *,
+        text: Text,
+        given: jax.Array | None = None,
+        level: jax.Array | None = None,
+        origin: jax.Array | None = None,
+    ) -> jax.Array:
         """Prediction for noisy data, float32 (B, T, H, W, C).
 
         Args:
@@ -146,6 +157,9 @@ class Transformer(nn.Module):
           t: (B,) in [0, 1].
           span: (B,) in [0, 1], duration over which the prediction is a mean, where one was given to `init` too.
           text: encoded conditions.
+          given: images beside z, (B, T, H, W, c).
+          level: level of the noise in them, (B,).
+          origin: place of z's first pixel in a larger image, (B, 2) down and right, in multiples of the patch size.
 
         Raises:
           UserError: an unknown value of an attribute, or a video without a frame rate where time has positions.
@@ -160,13 +174,17 @@ class Transformer(nn.Module):
         condition = TimeEmbedding(self.width, self.dtype, self.time_frequency, name="time")(t)
         if span is not None:
             condition = condition + TimeEmbedding(self.width, self.dtype, self.time_frequency, name="span")(span)
+        if level is not None:
+            condition = condition + TimeEmbedding(self.width, self.dtype, self.time_frequency, name="level")(level)
         condition = condition + nn.Dense(self.width, dtype=self.dtype, name="caption")(text.pooled)  # (B, D)
 
         patches = patchify(z, self.patch_size)  # (B, T, h, w, p*p*C)
         frames, rows, columns = patches.shape[1:4]
         x = nn.Dense(self.width, dtype=self.dtype, name="embed")(patches)
+        if given is not None:
+            x = x + nn.Dense(self.width, dtype=self.dtype, name="given")(patchify(given, self.patch_size))
         x = einops.rearrange(x, "b t h w d -> b t (h w) d")
-        x, angles, frame_angles = self._place(x, rows, columns, text.frame_rate)
+        x, angles, frame_angles = self._place(x, rows, columns, text.frame_rate, origin)
         in_rows = SPACE_TIME[self.space_time]
         x = einops.rearrange(x, f"b t n d -> {in_rows} d")
         words, lengths = each_row(text.embeddings, len(x)), each_row(text.lengths, len(x))
@@ -184,7 +202,7 @@ class Transformer(nn.Module):
         x = einops.rearrange(x, f"{in_rows} p -> b t n p", t=frames, n=rows * columns)
         return unpatchify(einops.rearrange(x, "b t (h w) p -> b t h w p", h=rows), self.patch_size)
 
-    def _place(self, x: jax.Array, rows: int, columns: int, frame_rate: jax.Array | None):
+    def _place(self, x: jax.Array, rows: int, columns: int, frame_rate: jax.Array | None, origin: jax.Array | None):
         """Adds positions to x, (B, T, N, D); returns it, and the angles that both kinds of attention turn by, or None.
 
         Positions in time start at zero, so that a network that was trained on images is the same on each frame.
@@ -192,7 +210,7 @@ class Transformer(nn.Module):
         channels, joint = head_channels(self.width, self.heads), self.space_time == "joint"
         space = None
         if self.space_time != "temporal":
-            x, space = self._place_in_space(x, rows, columns, 4 * (channels // 6) if joint else channels)
+            x, space = self._place_in_space(x, rows, columns, 4 * (channels // 6) if joint else channels, origin)
         if self.space_time == "spatial":
             return x, space, None
         seconds = seconds_of((x.shape[0], x.shape[1]), frame_rate)  # (B, T)
@@ -205,11 +223,15 @@ class Transformer(nn.Module):
         time = jnp.repeat(time, rows * columns, axis=0)  # (B N, T, d / 2)
         return (x, time, None) if self.space_time == "temporal" else (x, space, time)
 
-    def _place_in_space(self, x: jax.Array, rows: int, columns: int, channels: int):
+    def _place_in_space(self, x: jax.Array, rows: int, columns: int, channels: int, origin: jax.Array | None):
         """Adds positions in space to x, (B, T, N, D); returns it with angles (N, channels / 2), or None."""
         if self.positions == "rotary":
             table = sincos_table(rows, columns, self.width)
+            if origin is not None:
+                table = sincos_from(origin // self.patch_size, rows, columns, self.width)[:, None]  # (B, 1, N, D)
             return x + table.astype(self.dtype), rotary_table(rows, columns, channels)
+        if origin is not None:
+            raise UserError('parts of images need positions "rotary": learned ones are of one size')
         table = self.param("positions", nn.initializers.normal(0.02), (rows * columns, self.width))
         return x + table.astype(self.dtype), None
 

@@ -1,6 +1,7 @@
 """Encodes images as latents of the frozen autoencoder that `data.latents` names, and decodes them."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import tqdm
 
 from zoo import cache
-from zoo.data import pipeline
+from zoo.data import images, pipeline
 from zoo.method import Autoencodes, to_float
 from zoo.training import parallel
 from zoo.trees import tree_hash
@@ -69,13 +70,17 @@ class Codec:
         batch = jax.ShapeDtypeStruct((1, *images), jnp.uint8)
         return jax.eval_shape(self.encode, params, batch).shape[1:]
 
-    def encode_items(self, params: Any, source: pipeline.Source, indices: Sequence[int], out: np.ndarray) -> None:
-        """Writes the latents of items of a source to the rows of `out`, (N, T, h, w, c)."""
+    def encode_items(
+        self, params: Any, source: pipeline.Source, indices: Sequence[int], out: np.ndarray
+    ) -> list[dict[str, Any]]:
+        """Writes the latents of items of a source to the rows of `out`, (N, T, h, w, c); returns their captions."""
         encode, params = parallel.pmap_in_batches(self.encode, PER_DEVICE), parallel.place(params)
-        count = jax.local_device_count() * PER_DEVICE
+        count, beside = jax.local_device_count() * PER_DEVICE, []
         for start in tqdm.trange(0, len(indices), count, desc="latents", unit=" parts", leave=False, disable=None):
-            part = np.stack([source[i]["inputs"] for i in indices[start : start + count]])
-            out[start : start + len(part)] = encode(params, part)
+            items = [source[i] for i in indices[start : start + count]]
+            out[start : start + len(items)] = encode(params, np.stack([item["inputs"] for item in items]))
+            beside += [_rest(item) for item in items]
+        return beside
 
     def measured(self, params: Any, source: pipeline.Source) -> "Codec":
         """Returns this codec with the scale of the latents of images evenly spread over a source; codes have none."""
@@ -97,30 +102,45 @@ class Codec:
           source: images.
           about: name of the source, for the cache.
         """
+        items: list[dict[str, Any]] = []  # what is beside the inputs: of a damaged item the next one's is read
 
         def write(file: Path) -> None:
             shape = len(source), *self.shape(params, source[0]["inputs"].shape)
             array = np.lib.format.open_memmap(file, "w+", self.dtype, shape)
-            self.encode_items(params, source, range(len(source)), array)
+            items.extend(self.encode_items(params, source, range(len(source)), array))
             array.flush()
 
-        key = [cache.fingerprint(source, about, range(len(source))), tree_hash(params), self.scale]
-        texts, rate = pipeline.captions(source, limit=len(source)), source[0].get("frame_rate")
-        return Latents(cache.kept("latents", key, write), texts, {} if rate is None else {"frame_rate": rate})
+        def write_rest(file: Path) -> None:
+            rest = items or [_rest(source[i]) for i in range(len(source))]
+            with open(file, "wb") as opened:
+                np.save(opened, np.frombuffer(json.dumps(rest).encode(), np.uint8))
+
+        frames = source[0]["inputs"].shape[0]
+        if frames > 1 and hasattr(source, "part"):
+            images.Notices().add("part", f"data.latents: of each video the first {frames} frames are encoded alone")
+        key = [cache.fingerprint(source, about, range(len(source))), tree_hash(params), self.scale, "with texts"]
+        array = cache.kept("latents", key, write)
+        return Latents(array, json.loads(cache.kept("latents", [*key, "rest"], write_rest).tobytes()))
+
+
+def _rest(item: dict[str, Any]) -> dict[str, Any]:
+    """The caption of an item, and its frame rate if it has one."""
+    rate = {"frame_rate": float(item["frame_rate"])} if "frame_rate" in item else {}
+    return {"text": item["text"]} | rate
 
 
 class Latents:
-    """A source whose inputs are latents, (T, h, w, c), with captions and what all items share, as a frame rate."""
+    """A source whose inputs are latents, (T, h, w, c), with the captions and frame rates of the items."""
 
-    def __init__(self, array: np.ndarray, texts: list[str], more: dict[str, Any]):
-        self._array, self._texts, self._more = array, texts, more
+    def __init__(self, array: np.ndarray, items: list[dict[str, Any]]):
+        self._array, self._items = array, items
 
     def __len__(self) -> int:
         return len(self._array)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return {"inputs": np.asarray(self._array[i]), "text": self._texts[i], **self._more}
+        return {"inputs": np.asarray(self._array[i]), **self._items[i]}
 
     def text(self, i: int) -> str:
         """Returns the caption of an item."""
-        return self._texts[i]
+        return self._items[i]["text"]

@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zoo import conditions
 from zoo import config as configs
@@ -18,7 +20,7 @@ from zoo.data import pipeline
 from zoo.data.text import Tokenizer
 from zoo.errors import UserError, check_ranges, unknown_name_error
 from zoo.families import build_method
-from zoo.method import Axis, Batch, Generates, may_be_new, trained
+from zoo.method import Axis, Batch, Generates, Upsamples, may_be_new, to_float, trained
 from zoo.runs.codec import Codec
 from zoo.runs.sampler import Sampler, sample_options
 from zoo.training import cost, optim, parallel, state
@@ -26,6 +28,7 @@ from zoo.trees import completed, first_difference, flatten
 
 CAPTIONS_FOR_TOKENIZER = 20_000
 SEEDS = 2**32  # as many as numpy has
+GRID = 16  # captions of the sample grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,11 @@ class Data:
     def shape(self) -> tuple[int, int, int, int]:
         """Shape of one image or video, (T, H, W, C)."""
         return self.frames, self.size, self.size, 3
+
+    def at(self, frames: int, frame_rate: float | None) -> "Data":
+        """Returns the same data as videos of other length and frames/s; None for images."""
+        source = self.source if frame_rate is None else pipeline.with_option(self.source, "fps", f"{frame_rate:g}")
+        return dataclasses.replace(self, source=source, frames=frames)
 
     def open(self, split: str) -> pipeline.Source:
         """Opens a split of the source."""
@@ -194,6 +202,8 @@ class Recipe:
         if getattr(self.method, "INIT_IS_BASE", False):
             dependencies.freeze_base(config)
         self.optimizers = optim.build_all(config.players, self.method.players)
+        if self.codec and isinstance(self.method, Upsamples):
+            raise UserError("data.latents: a stage of a cascade draws pixels from pixels: set it to ''")
         latents = dependencies.frozen.get("latents")
         self.shape = self.codec.shape(latents, self.data.shape) if self.codec else self.data.shape
         if isinstance(self.method, Generates):
@@ -227,6 +237,7 @@ class Recipe:
         negative: str = "",
         frame_rate: float | None = None,
         frames: int | None = None,
+        inputs: Any = None,
     ) -> dict[str, Any]:
         """Returns the conditions of captions, (N, ...).
 
@@ -235,11 +246,46 @@ class Recipe:
           negative: text from which guidance leads away; "" for the empty caption.
           frame_rate: frames/s; None for that of the data.
           frames: number of frames; None for that of the data. One has no rate.
+          inputs: real images or videos under the captions, uint8 (N, T, H, W, C), whose small versions a stage of a
+            cascade is given; other families do not look at them.
         """
+        if frame_rate is not None:
+            self.check_frame_rate(frame_rate, frames)
         rate = 0.0 if frames == 1 else self.frame_rate if frame_rate is None else frame_rate
         items = lambda lines: [{"text": line, "frame_rate": rate} for line in lines]
         encode = lambda lines: conditions.encode(self.names, items(lines), self.tokenizer.encode)
-        return encode(captions) | ({NEGATIVE: encode([negative] * len(captions))} if negative else {})
+        made = encode(captions) | ({NEGATIVE: encode([negative] * len(captions))} if negative else {})
+        if inputs is not None and isinstance(self.method, Upsamples):
+            made |= jax.tree.map(np.asarray, dict(self.method.given_by(to_float(jnp.asarray(inputs)))))
+        return made
+
+    def check_frame_rate(self, frame_rate: float, frames: int | None = None) -> None:
+        """Raises UserError for a frame rate that no video has, or one of images or of a single frame."""
+        if self.frame_rate is None:
+            raise UserError(f"{frame_rate:g} frames/s: this run makes images, which have no frame rate")
+        if frames == 1:
+            raise UserError(f"{frame_rate:g} frames/s: one frame has no frame rate")
+        if not 0 < frame_rate < math.inf:
+            raise UserError(f"the frame rate must be above 0, got {frame_rate:g}")
+
+    def shown(self, source: pipeline.Source, prompts: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+        """Returns the captions of the sample grid, and their conditions.
+
+        Args:
+          source: opened test split.
+          prompts: captions; by default those of items spread over the source. A stage of a cascade is given the items.
+
+        Raises:
+          UserError: prompts for a stage, which would not fit what it is given.
+        """
+        if not isinstance(self.method, Upsamples):
+            captions = list(prompts) or pipeline.captions(source, limit=GRID)
+            return captions, self.conditions(captions)
+        if prompts:
+            raise UserError("loop.grid_prompts: a stage of a cascade draws its grid from the test split: set it to ()")
+        items = [source[i] for i in pipeline.spread(source, GRID)]
+        captions = [item["text"] for item in items]
+        return captions, self.conditions(captions, inputs=np.stack([item["inputs"] for item in items]))
 
     def encoded(self, source: pipeline.Source, split: str, images: bool = False) -> pipeline.Source:
         """Returns an opened split as the network gets it: latents where `data.latents` names an autoencoder.
@@ -377,6 +423,8 @@ class Recipe:
           UserError: an option does not exist or has a wrong value, several frames of a run on images, or networks
             that are made for another number of frames.
         """
+        if frames is not None and (not isinstance(frames, int) or frames < 1):
+            raise UserError(f"frames must be a whole number of at least 1, got {frames!r}")
         shape = (frames or self.shape[0], *self.shape[1:])
         if shape[0] > 1 and self.frame_rate is None:
             raise UserError(f"this run makes images, and {shape[0]} frames are a video: name a run of videos")

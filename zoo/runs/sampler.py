@@ -13,6 +13,8 @@ from zoo.method import Generates, Method, to_uint8
 from zoo.runs.codec import Codec
 from zoo.training.parallel import pmap_in_batches
 
+SEPARATE = 2**31  # above all indices of rows
+
 
 class Sampler:
     """Makes images of conditions.
@@ -55,18 +57,19 @@ class Sampler:
 
         self._make = pmap_in_batches(make, per_device)
 
-    def __call__(self, params: Any, cond: Cond, seed: int) -> np.ndarray:
+    def __call__(self, params: Any, cond: Cond, seed: int, part: int = 0) -> np.ndarray:
         """Makes one image for each row of the conditions.
 
         Args:
           params: trees of all players, and the frozen ones.
           cond: conditions (N, ...), see `Recipe.conditions`.
           seed: seed of the images; image i is drawn with (seed, i).
+          part: number of a part that is drawn after others with the same seed, with noise of its own; 0 for the first.
 
         Returns:
           uint8 (N, T, H, W, C).
         """
-        return self._make(*self._arguments(params, cond, seed))
+        return self._make(*self._arguments(params, cond, seed, part))
 
     def compile(self, params: Any, cond: Cond) -> None:
         """Compiles for arguments of these shapes; afterwards other shapes fail, except another number of rows."""
@@ -76,13 +79,15 @@ class Sampler:
         """Raises the errors of a call, without compiling."""
         self._make.check(*self._arguments(params, cond, 0))
 
-    def _arguments(self, params: Any, cond: Cond, seed: int):
+    def _arguments(self, params: Any, cond: Cond, seed: int, part: int = 0):
         if NEGATIVE in cond and (not getattr(self.options, "guidance", 0) or getattr(self.options, "guide", None)):
             if not hasattr(self.options, "guidance"):
                 raise UserError("a negative caption needs guidance, which this family has none of: drop it")
             raise UserError("a negative caption needs guidance above 0, without a guide: set the option guidance")
         index = np.arange(len(jax.tree.leaves(dict(cond))[0]), dtype=np.int32)
-        return (params, jax.random.key(seed)), {"index": index, "cond": dict(cond)}
+        key = jax.random.key(seed)
+        key = jax.random.fold_in(key, SEPARATE + part) if part else key  # rows fold in their index, which is smaller
+        return (params, key), {"index": index, "cond": dict(cond)}
 
 
 def sample_options(method: Generates, values: dict[str, Any]) -> Any:

@@ -473,11 +473,14 @@ def _median(pixels: np.ndarray) -> np.ndarray:
 
 
 def centres(pixels: np.ndarray, world: str) -> np.ndarray:
-    """Returns the centre of the largest thing in each frame, (T, 2), down and right in cells; NaN where there is none.
+    """Returns the centre over time of the thing that is the largest all in all, (T, 2), down and right in cells.
 
     Args:
       pixels: as for `observe`.
       world: as for `observe`.
+
+    Returns:
+      float64; NaN in frames that do not show it.
     """
     rules, size = worlds.world_named(world), pixels.shape[1]
     found = np.full((len(pixels), 2), np.nan)
@@ -485,10 +488,12 @@ def centres(pixels: np.ndarray, world: str) -> np.ndarray:
     if background is None:
         return found
     residues = pixels.astype(np.float32) - np.array(worlds.BACKGROUNDS[background], np.float32)
-    for i, residue in enumerate(residues):
-        blobs, _ = _blobs(residue, background, LEAST_AREA * _smallest_area(world, size))
-        if blobs:
-            found[i] = max(blobs, key=lambda blob: blob.area).centre / _pixels_per_cell(rules, size)
+    frames = [_blobs(residue, background, LEAST_AREA * _smallest_area(world, size))[0] for residue in residues]
+    tracks = _link(frames, np.inf)  # a thing may jump from place to place: the distance is to show that
+    largest = max(tracks, key=lambda track: sum(blob.area for blob in track.blobs if blob), default=Track([]))
+    for i, blob in enumerate(largest.blobs):
+        if blob is not None:
+            found[i] = blob.centre / _pixels_per_cell(rules, size)
     return found
 
 

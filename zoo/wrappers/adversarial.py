@@ -29,6 +29,7 @@ from zoo.method import (
     HasFakeSample,
     Method,
     Output,
+    ReadsGiven,
     Scorer,
     example_frozen,
     to_float,
@@ -117,7 +118,7 @@ class Adversarial:
 
     DEPENDENCIES: ClassVar[Mapping[str, type]] = {"feature_network": FeatureExtractor}
     FORWARDS: ClassVar[tuple[type, ...]] = tuple(
-        ability for ability in ABILITIES if ability not in (HasFakeSample, FeatureExtractor, Scorer)
+        ability for ability in ABILITIES if ability not in (HasFakeSample, FeatureExtractor, ReadsGiven, Scorer)
     )
 
     @staticmethod
@@ -145,7 +146,7 @@ class Adversarial:
     @functools.cached_property
     def undropped(self) -> Any:
         """Base without condition dropping: the wrapper drops once, so that critic and base get the same conditions."""
-        return dataclasses.replace(self.base, caption_drop=0.0)
+        return _undropped(self.base)
 
     @functools.cached_property
     def network(self) -> Conditioned:
@@ -313,6 +314,12 @@ class Adversarial:
         if self.feature_network is None:
             return x, t
         return (self.feature_network.features(params["frozen"]["feature_network"], x, cond, t),)
+
+
+def _undropped(method: Any) -> Any:
+    if any(field.name == "caption_drop" for field in dataclasses.fields(method)):
+        return dataclasses.replace(method, caption_drop=0.0)
+    return dataclasses.replace(method, base=_undropped(method.base))  # a stage's is that of the family within
 
 
 def _name(method: Method) -> str:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import jax
 
 from zoo.errors import UserError, check_ranges
-from zoo.method import ABILITIES, Axis, Batch, HasFakeSample, Method, Output, may_be_new
+from zoo.method import ABILITIES, Axis, Batch, HasFakeSample, Method, Output, ReadsGiven, may_be_new
 from zoo.trees import first_difference
 
 
@@ -34,7 +34,9 @@ class Joint:
     weight: float = 1.0
 
     READS_IMAGES: ClassVar[bool] = True  # batch["images"], a second batch of one frame each
-    FORWARDS: ClassVar[tuple[type, ...]] = tuple(ability for ability in ABILITIES if ability is not HasFakeSample)
+    FORWARDS: ClassVar[tuple[type, ...]] = tuple(
+        ability for ability in ABILITIES if ability not in (HasFakeSample, ReadsGiven)
+    )
 
     @staticmethod
     def needs(fields: Mapping[str, Any]) -> type:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from zoo.adapters import lora
 from zoo.config import build_options
 from zoo.errors import UserError, check_ranges, unknown_name_error
-from zoo.method import ABILITIES, Axis, Batch, HasFakeSample, HasTrajectory, Invertible, Output, Reward
+from zoo.method import ABILITIES, Axis, Batch, HasFakeSample, HasTrajectory, Invertible, Output, ReadsGiven, Reward
 
 GRADIENTS = {"direct": Invertible, "policy": HasTrajectory}  # with the ability of the base that they need
 LEAST_STD = 1e-4  # of a group's rewards, which advantages are divided by
@@ -63,7 +63,9 @@ class Rewarded:
     DEPENDENCIES: ClassVar[Mapping[str, type]] = {"reward": Reward}
     # `config.init` names the frozen base, in place of parameters to start from.
     INIT_IS_BASE: ClassVar[bool] = True
-    FORWARDS: ClassVar[tuple[type, ...]] = tuple(ability for ability in ABILITIES if ability is not HasFakeSample)
+    FORWARDS: ClassVar[tuple[type, ...]] = tuple(
+        ability for ability in ABILITIES if ability not in (HasFakeSample, ReadsGiven)
+    )
 
     @staticmethod
     def needs(fields: Mapping[str, Any]) -> type:
