@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from zoo.errors import UserError, unknown_name_error
 from zoo.files import atomic, local
 
-_VISIBLE = 96  # pixels: an image is scaled up by whole numbers until it is this wide
+VISIBLE = 96  # pixels: an image is scaled up by whole numbers until it is this wide
 _GAP = 8
 _FONT_SIZE = 12
 _LINE_HEIGHT = 15
@@ -45,7 +45,7 @@ def grid(
       uint8 (T, H', W', 3).
     """
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
-    scale = scale or math.ceil(_VISIBLE / images.shape[3])
+    scale = scale or math.ceil(VISIBLE / images.shape[3])
     images = np.broadcast_to(images, (*images.shape[:-1], 3))
     cells = einops.repeat(images, "n t h w c -> n t (h y) (w x) c", y=scale, x=scale)
     if labels is not None:
@@ -66,7 +66,7 @@ def sheet(videos: np.ndarray, labels: Sequence[str] | None = None) -> np.ndarray
     Returns:
       uint8 (1, H', W', 3).
     """
-    scale = math.ceil(_VISIBLE / videos.shape[3])
+    scale = math.ceil(VISIBLE / videos.shape[3])
     frames = einops.repeat(videos, "n t h w c -> n t (h y) (w x) c", y=scale, x=scale)
     frames = np.pad(frames, ((0, 0), (0, 0), (0, 0), (0, _GAP // 4), (0, 0)), constant_values=255)
     rows = einops.rearrange(frames, "n t h w c -> n 1 h (t w) c")

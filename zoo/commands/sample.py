@@ -204,13 +204,13 @@ def read_small(name: str, shape: tuple[int, ...], frame_rate: float | None) -> n
 
 
 def side_by_side(parts: list[tuple[np.ndarray, float | None]]) -> np.ndarray:
-    """Puts images of each part beside each other, with pixels and frames repeated to the size of the last."""
+    """Puts images of each part beside each other, pixels and frames repeated to the size of the last, or larger."""
     last, final_rate = parts[-1]
     frames, stretched = np.arange(last.shape[1]), []
     for images, fps in parts:
         ratio = fps / final_rate if fps and final_rate else 0.0
         shown = images[:, np.minimum((frames * ratio + 1e-6).astype(int), images.shape[1] - 1)]
-        times = last.shape[2] // shown.shape[2]
+        times = last.shape[2] // shown.shape[2] * math.ceil(media.VISIBLE / last.shape[2])
         stretched.append(einops.repeat(shown, "n t h w c -> n t (h y) (w x) c", y=times, x=times))
     return np.concatenate(stretched, axis=3)
 
