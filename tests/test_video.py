@@ -21,6 +21,7 @@ from zoo.method import Axis, Generates, Output, to_float
 from zoo.methods.flow import Flow
 from zoo.methods.generator import spread, style
 from zoo.runs.dependencies import open_run, prepare
+from zoo.runs.editor import Editor
 from zoo.training import parallel
 from zoo.training.state import Step
 
@@ -255,6 +256,13 @@ def test_rates_and_lengths_that_cannot_be_sampled(video, options, message):
         open_run(video).sample(["a red star"], **options)
 
 
+def test_videos_are_inverted_at_their_own_rate(video):
+    run = open_run(video)
+    rates = [Editor(run, frame_rate=rate)._rows(np.zeros((1, 4, 16, 16, 3)), ["a star"])["cond"] for rate in (None, 16)]
+    assert [cond["frame_rate"].tolist() for cond in rates] == [[4], [16]]
+
+
+@pytest.mark.slow
 def test_scores_of_another_rate_stand_beside_real_videos_of_that_rate(video, command, tmp_path):
     words = f"--workdir={video}", "--num=6", "--num_reference=8", "--measures=change,bits_per_dim", "--steps=1"
     at = lambda *more: command("zoo/commands/score.py", *words, f"--out={tmp_path / 'x.json'}", *more)

@@ -274,7 +274,8 @@ def by_round_trip(sample: Sample, context: EvalContext) -> dict[str, Score]:
     """Largest error of any value, in [-1, 1], of held-out images that are inverted and generated again."""
     del sample
     run, real = context.require_run(), context.require_held_out()
-    errors = Editor(run, seed=context.seed).round_trip(real.images, real.require_captions())
+    editor = Editor(run, seed=context.seed, frame_rate=real.frame_rate)
+    errors = editor.round_trip(real.images, real.require_captions())
     return {"round_trip": Score(float(errors.max()), note=of_real(real))}
 
 

@@ -133,19 +133,20 @@ class Editor:
       run: run whose images are edited.
       per_device: images that a device takes at once.
       seed: seed of the draws of inversion, `vary` and `inpaint`.
+      frame_rate: frames/s of videos; None for that of the run.
       **options: sampling options; they override the family's `inversion_options`, which override the config's.
 
     Raises:
       UserError: the run's family lacks the ability `method.Invertible`, or an option cannot be used.
     """
 
-    def __init__(self, run: Run, per_device: int = 16, seed: int = 0, **options):
+    def __init__(self, run: Run, per_device: int = 16, seed: int = 0, frame_rate: float | None = None, **options: Any):
         run = run.exact  # inversion undoes generation up to rounding
         self.recipe, codec = run.recipe, run.recipe.codec
         method, shape = require(run.method, Invertible), self.recipe.shape
         self.settings = dict(self.recipe.config.sample) | dict(method.inversion_options) | options
         self.options = sample_options(method, self.settings)
-        self.seed, self.per_device, self.params = seed, per_device, run.params
+        self.seed, self.per_device, self.params, self.frame_rate = seed, per_device, run.params, frame_rate
 
         def inverted(params, rows):
             images = rows["inputs"]
@@ -166,13 +167,16 @@ class Editor:
         self._errors, self._generate = compiled(errors), compiled(generated)
         self._draw = jax.jit(lambda rng: method.draw_noise(rng, shape))
 
+    def _conditions(self, captions: Sequence[str]) -> dict[str, Any]:
+        return self.recipe.conditions(captions, frame_rate=self.frame_rate)
+
     def invert(self, pixels: np.ndarray, captions: Sequence[str]) -> Noise:
         """Returns the noise of images, uint8 (N, T, H, W, C) with N captions: a tree of arrays (N, ...)."""
         return self._invert(self.params, self._rows(pixels, captions))
 
     def generate(self, noise: Noise, captions: Sequence[str]) -> np.ndarray:
         """Returns the images of noise (N, ...) and N captions: uint8 (N, T, H, W, C)."""
-        return self._generate(self.params, {"noise": noise, "cond": self.recipe.conditions(captions)})
+        return self._generate(self.params, {"noise": noise, "cond": self._conditions(captions)})
 
     def round_trip(self, pixels: np.ndarray, captions: Sequence[str]) -> np.ndarray:
         """Returns the largest error of each image after inversion and generation: (N,), on the scale of [-1, 1]."""
@@ -231,7 +235,7 @@ class Editor:
             return jax.lax.scan(step, start, jnp.geomspace(1.0, TOLERANCE, rounds))[0][0]
 
         start = self._nearest_draw(pixels, mask, captions)
-        rows = {"inputs": pixels, "cond": self.recipe.conditions(captions), "noise": start}
+        rows = {"inputs": pixels, "cond": self._conditions(captions), "noise": start}
         noise = parallel.pmap_in_batches(found, self.per_device, exact=True)(self.params, rows)
         return np.where(mask[..., None], self.generate(noise, captions), pixels)
 
@@ -246,7 +250,11 @@ class Editor:
 
     def _rows(self, pixels: np.ndarray, captions: Sequence[str]) -> dict[str, Any]:
         """Inputs of inversion."""
-        return {"inputs": pixels, "cond": self.recipe.conditions(captions), "rng": self._keys("invert", len(pixels))}
+        return {
+            "inputs": pixels,
+            "cond": self._conditions(captions),
+            "rng": self._keys("invert", len(pixels)),
+        }
 
     def _keys(self, name: str, count: int) -> jax.Array:
         """A key for each image, of its own for each use."""
