@@ -87,7 +87,7 @@ class Doubled:
 
 def make_run(method, codec=None, **sample):
     tokenizer = Tokenizer.train(["a star"], 322, 8)
-    conditions = lambda captions: {"tokens": tokenizer.encode(list(captions))}
+    conditions = lambda captions, frame_rate=None: {"tokens": tokenizer.encode(list(captions))}
     config = SimpleNamespace(sample=sample)
     recipe = SimpleNamespace(method=method, codec=codec, shape=SHAPE, conditions=conditions, config=config)
     run = SimpleNamespace(recipe=recipe, method=method, params={"model": 1.0, "frozen": {"latents": 2.0}})
