@@ -94,5 +94,7 @@ def _for_family(config, family, stills):
         config.loop.steps = 1500 if stills else 1600
     elif not stills:
         config.data.batch_size = 16
+    if family == "gan":
+        config.data.negatives = True  # captions wrong by a word: a neighbour's caption differs in more than the motion
     if family == "vae" and not stills:
         config.method.warmup = (700, 1400)
