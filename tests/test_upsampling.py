@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import shutil
 from types import SimpleNamespace
 
 import jax
@@ -285,17 +284,6 @@ def test_families_that_read_what_is_given_are_stages(tiny, family):
     base = tiny(spec=f"configs/{family}.py:test").method.to_dict()
     method = build_method({"name": "upsampling", "scale": 2, "base": base}, 20, "float32")
     assert isinstance(method, Upsamples) and isinstance(method.base, ReadsGiven) and not isinstance(method, ReadsGiven)
-
-
-@pytest.mark.slow
-def test_half_the_steps_and_the_other_half_equal_all_bit_for_bit(tiny, tmp_path, same, saved_state):
-    quick = {"loop.grid_every": 0, "loop.checkpoint_every": 2, "loop.steps": 4, "method.crop": 16}
-    loop.train(tiny(quick, STAGE), tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
-    loop.train(tiny(quick, STAGE), tmp_path / "run")
-    for name, field in saved_state(tmp_path / "whole")[1].items():
-        assert same(field, saved_state(tmp_path / "run")[1][name]), name
 
 
 # ---- measures

@@ -39,11 +39,13 @@ def video(tiny, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_half_the_steps_and_the_other_half_equal_all_bit_for_bit(tiny, tmp_path, same, saved_state):
-    loop.train(tiny(QUICK, TOGETHER), tmp_path / "whole")
+@pytest.mark.parametrize(("spec", "changes"), [(TOGETHER, {}), ("configs/upsample.py:space,test", {"method.crop": 16})])
+def test_half_the_steps_and_the_other_half_equal_all_bit_for_bit(tiny, tmp_path, same, saved_state, spec, changes):
+    config = tiny(QUICK | changes, spec)
+    loop.train(config, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
-    loop.train(tiny(QUICK, TOGETHER), tmp_path / "run")
+    loop.train(config, tmp_path / "run")
     for name, field in saved_state(tmp_path / "whole")[1].items():
         assert same(field, saved_state(tmp_path / "run")[1][name]), name
 

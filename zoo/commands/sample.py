@@ -20,7 +20,7 @@ from zoo.commands.sampling_flags import Sampling
 from zoo.commands.scaffold import Command
 from zoo.data import folder, pipeline, videos
 from zoo.data import images as files
-from zoo.errors import UserError, named, unknown_name_error
+from zoo.errors import UserError, named
 from zoo.evaluation.rerank import best_of, clip_reward, get_reward
 from zoo.families import require
 from zoo.files import read_text
@@ -186,12 +186,7 @@ def read_small(name: str, shape: tuple[int, ...], frame_rate: float | None) -> n
             raise UserError(f"--input: {name} is {image.width} x {image.height} px, not {shape[2]} x {shape[1]} px")
         return files.fit(image, shape[2])
 
-    path = Path(name).expanduser()
-    kinds = videos.SUFFIXES if frame_rate else folder.IMAGES
-    if not path.is_file():
-        raise UserError(f"--input: there is no file {name}: give a path that exists")
-    if path.suffix.lower() not in kinds:
-        raise unknown_name_error("kind of video" if frame_rate else "kind of image", path.suffix or path.name, kinds)
+    path = named("--input", lambda: folder.find_file(name, video=frame_rate is not None))
     try:
         if not frame_rate:
             return fit(Image.open(path))[None]

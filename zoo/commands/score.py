@@ -20,6 +20,7 @@ from zoo.commands import sampling_flags
 from zoo.commands.sampling_flags import Sampling
 from zoo.commands.scaffold import Command, refuse
 from zoo.data import images as files
+from zoo.data import pipeline
 from zoo.errors import UserError, named
 from zoo.evaluation import registry, report
 from zoo.evaluation.features import Features, clip_features, inception_features, motion_features
@@ -139,8 +140,8 @@ def of_run(sampling: Sampling, split: str, num: int, references: str | None, ref
         "evaluations": sampler.evaluations + (sampling.cascade.evaluations if sampling.cascade else 0),
     }
     data = dataclasses.replace(recipe.data, source=reference or recipe.data.source, frames=made[-1].shape[1])
-    if reference is None and rate is not None and data.frames > 1:
-        data = data.at(data.frames, rate)  # real videos of the rate and length that were sampled
+    if reference is None and rate not in (None, recipe.frame_rate):  # real videos of the rate that was sampled
+        data = dataclasses.replace(data, source=pipeline.with_option(data.source, "fps", f"{rate:g}"))
     pair = Pair(stages[-1].method, small=made[-2]) if stages else Pair.of(run.method, real.images)
     sample = Sample(made[-1], texts, read_references(references, len(texts)), rate, pair)
     return Subject(sample, data, about, (stages[-1].run if stages else run))

@@ -118,15 +118,19 @@ def read_file(name: str, size: int, frames: int, fps: float | None = None) -> np
     Raises:
       UserError: if there is no such file, its suffix is another kind's, or it does not decode.
     """
-    path, suffixes = Path(name).expanduser(), IMAGES if frames == 1 else videos.SUFFIXES
+    path = find_file(name, video=frames > 1)
+    opened = _Folder(path.parent), [Item(path.name, (path.name,), "")], size, frames, images.Notices()
+    return (FolderSource(*opened) if frames == 1 else VideoSource(*opened, fps))[0]["inputs"]
+
+
+def find_file(name: str, video: bool) -> Path:
+    """Returns the path of an image or a video. Raises UserError if there is none, or its suffix is another kind's."""
+    path, suffixes = Path(name).expanduser(), videos.SUFFIXES if video else IMAGES
     if not path.is_file():
         raise UserError(f"there is no file {name}: give a path that exists")
     if _suffix(path.name) not in suffixes:
-        raise unknown_name_error(
-            "kind of image" if frames == 1 else "kind of video", path.suffix or path.name, suffixes
-        )
-    opened = _Folder(path.parent), [Item(path.name, (path.name,), "")], size, frames, images.Notices()
-    return (FolderSource(*opened) if frames == 1 else VideoSource(*opened, fps))[0]["inputs"]
+        raise unknown_name_error("kind of video" if video else "kind of image", path.suffix or path.name, suffixes)
+    return path
 
 
 class FolderSource:

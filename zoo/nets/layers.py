@@ -132,9 +132,13 @@ def rotary_table(rows: int, columns: int, dim: int) -> np.ndarray:
     """Angles of axial rotary positions (RoFormer 2104.09864), half the channels an axis: (rows * columns, dim / 2)."""
     if dim % 4:
         raise UserError(f"rotary positions need channels per head divisible by 4, got {dim}: change width or heads")
-    frequencies = 100.0 ** -(np.arange(dim // 4) / (dim // 4))  # images are tens of patches wide, not 10,000
     row, column = np.divmod(np.arange(rows * columns), columns)
-    return np.concatenate([np.outer(row, frequencies), np.outer(column, frequencies)], axis=-1)
+    return np.concatenate([np.outer(row, _frequencies(dim)), np.outer(column, _frequencies(dim))], axis=-1)
+
+
+def _frequencies(dim: int) -> np.ndarray:
+    """Frequencies of one axis, (dim / 4,): images are tens of patches wide, not 10,000."""
+    return 100.0 ** -(np.arange(dim // 4) / (dim // 4))
 
 
 def rotate(x: jax.Array, angles: np.ndarray | jax.Array) -> jax.Array:
@@ -154,12 +158,8 @@ def sincos_table(rows: int, columns: int, dim: int) -> np.ndarray:
 
 def sincos_from(origin: jax.Array, rows: int, columns: int, dim: int) -> jax.Array:
     """`sincos_table` of parts of a larger grid that begin at `origin`, (B, 2): (B, rows * columns, dim)."""
-    if dim % 4:
-        raise UserError(f"positions need a width divisible by 4, got {dim}")
-    corner = np.stack(np.divmod(np.arange(rows * columns), columns), axis=-1)  # (N, 2)
-    frequencies = 100.0 ** -(np.arange(dim // 4) / (dim // 4))
-    angles = (origin[:, None] + corner)[..., None] * frequencies  # (B, N, 2, dim / 4)
-    angles = einops.rearrange(angles, "b n two f -> b n (two f)")
+    turned = einops.rearrange(origin[..., None] * _frequencies(dim), "b two f -> b 1 (two f)")
+    angles = rotary_table(rows, columns, dim) + turned
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 

@@ -12,6 +12,8 @@ from zoo.method import Upsamples
 from zoo.runs.run import Run
 from zoo.runs.sampler import Sampler
 
+MOST_STAGES = 15
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stage:
@@ -66,12 +68,9 @@ class Stage:
             prefix = made[:, start : start + kept] if kept and self.method.prefix else None
             shown = small[:, start // rate : (start + window) // rate]
             given = self.method.given_of(shown, window, prefix, self.level)
-            drawn = self.sampler(self.run.params, cond | dict(given), seed, part + len(PARTS) * number)
+            drawn = self.sampler(self.run.params, cond | dict(given), seed, part + (MOST_STAGES + 1) * number)
             made = np.concatenate([made, drawn[:, kept:]], axis=1)
         return made[:, : self.frames]
-
-
-PARTS = range(16)  # stages that a cascade may have
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,7 +102,7 @@ def build(
     name: str,
     shape: tuple[int, ...],
     frame_rate: float | None,
-    runs: Mapping[str, Run] | Sequence[tuple[str, Run]],
+    runs: Sequence[tuple[str, Run]],
     levels: Sequence[float] = (),
     frames: int | None = None,
     per_device: int = 16,
@@ -115,7 +114,7 @@ def build(
       name: name of what is upsampled, for errors.
       shape: its shape, (T, H, W, C).
       frame_rate: its frames/s; None for images.
-      runs: stages by name, in order.
+      runs: workdir and run of each stage, in order.
       levels: level of noise of each stage; one for all, or none for 0.
       frames: frames of the last stage's videos; None for as many as what is upsampled lasts.
       per_device: videos that a device draws at once.
@@ -125,14 +124,13 @@ def build(
       UserError: a run that is no stage, a size, number of channels or frame rate that does not fit, a level that was
         not trained, or frames that the rates do not divide or that a stage cannot draw.
     """
-    named = list(runs.items()) if isinstance(runs, Mapping) else list(runs)
-    if len(named) >= len(PARTS):
-        raise UserError(f"a cascade has at most {len(PARTS) - 1} stages, got {len(named)}")
+    if len(runs) > MOST_STAGES:
+        raise UserError(f"a cascade has at most {MOST_STAGES} stages, got {len(runs)}")
     levels = list(levels) or [0.0]
-    if len(levels) not in (1, len(named)):
-        raise UserError(f"give one level for all stages or one for each of the {len(named)}, got {len(levels)}")
-    levels = levels * len(named) if len(levels) == 1 else levels
-    wanted, after = frames, int(np.prod([require(run.method, Upsamples).rate for _, run in named]))
+    if len(levels) not in (1, len(runs)):
+        raise UserError(f"give one level for all stages or one for each of the {len(runs)}, got {len(levels)}")
+    levels = levels * len(runs) if len(levels) == 1 else levels
+    wanted, after = frames, int(np.prod([require(run.method, Upsamples).rate for _, run in runs]))
     if wanted is None:
         wanted = shape[0] * after
     if wanted % after:
@@ -142,7 +140,7 @@ def build(
         raise UserError(
             f"{wanted} frames need {counted} of {name}, which has {shape[0]}: give at least {shape[0] * after}"
         )
-    for (stage, run), level in zip(named, levels, strict=True):
+    for (stage, run), level in zip(runs, levels, strict=True):
         _check_fit(name, shape, frame_rate, stage, run, level)
         counted *= require(run.method, Upsamples).rate
         _check_length(stage, run, counted, shape[0])

@@ -102,10 +102,11 @@ class Codec:
           source: images.
           about: name of the source, for the cache.
         """
+        images_shape = source[0]["inputs"].shape
         items: list[dict[str, Any]] = []  # what is beside the inputs: of a damaged item the next one's is read
 
         def write(file: Path) -> None:
-            shape = len(source), *self.shape(params, source[0]["inputs"].shape)
+            shape = len(source), *self.shape(params, images_shape)
             array = np.lib.format.open_memmap(file, "w+", self.dtype, shape)
             items.extend(self.encode_items(params, source, range(len(source)), array))
             array.flush()
@@ -115,7 +116,7 @@ class Codec:
             with open(file, "wb") as opened:
                 np.save(opened, np.frombuffer(json.dumps(rest).encode(), np.uint8))
 
-        frames = source[0]["inputs"].shape[0]
+        frames = images_shape[0]
         if frames > 1 and hasattr(source, "part"):
             images.Notices().add("part", f"data.latents: of each video the first {frames} frames are encoded alone")
         key = [cache.fingerprint(source, about, range(len(source))), tree_hash(params), self.scale, "with texts"]

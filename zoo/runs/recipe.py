@@ -81,11 +81,6 @@ class Data:
         """Shape of one image or video, (T, H, W, C)."""
         return self.frames, self.size, self.size, 3
 
-    def at(self, frames: int, frame_rate: float | None) -> "Data":
-        """Returns the same data as videos of other length and frames/s; None for images."""
-        source = self.source if frame_rate is None else pipeline.with_option(self.source, "fps", f"{frame_rate:g}")
-        return dataclasses.replace(self, source=source, frames=frames)
-
     def open(self, split: str) -> pipeline.Source:
         """Opens a split of the source."""
         return pipeline.open_source(self.source, split, self.size, self.frames)

@@ -39,6 +39,7 @@ from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.critic import Critic, CriticOutput, ProjectedCritic
 from zoo.nets.layers import smooth_attention
 from zoo.trees import matches
+from zoo.wrappers.compose import Wrapper
 
 DIFFERENCE = 0.01  # of the finite difference, in images of [-1, 1] (APT 2501.08316, section 3.4)
 LARGEST_ADAPTIVE = 1e4  # VQGAN's bounds of its weight
@@ -64,7 +65,7 @@ OBJECTIVES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Adversarial:
+class Adversarial(Wrapper):
     """A family with a critic.
 
     Attributes:
@@ -158,10 +159,6 @@ class Adversarial:
     def players(self) -> tuple[str, ...]:
         """The critic first, once for each of its updates."""
         return ("critic",) * self.critic_steps + self.base.players
-
-    def base_params(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns all parameters, since the base reads only those of its own players."""
-        return params
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
         """See `Method.init`. Raises UserError if the settings of the base yield no differentiable sample."""

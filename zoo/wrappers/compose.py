@@ -2,9 +2,29 @@
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from zoo.method import Method, members
+
+
+class Wrapper:
+    """The part that wrappers share whose base reads its own parameters as they are.
+
+    Attributes:
+      base: the wrapped method.
+    """
+
+    base: Any
+
+    @property
+    def players(self) -> tuple[str, ...]:
+        """The base's players."""
+        return self.base.players
+
+    def base_params(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the parameters that the base gets: all, of which it reads those of its own players."""
+        return params
 
 
 def compose(wrapper: type, base: Method) -> type:

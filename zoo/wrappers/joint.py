@@ -12,10 +12,11 @@ import jax
 from zoo.errors import UserError, check_ranges
 from zoo.method import ABILITIES, Axis, Batch, HasFakeSample, Method, Output, ReadsGiven, may_be_new
 from zoo.trees import first_difference
+from zoo.wrappers.compose import Wrapper
 
 
 @dataclasses.dataclass(frozen=True)
-class Joint:
+class Joint(Wrapper):
     """A family that is trained on videos, and on the images of `data.images`.
 
     Attributes:
@@ -46,15 +47,6 @@ class Joint:
 
     def __post_init__(self):
         check_ranges(self, weight="(0, inf)")
-
-    @property
-    def players(self) -> tuple[str, ...]:
-        """The base's players."""
-        return self.base.players
-
-    def base_params(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The base's parameters, which are this method's."""
-        return params
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
         """See `Method.init`. Raises UserError where the base's networks for images are not those for videos."""

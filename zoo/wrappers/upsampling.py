@@ -33,12 +33,13 @@ from zoo.method import (
     to_float,
 )
 from zoo.resize import FILTERS, weights
+from zoo.wrappers.compose import Wrapper
 
 NEW_FOR_STAGES = "given", "level"  # parameters that a run from text alone lacks
 
 
 @dataclasses.dataclass(frozen=True)
-class Upsampling:
+class Upsampling(Wrapper):
     """A family as a stage.
 
     `cond` has, beside the base's conditions, what `given_of` and `given_by` return:
@@ -93,15 +94,6 @@ class Upsampling:
     def MAY_BE_NEW(self) -> tuple[str, ...]:  # noqa: N802, as in every family
         """The base's, and those that read what is given."""
         return (*getattr(self.base, "MAY_BE_NEW", ()), *NEW_FOR_STAGES)
-
-    @property
-    def players(self) -> tuple[str, ...]:
-        """The base's players."""
-        return self.base.players
-
-    def base_params(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The base's parameters, which are this method's."""
-        return params
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
         """See `Method.init`. Raises UserError for sizes, frames or crops that do not fit scale and rate."""
