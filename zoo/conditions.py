@@ -17,7 +17,7 @@ NEGATIVE = "negative"
 Cond = Mapping[str, Any]
 # Conditions that a stage of a cascade makes of images, see `wrappers.upsampling`; they are never dropped.
 GIVEN_TO_NETWORKS = "given", "level", "origin"
-GIVEN = "low_res", "known", *GIVEN_TO_NETWORKS
+GIVEN = "low_res", "known", "expected", *GIVEN_TO_NETWORKS
 
 
 class Condition(NamedTuple):

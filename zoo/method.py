@@ -236,7 +236,7 @@ class ReadsGiven(Protocol):
 
     Attributes:
       reads_given: True. Its conditions may have `given` (B, T, H, W, c), `level` (B,) and `origin` (B, 2), see
-        `nets.transformer.Transformer`.
+        `nets.transformer.Transformer`; and `expected`, like the inputs, see `diffusion.paths.Path.with_expected`.
     """
 
     reads_given: bool

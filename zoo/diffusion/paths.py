@@ -5,7 +5,7 @@ A path mixes an image x and Gaussian noise eps into z_t = alpha(t) x + sigma(t) 
 determines the other two.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -58,8 +58,7 @@ class Path:
         Raises:
           UserError: an unknown kind.
         """
-        if prediction not in ("x", "eps", "v"):
-            raise unknown_name_error("prediction", prediction, ("x", "eps", "v"))
+        _check_kind(prediction)
         t = expand(t, z)
         alpha, sigma, d_alpha, d_sigma = self.alpha(t), self.sigma(t), self.d_alpha(t), self.d_sigma(t)
         if prediction == "x":
@@ -73,9 +72,35 @@ class Path:
             return Prediction(x, eps, value)
         return Prediction(x, eps, d_alpha * x + d_sigma * eps)
 
+    def with_expected(self, prediction: str, value: jax.Array, cond: Mapping[str, Any], t: jax.Array) -> jax.Array:
+        """Adds what is expected of the image, `cond["expected"]` if there is one, to a prediction of what it lacks.
+
+        That is value + (d prediction / d x) expected at fixed noise, with VDSR's residual (1511.04587, section 3.2) as
+        the case of x.
+
+        Args:
+          prediction: kind of `value`, see `convert`.
+          value: prediction (B, ...).
+          cond: conditions.
+          t: times (B,).
+
+        Raises:
+          UserError: an unknown kind.
+        """
+        _check_kind(prediction)
+        if "expected" not in cond:
+            return value
+        slope = {"x": jnp.ones_like(t), "eps": jnp.zeros_like(t), "v": self.d_alpha(t)}[prediction]
+        return value + expand(slope, value) * cond["expected"]
+
     def snr(self, t: jax.Array) -> jax.Array:
         """Signal-to-noise ratio alpha^2 / sigma^2 at t."""
         return jnp.square(self.alpha(t) / self.sigma(t))
+
+
+def _check_kind(prediction: str) -> None:
+    if prediction not in ("x", "eps", "v"):
+        raise unknown_name_error("prediction", prediction, ("x", "eps", "v"))
 
 
 def expand(t: jax.Array, like: jax.Array) -> jax.Array:

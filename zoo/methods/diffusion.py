@@ -140,7 +140,8 @@ class Diffusion:
 
     def apply(self, params, z: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
         """See `Denoises.apply`."""
-        return self.network.apply({"params": params["model"]}, z, t, cond=cond)
+        predicted = self.network.apply({"params": params["model"]}, z, t, cond=cond)
+        return get_path(self.path).with_expected(self.prediction, predicted, cond, t)
 
     def features(self, params, inputs: jax.Array, cond: Cond, t: jax.Array | None) -> list[jax.Array]:
         """See `FeatureExtractor`: the patches after each layer. Raises UserError for noise off the linear path."""

@@ -115,6 +115,7 @@ class MeanFlow:
     def apply(self, params, z: jax.Array, r: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
         """u(z, r, t). z: (B, T, H, W, C); r, t: (B,) -> like z."""
         predicted = self.network.apply({"params": params["model"]}, z, t, t - r, cond=cond)
+        predicted = LINEAR.with_expected("v" if self.prediction == "u" else "x", predicted, cond, t)
         if self.prediction == "u":
             return predicted
         t = jnp.where(t >= self.time_min, t, self.time_min)  # the derivative of a maximum is half at time_min

@@ -3,6 +3,7 @@
     what a stage is given    the small video, resized back, beside the noise (CDM 2106.15282, section 2); frames that
                              are known are marked, and each unknown one shows the known one before it
     augmentation             noise of a random level in the small video; the level is a condition (section 4.2)
+    prediction               what the video lacks that was resized back, where its noise is small
     time                     every `rate`-th frame is known, or the first ones, or both (Imagen Video 2210.02303)
 
 In training the small video is made of the batch's own inputs. Guidance leaves what is given as it is.
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.conditions import Cond
-from zoo.diffusion.paths import LINEAR
+from zoo.diffusion.paths import LINEAR, expand
 from zoo.errors import UserError, check_ranges, unknown_name_error
 from zoo.method import (
     Axis,
@@ -35,6 +36,7 @@ from zoo.method import (
 from zoo.resize import FILTERS, weights
 from zoo.wrappers.compose import Wrapper
 
+OFF_BY = 0.05  # standard deviation of a real image from its small version made larger, about
 NEW_FOR_STAGES = "given", "level"  # parameters that a run from text alone lacks
 
 
@@ -55,7 +57,7 @@ class Upsampling(Wrapper):
       scale: side of the stage's images in units of the small ones' side.
       rate: frame rate of the stage in units of the small video's.
       resizing: filter that makes images smaller, a key of `resize.FILTERS`; the source's own.
-      largest_level: levels of training lie between 0 and this.
+      largest_level: levels of training are this times the square of a uniform number: most are small.
       prefix: share of training videos whose first frames are known; in half of these no other frame is known.
       crop: side in pixels of the squares that a stage is trained on; 0 for whole images.
 
@@ -110,7 +112,7 @@ class Upsampling(Wrapper):
         rng_base, rng_known, rng_level, rng_noise, rng_crop = jax.random.split(rng, 5)
         x = to_float(batch["inputs"])
         given = self.given_by(x) | {"known": self._draw_known(rng_known, x.shape[:2])}
-        given["level"] = jax.random.uniform(rng_level, (len(x),), maxval=self.largest_level)
+        given["level"] = self.largest_level * jax.random.uniform(rng_level, (len(x),)) ** 2
         given["low_res"] = _noisy(jax.random.split(rng_noise, len(x)), given)
         if self.crop:
             x, given = self._cut(rng_crop, x, given)
@@ -208,6 +210,7 @@ class Upsampling(Wrapper):
         large = resized(filled(given["low_res"], given["known"]), height, width, "bicubic")
         mask = jnp.broadcast_to(given["known"][:, :, None, None, None], (*large.shape[:-1], 1))
         read = {"given": jnp.concatenate([large, mask], axis=-1), "level": given["level"]}
+        read["expected"] = expand(_trust(given["level"]), large) * large
         if "origin" in given:
             read["origin"] = given["origin"]
         own = {name: value for name, value in cond.items() if name not in ("low_res", "known", "level")}
@@ -217,6 +220,11 @@ class Upsampling(Wrapper):
 def _noisy(rng: jax.Array, given: Cond) -> jax.Array:
     """The small video with noise of its level; rng: (B,)."""
     return LINEAR.interpolate(given["low_res"], normal_each(rng, given["low_res"].shape[1:]), given["level"])
+
+
+def _trust(level: jax.Array) -> jax.Array:
+    """Weight of the noisy video in what is expected, by Wiener's filter: 1 without noise, 0.2 at level 0.1."""
+    return OFF_BY**2 * (1 - level) / (OFF_BY**2 * (1 - level) ** 2 + level**2)
 
 
 def filled(x: jax.Array, known: jax.Array) -> jax.Array:
