@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -350,13 +351,26 @@ def test_a_stage_upsamples_a_file_and_scores_on_real_pairs(runs, command, tmp_pa
     source = open_source("scenes/video_one?fps=4&examples=64", "test", 16, 4)
     media.save(tmp_path / "small.gif", source[0]["inputs"], 4)
     stage, out = f"--workdir={runs['folder'] / 'time'}", f"--out={tmp_path / 'large.gif'}"
+    given = f"--input={tmp_path / 'small.gif'}", f"--upsample={runs['folder'] / 'space'}", "--steps=1"
+    given += "--guide_ema=none", "--guidance=1", "--fps=8"
+    done = command("sample.py", stage, *given, "--prompt=a star", f"--out={tmp_path / 'chain.gif'}")
+    assert done.code == 0, done.err
+    about = json.loads(media.read_metadata(tmp_path / "chain.gif")["zoo"])
+    assert [Path(one["run"]).name for one in about["stages"]] == ["time", "space"]
+    assert (about["frames"], about["fps"], about["settings"]["steps"]) == (8, 8, 1)
     done = command("sample.py", stage, f"--input={tmp_path / 'small.gif'}", "--prompt=a star", "--each", out)
     assert done.code == 0, done.err
     made = read_file(str(tmp_path / "large" / "0000.gif"), 16, 8, 8)
     assert np.abs(made[::2].astype(int) - source[0]["inputs"]).max() <= 8  # known frames, but for a GIF's colours
     few = "--num=6", "--num_reference=8", "--measures=pair", f"--out={tmp_path / 'x.json'}"
+    done = command("zoo/commands/score.py", stage, *few, "--level=0.5")
+    assert done.code == 0, done.err
+    noisy = json.loads((tmp_path / "x.json").read_text())
+    assert noisy["about"]["stages"][0]["level"] == 0.5 and noisy["about"]["frames"] == 8
     done = command("zoo/commands/score.py", stage, *few)
     assert done.code == 0, done.err
+    exact = json.loads((tmp_path / "x.json").read_text())
+    assert exact["model"]["pair_psnr"] > noisy["model"]["pair_psnr"] and exact["about"]["evaluations"] == 3
     names = {"psnr", "psnr_last", "ssim", "ssim_last"}
     assert json.loads((tmp_path / "x.json").read_text())["model"].keys() == {
         f"{kind}_{name}" for kind in ("pair", "larger") for name in names
@@ -372,6 +386,8 @@ def test_a_stage_upsamples_a_file_and_scores_on_real_pairs(runs, command, tmp_pa
         ("time", ["--input={}/large.gif"], "large.gif is 32 x 32 px, not 16 x 16 px"),
         ("time", ["--input={}/fast.gif"], "fast.gif has 8 frames/s, and this stage upsamples 4"),
         ("time", ["--input={}/broken.gif"], "broken.gif cannot be read"),
+        ("time", ["--input={}/small.gif", "--fps=4"], "--fps 4: the stages make 8 frames/s of .*small.gif"),
+        ("time", ["--input={}/small.gif", "--steps=0"], "steps"),
         ("base", ["--input={}/small.gif"], "lacks the ability Upsamples"),
         ("base", ["--keep=2"], "--keep 2 is more than the 1 images of --best_of"),
         ("base", ["--level=0.1"], "--level is of a stage: name one by --upsample"),

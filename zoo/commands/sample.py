@@ -25,7 +25,6 @@ from zoo.evaluation.rerank import best_of, clip_reward, get_reward
 from zoo.families import require
 from zoo.files import read_text
 from zoo.method import Upsamples
-from zoo.runs.cascade import Cascade, build
 from zoo.runs.recipe import Data
 from zoo.scenes import oracle
 
@@ -96,11 +95,14 @@ def main(_: list[str]) -> None:
     if FLAGS.keep > FLAGS.best_of:
         raise UserError(f"--keep {FLAGS.keep} is more than the {FLAGS.best_of} images of --best_of")
     media.check_file(FLAGS.out)
-    sampling = sampling_flags.read(with_stages=not FLAGS.input)
+    sampling = sampling_flags.read()
     data = sampling.run.recipe.data
     prompts = read_prompts(FLAGS.prompt, FLAGS.prompts_file, FLAGS.num, lambda: data.open("test"))
+    small = None
+    if FLAGS.input:
+        sampling, small = read_input(sampling)
     media.check_file(FLAGS.out, fps=sampling.final_frame_rate)
-    made = upsample_input(sampling, prompts) if FLAGS.input else draw(sampling, prompts)
+    made = draw(sampling, prompts) if small is None else upsample(sampling, small, prompts)
     images, fps = made.parts[-1]
     prompts = made.prompts
 
@@ -141,29 +143,32 @@ def draw(sampling: Sampling, prompts: list[str]) -> Made:
         numbers, rewards = best_of(images, prompts, count, reward, FLAGS.keep)
         rate += f"; mean {FLAGS.reward} of all {rewards.mean():.4f}, of the best {rewards[numbers].mean():.4f}"
     prompts = [prompts[number // count] for number in numbers]
-    return finish(images[numbers], numbers, prompts, rate, fps, sampling.cascade, sampling)
+    return finish(sampling, images[numbers], numbers, prompts, rate)
 
 
-def upsample_input(sampling: Sampling, prompts: list[str]) -> Made:
-    """Upsamples the file --input by the run, which is a stage, and by those of --upsample."""
-    run, chosen = sampling.run, [(sampling.workdir, sampling.run), *sampling_flags.open_stages()]
+def read_input(sampling: Sampling) -> tuple[Sampling, np.ndarray]:
+    """Reads the file --input, uint8 (t, h, w, 3), and gives it to the run, a stage, and to those of --upsample."""
+    run = sampling.run
     if FLAGS.best_of > 1:
         raise UserError("--best_of is for images that a base run makes, and --input is one: drop one of them")
     stage = require(run.method, Upsamples)
     rate = run.recipe.frame_rate and run.recipe.frame_rate / stage.rate
     small = read_small(FLAGS.input, stage.small_shape(run.shape), rate)
-    levels, per_device = FLAGS.level, FLAGS.per_device
-    cascade = build(FLAGS.input, small.shape, rate, chosen, levels, FLAGS.frames, per_device, sampling.options)
+    return sampling.given(FLAGS.input, small.shape, rate), small
+
+
+def upsample(sampling: Sampling, small: np.ndarray, prompts: list[str]) -> Made:
+    """Upsamples an image or a video under each prompt."""
     images = np.repeat(small[None], len(prompts), axis=0)
-    return finish(images, np.arange(len(prompts)), prompts, f"{FLAGS.input} read", rate, cascade, sampling)
+    return finish(sampling, images, np.arange(len(prompts)), prompts, f"{FLAGS.input} read")
 
 
-def finish(images, numbers, prompts: list[str], rate: str, fps, cascade: Cascade | None, sampling: Sampling) -> Made:
+def finish(sampling: Sampling, images: np.ndarray, numbers: np.ndarray, prompts: list[str], rate: str) -> Made:
     """Upsamples images by the stages, if there are any."""
-    parts = [(images, fps)]
+    parts, cascade = [(images, sampling.frame_rate)], sampling.cascade
     if cascade:
         began = time.perf_counter()
-        drawn = cascade(images, prompts, sampling.seed, sampling.negative)
+        drawn = sampling.upsampled(images, prompts)
         rate += f"; {len(cascade.stages)} stages in {time.perf_counter() - began:.2f} s with compiling"
         parts += [(part, stage.run.recipe.frame_rate) for part, stage in zip(drawn, cascade.stages, strict=True)]
     return Made(parts, numbers, prompts, rate)

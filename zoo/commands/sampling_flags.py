@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,7 +55,7 @@ def define(workdir_required: bool = True) -> None:
 def define_stages() -> None:
     """Defines the flags of commands that can upsample what they sample; call it once."""
     flags.DEFINE_multi_string("upsample", [], "Workdir of a stage that draws what was made at more pixels or frames/s.")
-    flags.DEFINE_multi_float("level", [], "Noise in what a stage is given, for each --upsample or once for all.")
+    flags.DEFINE_multi_float("level", [], "Noise in what a stage is given, for each stage or once for all.")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +73,7 @@ class Sampling:
       frame_rate: frames/s of videos; None for images.
       options: sampling options that were given; the others are the config's.
       guided: option `guide`, if there is one.
-      cascade: stages that upsample what the run makes; None without any.
+      cascade: stages that upsample what the run makes, or what is given to it; None without any.
     """
 
     run: Run
@@ -100,6 +101,36 @@ class Sampling:
         return self.cascade(made, captions, self.seed, self.negative) if self.cascade else []
 
     @property
+    def is_stage(self) -> bool:
+        """Whether the run upsamples what is given, so that it makes nothing by itself: see `given`."""
+        return isinstance(self.run.method, Upsamples)
+
+    @functools.cached_property
+    def runs(self) -> list[tuple[str, Run]]:
+        """Workdir and run of each stage, in order: of --upsample, and before them the run itself if it is one."""
+        own = [(self.workdir, self.run)] if self.is_stage else []
+        return own + ([(name, open_run(name)) for name in FLAGS.upsample] if "upsample" in FLAGS else [])
+
+    def given(self, name: str, shape: tuple[int, ...], frame_rate: float | None) -> "Sampling":
+        """Returns this run, a stage, and those of --upsample as a cascade of small images.
+
+        Args:
+          name: name of the images, for errors.
+          shape: their shape, (t, h, w, C).
+          frame_rate: their frames/s; None for images.
+
+        Raises:
+          UserError: as `cascade.build`; or --fps is not what the stages make.
+        """
+        options = {**self.options, **self.guided}
+        common = {"levels": FLAGS.level, "frames": FLAGS.frames, "per_device": self.per_device, "options": options}
+        cascade = build_cascade(name, shape, frame_rate, self.runs, **common)
+        if FLAGS.fps and not math.isclose(FLAGS.fps, cascade.frame_rate or 0.0):
+            made = "images" if cascade.frame_rate is None else f"{cascade.frame_rate:g} frames/s"
+            raise UserError(f"--fps {FLAGS.fps:g}: the stages make {made} of {name}: drop it")
+        return dataclasses.replace(self, cascade=cascade, frame_rate=frame_rate)
+
+    @property
     def final_frame_rate(self) -> float | None:
         """Frames/s of what comes out at the end; None for images."""
         return self.cascade.frame_rate if self.cascade else self.frame_rate
@@ -108,17 +139,15 @@ class Sampling:
         """Returns the origin of the images, for files."""
         settings = dict(self.run.recipe.config.sample) | dict(self.options)
         about = {"run": self.workdir, "checkpoint": self.run.step, "ema": self.ema, "seed": self.seed}
-        video = {} if self.frame_rate is None else {"frames": self.frames or self.run.shape[0], "fps": self.frame_rate}
         stages = self.cascade.stages if self.cascade else ()
+        frames, rate = stages[-1].frames if stages else self.frames or self.run.shape[0], self.final_frame_rate
+        video = {} if rate is None else {"frames": frames, "fps": rate}
         above = {"stages": [{"run": one.name, "checkpoint": one.run.step, "level": one.level} for one in stages]}
         return about | {"negative": self.negative, "settings": settings} | video | (above if stages else {})
 
 
-def read(with_stages: bool = True) -> Sampling:
-    """Opens the run that the flags name.
-
-    Args:
-      with_stages: whether to open the stages of --upsample too.
+def read() -> Sampling:
+    """Opens the run that the flags name, and the stages of --upsample, which are not built yet where it is one itself.
 
     Raises:
       UserError: as `open_run`; an invalid option or guide; or stages that do not fit.
@@ -127,24 +156,20 @@ def read(with_stages: bool = True) -> Sampling:
     guided = {}
     if FLAGS.guide_workdir or FLAGS.guide_checkpoint is not None or FLAGS.guide_ema:
         run, guided = _with_guide(run)
-    if with_stages and "upsample" in FLAGS and FLAGS.upsample:
-        frames, frame_rate, cascade = _with_stages(run)
-    else:
-        frames, frame_rate, cascade = FLAGS.frames, read_frame_rate(run, FLAGS.fps, FLAGS.frames), None
-        if with_stages and "level" in FLAGS and FLAGS.level:
-            raise UserError("--level is of a stage: name one by --upsample, or drop it")
-    given = FLAGS.workdir, FLAGS.ema, FLAGS.seed, FLAGS.per_device, FLAGS.negative, frames, frame_rate
-    return Sampling(run, *given, read_options(), guided, cascade)
+    flags_of_run = FLAGS.workdir, FLAGS.ema, FLAGS.seed, FLAGS.per_device, FLAGS.negative
+    sampling = Sampling(run, *flags_of_run, FLAGS.frames, None, read_options(), guided)
+    if sampling.is_stage:
+        return sampling
+    if sampling.runs:
+        frames, frame_rate, cascade = _with_stages(run, sampling.runs)
+        return dataclasses.replace(sampling, frames=frames, frame_rate=frame_rate, cascade=cascade)
+    if "level" in FLAGS and FLAGS.level:
+        raise UserError("--level is of a stage: name one by --upsample, or drop it")
+    return dataclasses.replace(sampling, frame_rate=read_frame_rate(run, FLAGS.fps, FLAGS.frames))
 
 
-def open_stages() -> list[tuple[str, Run]]:
-    """Opens the runs of --upsample."""
-    return [(name, open_run(name)) for name in FLAGS.upsample]
-
-
-def _with_stages(run: Run) -> tuple[int | None, float | None, Cascade]:
+def _with_stages(run: Run, runs: list[tuple[str, Run]]) -> tuple[int | None, float | None, Cascade]:
     """Frames and frame rate of the run, and the stages; --frames and --fps are of what comes out at the end."""
-    runs = open_stages()
     after = math.prod(require(stage.method, Upsamples).rate for _, stage in runs)
     wanted, own = FLAGS.frames or run.shape[0] * after, run.shape[0]
     rate = read_frame_rate(run, FLAGS.fps and FLAGS.fps / after)

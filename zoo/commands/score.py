@@ -26,7 +26,9 @@ from zoo.evaluation import registry, report
 from zoo.evaluation.features import Features, clip_features, inception_features, motion_features
 from zoo.evaluation.measures import known_entropy
 from zoo.evaluation.registry import MEASURES, EvalContext, Pair, Sample, Score, evaluate, first_of, make_context
+from zoo.families import require
 from zoo.files import read_text, write_json
+from zoo.method import Upsamples
 from zoo.runs.dependencies import open_run
 from zoo.runs.recipe import Data
 from zoo.runs.run import Run
@@ -124,27 +126,50 @@ def of_run(sampling: Sampling, split: str, num: int, references: str | None, ref
 
     A run that is itself a stage is given the small versions of the split's images.
     """
-    run, stages = sampling.run, sampling.cascade.stages if sampling.cascade else ()
-    recipe, rate = stages[-1].run.recipe if stages else run.recipe, sampling.final_frame_rate
+    last = sampling.runs[-1][1] if sampling.runs else sampling.run
+    recipe, is_stage, evaluations = last.recipe, sampling.is_stage, 0
     real = first_of(recipe.data, split, num)
     texts = real.require_captions()
-    sampler, cond = sampling.sampler(), sampling.conditions(list(texts), real.images)
-    sampler.compile(run.params, cond)
-    began = time.perf_counter()
-    made = [sampler(run.params, cond, sampling.seed)]
+    if is_stage:
+        sampling, small = given_small(sampling, real.images, recipe.frame_rate)
+        began = time.perf_counter()
+        made = [small]
+    else:
+        sampler, cond = sampling.sampler(), sampling.conditions(list(texts))
+        sampler.compile(sampling.run.params, cond)
+        began = time.perf_counter()
+        made = [sampler(sampling.run.params, cond, sampling.seed)]
+        evaluations = sampler.evaluations
     made += sampling.upsampled(made[0], texts)
     about = sampling.about() | {
         "split": split,
         "num": len(texts),
         "samples_per_second": len(texts) / (time.perf_counter() - began),
-        "evaluations": sampler.evaluations + (sampling.cascade.evaluations if sampling.cascade else 0),
+        "evaluations": evaluations + (sampling.cascade.evaluations if sampling.cascade else 0),
     }
+    rate = sampling.final_frame_rate
     data = dataclasses.replace(recipe.data, source=reference or recipe.data.source, frames=made[-1].shape[1])
     if reference is None and rate not in (None, recipe.frame_rate):  # real videos of the rate that was sampled
         data = dataclasses.replace(data, source=pipeline.with_option(data.source, "fps", f"{rate:g}"))
-    pair = Pair(stages[-1].method, small=made[-2]) if stages else Pair.of(run.method, real.images)
+    exact = real.images if is_stage else None
+    pair = Pair(require(last.method, Upsamples), made[-2], exact) if sampling.cascade else None
     sample = Sample(made[-1], texts, read_references(references, len(texts)), rate, pair)
-    return Subject(sample, data, about, (stages[-1].run if stages else run))
+    return Subject(sample, data, about, last)
+
+
+def given_small(sampling: Sampling, real: np.ndarray, frame_rate: float | None) -> tuple[Sampling, np.ndarray]:
+    """Gives a stage, and those after it, the small versions of real images; returns these too.
+
+    Args:
+      sampling: stage, opened.
+      real: what the last stage makes, uint8 (N, T, H, W, C).
+      frame_rate: its frames/s; None for images.
+    """
+    for name, run in sampling.runs[::-1]:
+        stage = require(run.method, Upsamples)
+        named(name, lambda stage=stage, shape=real.shape[1:]: stage.small_shape(shape))
+        real, frame_rate = registry.smaller(stage, real), frame_rate and frame_rate / stage.rate
+    return sampling.given("small versions of real images", real.shape[1:], frame_rate), real
 
 
 def of_folder(name: str, prompts: str | None, references: str | None, reference: str | None) -> Subject:

@@ -5,7 +5,7 @@ from typing import Any
 
 import zoo.evaluation.measures  # noqa: F401, which registers them
 from zoo.evaluation.features import clip_features
-from zoo.evaluation.registry import Sample, evaluate, first_of, make_context, needs_clip
+from zoo.evaluation.registry import Pair, Sample, evaluate, first_of, make_context, needs_clip
 from zoo.runs.recipe import Recipe
 from zoo.runs.sampler import Sampler
 
@@ -35,5 +35,7 @@ class Evaluator:
         """Returns {"score/all": 0.9, ...} of images made with these parameters of all players."""
         captions = self._real.require_captions()
         made = self._sampler(params, self._recipe.conditions(captions, inputs=self._real.images), seed=0)
-        scores, _ = evaluate(Sample(made, captions, frame_rate=self._recipe.frame_rate), self._context, self._measures)
+        pair = Pair.of(self._recipe.method, self._real.images)
+        sample = Sample(made, captions, frame_rate=self._recipe.frame_rate, pair=pair)
+        scores, _ = evaluate(sample, self._context, self._measures)
         return {f"score/{name}": score.value for name, score in scores.items()}

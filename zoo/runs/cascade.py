@@ -118,7 +118,7 @@ def build(
       levels: level of noise of each stage; one for all, or none for 0.
       frames: frames of the last stage's videos; None for as many as what is upsampled lasts.
       per_device: videos that a device draws at once.
-      options: sampling options of all stages, over their configs'.
+      options: sampling options of the first stage, over its config's; the others have their own.
 
     Raises:
       UserError: a run that is no stage, a size, number of channels or frame rate that does not fit, a level that was
@@ -140,12 +140,13 @@ def build(
         raise UserError(
             f"{wanted} frames need {counted} of {name}, which has {shape[0]}: give at least {shape[0] * after}"
         )
+    options = dict(options or {})
     for (stage, run), level in zip(runs, levels, strict=True):
         _check_fit(name, shape, frame_rate, stage, run, level)
         counted *= require(run.method, Upsamples).rate
         _check_length(stage, run, counted, shape[0])
-        sampler = run.sampler(per_device, **(options or {}))
-        stages.append(Stage(stage, run, counted, level, sampler))
+        stages.append(Stage(stage, run, counted, level, run.sampler(per_device, **options)))
+        options = {}
         name, shape, frame_rate = stage, (counted, *run.shape[1:]), run.recipe.frame_rate
     return Cascade(tuple(stages))
 
