@@ -1,6 +1,7 @@
 import functools
 import json
 import math
+import re
 import shutil
 import signal
 import time
@@ -109,7 +110,9 @@ def test_the_run_keeps_its_config(trained, short):
 def test_half_the_steps_and_the_other_half_equal_all_bit_for_bit(copied, trained, short, same, saved_state, capsys):
     shutil.rmtree(copied / "checkpoints" / "4")
     final = loop.train(short, copied)
-    assert "resuming from step 2" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "resuming from step 2" in said and "is trained: it has 4 steps" in said
+    assert re.search(r"^step 4 of 4: model/loss \d\.\d{4}$", said, re.MULTILINE), said
     step, whole = saved_state(trained)
     assert step == final.step == 4
     for name, field in saved_state(copied)[1].items():

@@ -86,6 +86,20 @@ def test_any_output_of_a_network_gives_a_consistent_estimate(path, prediction, x
 
 
 @BOTH
+@pytest.mark.parametrize("prediction", Prediction._fields)
+def test_a_prediction_of_what_is_missing_becomes_one_of_the_image(path, prediction, x64):
+    x, eps, t = random_pair()
+    expected = np.random.default_rng(1).normal(size=SHAPE)
+    missing = Prediction(x - expected, eps, path.velocity(x - expected, eps, t))
+    whole = Prediction(x, eps, path.velocity(x, eps, t))
+    made = path.with_expected(prediction, getattr(missing, prediction), {"expected": expected}, t)
+    np.testing.assert_allclose(made, getattr(whole, prediction), rtol=1e-9, atol=1e-12)
+    assert path.with_expected(prediction, x, {}, t) is x
+    with pytest.raises(UserError, match="prediction 'y'"):
+        path.with_expected("y", x, {}, t)
+
+
+@BOTH
 def test_velocity_converts_at_both_ends(path, x64):
     x, eps, _ = random_pair()
     for t in (np.zeros(64), np.ones(64)):

@@ -19,13 +19,13 @@ from zoo.data.folder import read_file
 from zoo.data.pipeline import open_source
 from zoo.errors import UserError
 from zoo.evaluation.measures import MOST_PSNR, by_consistency, by_pair
-from zoo.evaluation.registry import EvalContext, Pair, Sample, larger, smaller
+from zoo.evaluation.registry import EvalContext, Pair, Sample, enlarged, smaller
 from zoo.families import build_method
 from zoo.method import ReadsGiven, Upsamples, to_float, to_uint8
 from zoo.nets.layers import sincos_from, sincos_table
 from zoo.runs.cascade import Stage, build
 from zoo.runs.dependencies import open_run, prepare
-from zoo.wrappers.upsampling import Upsampling, filled, resized
+from zoo.wrappers.upsampling import OFF_BY, Upsampling, filled, resized
 
 STAGE = "configs/upsample.py:space,test"
 BASE = SimpleNamespace(players=("model",), reads_given=True)
@@ -112,6 +112,31 @@ def test_noise_of_a_level_is_that_of_the_linear_path():
         assert seen["level"].tolist() == pytest.approx([level] * 2) and "low_res" not in seen
         # Known frames are taken as they are where the level is 0, and made again where it is not.
         assert (made[:, ::2] == (1.0 if level == 0 else 0.5)).all() and (made[:, 1::2] == 0.5).all()
+
+
+@pytest.mark.parametrize("level", [0.0, 0.05, 0.2])
+def test_what_is_expected_of_the_video_is_the_best_multiple_of_the_noisy_one(level):
+    rng = np.random.default_rng(0)
+    real, noise = OFF_BY * rng.normal(size=200_000), rng.normal(size=200_000)
+    noisy = (1 - level) * real + level * noise
+    best = (noisy * real).mean() / (noisy**2).mean()
+    method, given = stage(), stage().given_by(to_float(jnp.asarray(videos())))
+    read = method._read({}, given | {"level": jnp.full(2, level)}, (8, 8, 8, 3))
+    np.testing.assert_allclose(read["expected"], best * read["given"][..., :3], rtol=0.02, atol=1e-6)
+
+
+@pytest.mark.parametrize(("prediction", "sign"), [("x", 1), ("v", -1)])
+def test_a_stage_begins_with_the_enlarged_video(prediction, sign):
+    config = load(STAGE)
+    config.method.base.prediction = prediction
+    method = build_method(config.method, 20, "float32")
+    real = videos(2, 4, 32)
+    cond = {"tokens": jnp.ones((2, 32), jnp.int32), "frame_rate": jnp.full(2, 4.0)}
+    params = method.init(jax.random.key(0), {"inputs": real, "cond": cond})
+    read = method._read(cond, method.given_by(to_float(jnp.asarray(real))), real.shape[1:])
+    z = jax.random.normal(jax.random.key(1), real.shape)
+    predicted = method.base.apply(params, z, jnp.full(2, 0.5), read)
+    np.testing.assert_allclose(predicted, sign * read["given"][..., :3], atol=1e-5)
 
 
 def test_guidance_and_dropping_leave_what_is_given():
@@ -298,19 +323,25 @@ def test_the_real_video_is_consistent_and_its_own_pair(fields):
     of = lambda images: Sample(images, None, pair=Pair.of(method, real))
     scores = by_consistency(of(real), context) | by_pair(of(real), context)
     assert scores["consistency"].value == scores["pair_psnr"].value == MOST_PSNR
-    assert scores["larger_psnr"].value < 30
     assert ("pair_psnr_last" in scores) == (method.rate > 1)
     wrong = by_consistency(of(255 - real), context) | by_pair(of(255 - real), context)
     assert wrong["consistency"].value < 15 and wrong["pair_psnr"].value < 15
 
 
-def test_what_is_larger_repeats_frames_and_pixels_bicubic():
+def test_what_is_enlarged_without_a_network_is_bicubic_with_frames_repeated_or_blended():
     method, real = stage(scale=2, rate=2), videos()
     pair = Pair.of(method, real)
-    made = larger(pair)
-    assert made.shape == real.shape and (made[:, ::2] == made[:, 1::2]).all()
+    frames = real.shape[1]
+    made = enlarged(pair, frames)
+    repeated, blended = made["repeated"], made["blended"]
+    assert repeated.shape == blended.shape == real.shape and (repeated[:, ::2] == repeated[:, 1::2]).all()
     expected = Image.fromarray(pair.small[0, 0]).resize((8, 8), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(made[0, 0], np.asarray(expected))
+    np.testing.assert_array_equal(repeated[0, 0], np.asarray(expected))
+    np.testing.assert_array_equal(blended[:, ::2], repeated[:, ::2])
+    mean = (repeated[:, 0].astype(float) + repeated[:, 2]) / 2
+    assert np.abs(blended[:, 1] - mean).max() <= 0.5 and (blended[:, -1] == repeated[:, -1]).all()
+    assert (enlarged(pair, frames + 2)["repeated"][:, frames:] == repeated[:, -1:]).all()
+    assert enlarged(Pair.of(stage(scale=2), real), frames).keys() == {"bicubic"}
 
 
 def test_pairs_are_of_stages_alone():
@@ -372,9 +403,7 @@ def test_a_stage_upsamples_a_file_and_scores_on_real_pairs(runs, command, tmp_pa
     exact = json.loads((tmp_path / "x.json").read_text())
     assert exact["model"]["pair_psnr"] > noisy["model"]["pair_psnr"] and exact["about"]["evaluations"] == 3
     names = {"psnr", "psnr_last", "ssim", "ssim_last"}
-    assert json.loads((tmp_path / "x.json").read_text())["model"].keys() == {
-        f"{kind}_{name}" for kind in ("pair", "larger") for name in names
-    }
+    assert json.loads((tmp_path / "x.json").read_text())["model"].keys() == {f"pair_{name}" for name in names}
 
 
 @pytest.mark.parametrize(

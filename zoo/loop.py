@@ -140,6 +140,8 @@ class Training:
             processes.from_first(self.checkpoints.wait)
         if final.step < self.loop.steps:
             note(f"stopped and saved at step {final.step} of {self.loop.steps}; the same command resumes")
+        elif start < self.loop.steps:
+            note(f"{self.workdir} is trained: it has {final.step} steps; sample it with sample.py")
         return final
 
     def start(self) -> tuple[State, int]:
@@ -182,7 +184,10 @@ class Training:
                 # Whatever holds the devices up ends the window, so that rates are those of training alone.
                 log_now = loop.due(loop.log_every, step) or save_now or bool(due) or last
                 if log_now:
-                    self.log(step, state, window, meter, bar)
+                    losses = self.log(step, state, window, meter)
+                    bar.set_postfix(losses, refresh=False)
+                    if bar.disable and save_now:  # where no bar is seen
+                        note(f"step {step} of {loop.steps}: {', '.join(map(' '.join, losses.items()))}")
                 stop = shutdown.agreed(call, log_now)
                 if save_now or last or stop:  # before drawing, which may fail
                     self.save(state, always=last or stop)
@@ -201,8 +206,8 @@ class Training:
         flops = self.recipe.step_flops(self.loop.accumulate)
         return Meter(self.recipe.data.batch_size, self.loop.steps_per_call, flops, peak)
 
-    def log(self, step: int, state: State, window: Window, meter: Meter, bar: tqdm.tqdm) -> None:
-        """Writes the window's means; raises UserError where the run has diverged."""
+    def log(self, step: int, state: State, window: Window, meter: Meter) -> dict[str, str]:
+        """Writes the window's means and returns the losses; raises UserError where the run has diverged."""
         means, bad = window.take()
         counts = parallel.unreplicate({"skipped": state.skipped, "bad": state.consecutive_nonfinite})
         if counts["bad"] >= min(self.loop.max_bad_steps, self.loop.steps):
@@ -211,9 +216,8 @@ class Training:
                 f"the last {counts['bad']} steps up to {step} were not finite, first of all {bad}; lower the learning "
                 f"rate and train in another --workdir than {self.workdir}{saved}"
             )
-        losses = {name: value for name, value in means.items() if name.endswith("loss")}
-        bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()}, refresh=False)
         self.writer.scalars(step, means | meter.rates() | {"skipped_updates": float(counts["skipped"])})
+        return {name: f"{value:.4f}" for name, value in means.items() if name.endswith("loss")}
 
     def save(self, state: State, always: bool) -> None:
         """Saves the state unless its step is already saved.

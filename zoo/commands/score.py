@@ -107,9 +107,17 @@ COMMAND = Command(main, define_flags)
 def score(
     subject: Subject, context: EvalContext, names: Sequence[str]
 ) -> tuple[dict[str, dict[str, Score]], dict[str, str]]:
-    """Returns the scores of a model between ceiling and floor, and the reasons of the measures that were left out."""
-    model, missing = evaluate(subject.sample, context, names)
+    """Returns the scores of a model between ceiling and floor, and the reasons of the measures that were left out.
+
+    What a cascade made has beside it what its last stage was given, enlarged without a network.
+    """
+    sample = subject.sample
+    model, missing = evaluate(sample, context, names)
     scores = {"model": model}
+    if sample.pair:
+        measures = [name for name in registry.chosen(names) if name not in missing and not MEASURES[name].of_run]
+        for how, images in registry.enlarged(sample.pair, sample.images.shape[1]).items():
+            scores[how] = evaluate(dataclasses.replace(sample, images=images), context, measures)[0]
     if context.held_out:
         shown = [name for name in registry.chosen(names) if name not in missing and not MEASURES[name].of_run]
         if context.held_out.references is None:

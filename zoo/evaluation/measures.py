@@ -219,23 +219,21 @@ def by_consistency(sample: Sample, context: EvalContext) -> dict[str, Score]:
 
 @measure("pair", better="higher", floor="")
 def by_pair(sample: Sample, context: EvalContext) -> dict[str, Score]:
-    """PSNR and SSIM against the real images whose small versions were upsampled, and of these made larger.
+    """PSNR and SSIM against the real images whose small versions were upsampled.
 
-    These are bicubic, with frames repeated. The last frame, which has no known one after it, is scored apart too.
+    The last frame, which has no known one after it, is scored apart too.
     """
     del context
     pair = sample.require_pair()
     if pair.real is None:
         raise UserError("needs small versions of real images: score the stage by itself, as --workdir")
-    larger = registry.larger(pair)
     scores = {}
     for name, function in {"psnr": capped_psnr, "ssim": ssim}.items():
         if name == "ssim" and min(pair.real.shape[2:4]) < WINDOW:
             continue
-        scores |= {f"pair_{name}": function(sample.images, pair.real), f"larger_{name}": function(larger, pair.real)}
+        scores[f"pair_{name}"] = function(sample.images, pair.real)
         if pair.stage.rate > 1:
             scores[f"pair_{name}_last"] = function(sample.images[:, -1:], pair.real[:, -1:])
-            scores[f"larger_{name}_last"] = function(larger[:, -1:], pair.real[:, -1:])
     return {name: mean_score(values) for name, values in scores.items()}
 
 

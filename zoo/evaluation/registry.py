@@ -67,13 +67,28 @@ def smaller(stage: Upsamples, images: np.ndarray) -> np.ndarray:
     return np.asarray(to_uint8(low_res))[:, :: stage.rate]
 
 
-def larger(pair: Pair) -> np.ndarray:
-    """Returns the small images at the size and frame rate of the stage, bicubic and with frames repeated, uint8."""
+def enlarged(pair: Pair, frames: int) -> dict[str, np.ndarray]:
+    """Returns the small images at the size and frame rate of the stage, as one makes them without a network.
+
+    Args:
+      pair: images that were upsampled.
+      frames: frames of what came out; what is longer than the small ones repeats the last.
+
+    Returns:
+      uint8 (N, frames, H, W, 3) by name: "bicubic", or where the frame rate grows "repeated", in which frames are
+      repeated, and "blended", in which they are mixed with the next one.
+    """
     scale, rate = pair.stage.scale, pair.stage.rate
-    count, frames, rows, columns = pair.small.shape[:4]
-    flat = pair.small.reshape(count * frames, rows, columns, -1)
+    count, there, rows, columns = pair.small.shape[:4]
+    flat = pair.small.reshape(count * there, rows, columns, -1)
     made = np.asarray(resize(jnp.asarray(flat), rows * scale, columns * scale))
-    return np.repeat(made.reshape(count, frames, *made.shape[1:]), rate, axis=1)
+    made = made.reshape(count, there, *made.shape[1:])
+    before = np.minimum(np.arange(frames) // rate, there - 1)
+    if rate == 1:
+        return {"bicubic": made[:, before]}
+    share = (np.arange(frames) % rate / rate)[:, None, None, None]
+    blend = (1 - share) * made[:, before] + share * made[:, np.minimum(before + 1, there - 1)]
+    return {"repeated": made[:, before], "blended": np.round(blend).astype(np.uint8)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
