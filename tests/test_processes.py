@@ -74,8 +74,8 @@ def test_two_processes_train_what_one_does(together, trained, saved_state):
 
 
 @pytest.mark.slow
-def test_two_processes_train_on_videos_and_images_what_one_does(tiny, pair, saved_state, tmp_path):
-    spec = "configs/video.py:images,test"
+@pytest.mark.parametrize("spec", ["configs/video.py:images,test", "configs/upsample.py:time,test"])
+def test_two_processes_train_on_videos_what_one_does(tiny, pair, saved_state, tmp_path, spec):
     loop.train(tiny({"loop.grid_every": 0}, spec), tmp_path / "one")
     words = "train.py", f"--config={spec}", "--config.loop.grid_every=0", f"--workdir={tmp_path / 'two'}"
     codes, errors = ends(pair(words, words))

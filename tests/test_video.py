@@ -69,8 +69,9 @@ class NoiseOfRows:
 
 
 @pytest.mark.slow
-def test_one_device_and_four_of_the_same_total_batch_agree(tiny):
-    source, recipe = prepare(tiny({}, VIDEO))
+@pytest.mark.parametrize("spec", [VIDEO, "configs/upsample.py:space,time,test"])
+def test_one_device_and_four_of_the_same_total_batch_agree(tiny, spec):
+    source, recipe = prepare(tiny({}, spec))
     batch = next(recipe.stream(source)) | {"row": np.arange(8)}
     state = recipe.create_state()
     state = dataclasses.replace(state, params=jax.tree.map(lambda x: x + 0.01, state.params))
