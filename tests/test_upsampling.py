@@ -375,6 +375,7 @@ def test_sample_and_score_chain_stages(runs, command, tmp_path):
     assert done.code == 0 and "consistency" in done.out, done.err
     content = json.loads((tmp_path / "x.json").read_text())
     assert content["model"]["consistency"] < 60 and content["ceiling"]["all"] == 1
+    assert content["bicubic"]["consistency"] > 15 and "consistency" not in content["ceiling"]
 
 
 @pytest.mark.slow
@@ -403,6 +404,7 @@ def test_a_stage_upsamples_a_file_and_scores_on_real_pairs(runs, command, tmp_pa
     exact = json.loads((tmp_path / "x.json").read_text())
     assert exact["model"]["pair_psnr"] > noisy["model"]["pair_psnr"] and exact["about"]["evaluations"] == 3
     names = {"psnr", "psnr_last", "ssim", "ssim_last"}
+    assert exact["repeated"].keys() == exact["blended"].keys() == exact["model"].keys()
     assert json.loads((tmp_path / "x.json").read_text())["model"].keys() == {f"pair_{name}" for name in names}
 
 

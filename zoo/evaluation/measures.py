@@ -208,7 +208,7 @@ def by_motion_distance(sample: Sample, context: EvalContext) -> dict[str, Score]
 # ---- stages of a cascade
 
 
-@measure("consistency", better="higher", floor="")
+@measure("consistency", better="higher", floor="none")
 def by_consistency(sample: Sample, context: EvalContext) -> dict[str, Score]:
     """PSNR of the small versions of images against what they were upsampled from, of the frames that were there."""
     del context
@@ -217,7 +217,7 @@ def by_consistency(sample: Sample, context: EvalContext) -> dict[str, Score]:
     return {"consistency": mean_score(capped_psnr(again, pair.small))}
 
 
-@measure("pair", better="higher", floor="")
+@measure("pair", better="higher", floor="none")
 def by_pair(sample: Sample, context: EvalContext) -> dict[str, Score]:
     """PSNR and SSIM against the real images whose small versions were upsampled.
 

@@ -243,7 +243,8 @@ class Measure:
       better: "higher", "lower", or "ceiling": near the score of real images.
       network: feature network that it needs: "clip", "inception", "motion" or "".
       floor: what stands beside the score as worthless: real images with "shuffled" captions, "scrambled" images,
-        videos with "reordered" frames, or "" for measures of the run, which real images do not have.
+        videos with "reordered" frames, "none" for measures of what was upsampled, or "" for measures of the run; real
+        images have neither of these two.
     """
 
     function: Callable[[Sample, EvalContext], dict[str, Score]]
@@ -255,6 +256,11 @@ class Measure:
     def of_run(self) -> bool:
         """Whether it evaluates the run on real images, and not the sample."""
         return not self.floor
+
+    @property
+    def of_real(self) -> bool:
+        """Whether real images have it, and something worthless below them."""
+        return self.floor not in ("", "none")
 
 
 MEASURES: dict[str, Measure] = {}
