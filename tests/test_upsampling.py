@@ -18,7 +18,7 @@ from zoo.data import images as files
 from zoo.data.folder import read_file
 from zoo.data.pipeline import open_source
 from zoo.errors import UserError
-from zoo.evaluation.measures import MOST_PSNR, by_consistency, by_pair
+from zoo.evaluation.measures import MOST_PSNR, by_consistency, by_pair, by_seams
 from zoo.evaluation.registry import EvalContext, Pair, Sample, enlarged, smaller
 from zoo.families import build_method
 from zoo.method import ReadsGiven, Upsamples, to_float, to_uint8
@@ -344,9 +344,26 @@ def test_what_is_enlarged_without_a_network_is_bicubic_with_frames_repeated_or_b
     assert enlarged(Pair.of(stage(scale=2), real), frames).keys() == {"bicubic"}
 
 
+def test_seams_are_where_windows_meet():
+    jump = np.zeros((3, 8, 4, 4, 3), np.uint8)
+    jump[:, 1::2] = 10
+    jump[:, 5:] += 40  # at frame 5 by 50, elsewhere by 10
+    pair = Pair(stage(), jump[:, :, ::2, ::2], seams=(5,))
+    scores = by_seams(Sample(jump, None, pair=pair), EvalContext({}, {}, None, None))
+    assert {name: score.value for name, score in scores.items()} == {"seam_change": 50, "inner_change": 10}
+    source = open_source("scenes/video_one?fps=8&examples=64", "test", 32, 8)
+    moving = np.stack([item["inputs"] for item in source if "moving" in item["text"] and "slow" in item["text"]])
+    skipped, pair = moving[:, [0, 1, 3]], Pair(stage(), moving, seams=(2,))
+    scores = by_seams(Sample(skipped, None, pair=pair), EvalContext({}, {}, None, "video_one"))
+    assert scores["seam_identity"].value == scores["inner_identity"].value == 1
+    assert scores["seam_displacement"].value == pytest.approx(2 * scores["inner_displacement"].value, rel=0.1)
+    with pytest.raises(UserError, match="give more --frames"):
+        by_seams(Sample(jump, None, pair=Pair(stage(), jump)), EvalContext({}, {}, None, None))
+
+
 def test_pairs_are_of_stages_alone():
     assert Pair.of(SimpleNamespace(), videos()) is None
-    for measure in (by_consistency, by_pair):
+    for measure in (by_consistency, by_pair, by_seams):
         with pytest.raises(UserError, match="that a stage of a cascade upsampled"):
             measure(Sample(videos(), None), EvalContext({}, {}, None, None))
     with pytest.raises(UserError, match="score the stage by itself"):

@@ -160,7 +160,8 @@ def of_run(sampling: Sampling, split: str, num: int, references: str | None, ref
     if reference is None and rate not in (None, recipe.frame_rate):  # real videos of the rate that was sampled
         data = dataclasses.replace(data, source=pipeline.with_option(data.source, "fps", f"{rate:g}"))
     exact = real.images if is_stage else None
-    pair = Pair(require(last.method, Upsamples), made[-2], exact) if sampling.cascade else None
+    stage = sampling.cascade and sampling.cascade.stages[-1]
+    pair = Pair(require(last.method, Upsamples), made[-2], exact, stage.seams) if stage else None
     sample = Sample(made[-1], texts, read_references(references, len(texts)), rate, pair)
     return Subject(sample, data, about, last)
 

@@ -237,6 +237,27 @@ def by_pair(sample: Sample, context: EvalContext) -> dict[str, Score]:
     return {name: mean_score(values) for name, values in scores.items()}
 
 
+@measure("seams", better="ceiling", floor="none")
+def by_seams(sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """Change from frame to frame where the windows of a long video meet, and within them; of scenes also coherence."""
+    seams = sample.require_pair().seams
+    if not seams:
+        raise UserError("needs long videos, which stages draw in windows: give more --frames")
+    functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {"change": coherence.change}
+    if world := context.world:
+        functions["identity"] = lambda pairs: coherence.identity(pairs, world)
+        functions["displacement"] = lambda pairs: coherence.displacement(pairs, world)
+    scores = {}
+    for where, frames in (("seam", seams), ("inner", sorted(set(range(1, sample.images.shape[1])) - set(seams)))):
+        pairs = np.concatenate([sample.images[:, frame - 1 : frame + 1] for frame in frames])
+        for name, function in functions.items():
+            values = function(pairs).reshape(len(frames), -1)  # a row for each frame, a column for each video
+            seen = ~np.isnan(values).all(axis=0)
+            if seen.any():  # else nothing is shown in two frames in a row
+                scores[f"{where}_{name}"] = mean_score(np.nanmean(values[:, seen], axis=0))
+    return scores
+
+
 def capped_psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """PSNR, at most `MOST_PSNR`: that of equal images is infinite, and has no mean."""
     return np.minimum(psnr(a, b), MOST_PSNR)

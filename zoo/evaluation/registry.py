@@ -49,11 +49,13 @@ class Pair:
       stage: the stage's family.
       small: what it upsampled, uint8 (N, t, h, w, 3).
       real: real images of which `small` is the small version, uint8 (N, T, H, W, 3); None for what a run made.
+      seams: frames with which another window of a long video begins.
     """
 
     stage: Upsamples
     small: np.ndarray
     real: np.ndarray | None = None
+    seams: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, method: Any, real: np.ndarray) -> "Pair | None":

@@ -46,6 +46,11 @@ class Stage:
         starts = [0, *range(window - kept, self.frames - kept, window - kept)] if self.frames > window else [0]
         return [(start, kept if start else 0) for start in starts]
 
+    @property
+    def seams(self) -> tuple[int, ...]:
+        """First frame that each window but the first adds."""
+        return tuple(start + kept for start, kept in self.windows[1:] if start + kept < self.frames)
+
     def __call__(
         self, small: np.ndarray, captions: Sequence[str], seed: int, part: int, negative: str = ""
     ) -> np.ndarray:
