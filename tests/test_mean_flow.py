@@ -247,7 +247,7 @@ def test_the_derivative_of_predicted_images_by_time_is_whole_at_time_min(monkeyp
     network = property(lambda method: SimpleNamespace(apply=lambda variables, z, *_, **__: jnp.zeros_like(z)))
     monkeypatch.setattr(MeanFlow, "network", network)
     model, z, times = method(prediction="x", time_min=0.05), jnp.ones((1, *SHAPE)), jnp.full(1, t)
-    at = lambda t: model.apply({"model": None}, z, times, t, None)
+    at = lambda t: model.apply({"model": None}, z, times, t, {})
     u, slope = jax.jvp(at, (times,), (jnp.ones(1),))
     np.testing.assert_allclose(u, np.full(z.shape, 1 / t), rtol=1e-5)
     np.testing.assert_allclose(slope, np.full(z.shape, -1 / t**2), rtol=1e-5)
