@@ -13,7 +13,7 @@ these two are a cascade of three, as in Imagen Video (2210.02303); `demo` makes 
 `images` upsamples images. `--config.data.source`, `size` and `frames` are of what comes out: another order is another
 size. `critic` adds a critic.
 
-See `docs/families/cascade.md`; not measured yet.
+See `docs/families/cascade.md`. Measured: `docs/results/cascades.md`.
 """
 
 from typing import Any
