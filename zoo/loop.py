@@ -103,8 +103,7 @@ class Training:
                 state, start = self.start()
                 left = processes.from_first(lambda: metrics.missing(self.workdir, start, self.loop.due_at(start)))
                 if start >= self.loop.steps and not left:
-                    trace = "; there is no step left to trace" if self.profile.steps else ""
-                    note(f"{self.workdir} is trained: it has {start} steps; sample it with sample.py{trace}")
+                    self.note_trained(start, "; there is no step left to trace" if self.profile.steps else "")
                     return parallel.unreplicate(state)
                 self.loop.check(start)
                 if self.loop.held_out_every:
@@ -141,8 +140,12 @@ class Training:
         if final.step < self.loop.steps:
             note(f"stopped and saved at step {final.step} of {self.loop.steps}; the same command resumes")
         elif start < self.loop.steps:
-            note(f"{self.workdir} is trained: it has {final.step} steps; sample it with sample.py")
+            self.note_trained(int(final.step))
         return final
+
+    def note_trained(self, step: int, more: str = "") -> None:
+        """Prints that no step is left."""
+        note(f"{self.workdir} is trained: it has {step} steps; sample it with sample.py{more}")
 
     def start(self) -> tuple[State, int]:
         """The replicated state to go on from, and its step."""

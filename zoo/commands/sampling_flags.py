@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -73,6 +72,7 @@ class Sampling:
       frame_rate: frames/s of videos; None for images.
       options: sampling options that were given; the others are the config's.
       guided: option `guide`, if there is one.
+      runs: workdir and run of each stage, in order: of --upsample, and before them the run itself if it is one.
       cascade: stages that upsample what the run makes, or what is given to it; None without any.
     """
 
@@ -86,6 +86,7 @@ class Sampling:
     frame_rate: float | None
     options: Mapping[str, Any]
     guided: Mapping[str, Any]
+    runs: Sequence[tuple[str, Run]] = ()
     cascade: Cascade | None = None
 
     def sampler(self) -> Sampler:
@@ -104,12 +105,6 @@ class Sampling:
     def is_stage(self) -> bool:
         """Whether the run upsamples what is given, so that it makes nothing by itself: see `given`."""
         return isinstance(self.run.method, Upsamples)
-
-    @functools.cached_property
-    def runs(self) -> list[tuple[str, Run]]:
-        """Workdir and run of each stage, in order: of --upsample, and before them the run itself if it is one."""
-        own = [(self.workdir, self.run)] if self.is_stage else []
-        return own + ([(name, open_run(name)) for name in FLAGS.upsample] if "upsample" in FLAGS else [])
 
     def given(self, name: str, shape: tuple[int, ...], frame_rate: float | None) -> "Sampling":
         """Returns this run, a stage, and those of --upsample as a cascade of small images.
@@ -157,11 +152,12 @@ def read() -> Sampling:
     if FLAGS.guide_workdir or FLAGS.guide_checkpoint is not None or FLAGS.guide_ema:
         run, guided = _with_guide(run)
     flags_of_run = FLAGS.workdir, FLAGS.ema, FLAGS.seed, FLAGS.per_device, FLAGS.negative
-    sampling = Sampling(run, *flags_of_run, FLAGS.frames, None, read_options(), guided)
+    runs = [(name, open_run(name)) for name in FLAGS.upsample] if "upsample" in FLAGS else []
+    sampling = Sampling(run, *flags_of_run, FLAGS.frames, None, read_options(), guided, runs)
     if sampling.is_stage:
-        return sampling
-    if sampling.runs:
-        frames, frame_rate, cascade = _with_stages(run, sampling.runs)
+        return dataclasses.replace(sampling, runs=[(sampling.workdir, run), *runs])
+    if runs:
+        frames, frame_rate, cascade = _with_stages(run, runs)
         return dataclasses.replace(sampling, frames=frames, frame_rate=frame_rate, cascade=cascade)
     if "level" in FLAGS and FLAGS.level:
         raise UserError("--level is of a stage: name one by --upsample, or drop it")

@@ -114,12 +114,13 @@ def score(
     sample = subject.sample
     model, missing = evaluate(sample, context, names)
     scores = {"model": model}
+    computed = [name for name in registry.chosen(names) if name not in missing]
     if sample.pair:
-        measures = [name for name in registry.chosen(names) if name not in missing and not MEASURES[name].of_run]
+        measures = [name for name in computed if not MEASURES[name].of_run]
         for how, images in registry.enlarged(sample.pair, sample.images.shape[1]).items():
             scores[how] = evaluate(dataclasses.replace(sample, images=images), context, measures)[0]
     if context.held_out:
-        shown = [name for name in registry.chosen(names) if name not in missing and MEASURES[name].of_real]
+        shown = [name for name in computed if MEASURES[name].of_real]
         if context.held_out.references is None:
             shown = [name for name in shown if name != "ref_clip_score"]
         ceiling, floor = evaluate(context.held_out, context, shown)[0], registry.floor(context.held_out, context, shown)

@@ -29,13 +29,13 @@ class Evaluator:
         self._recipe, self._sampler, self._measures = recipe, sampler, measures
         networks = {"clip": clip_features()} if needs_clip(measures) else {}
         self._real = first_of(recipe.data, "test", num)
+        self._pair = Pair.of(recipe.method, self._real.images)
         self._context = make_context(networks, recipe.data, self._real, NUM_REFERENCE)
 
     def __call__(self, params: Any) -> dict[str, float]:
         """Returns {"score/all": 0.9, ...} of images made with these parameters of all players."""
         captions = self._real.require_captions()
         made = self._sampler(params, self._recipe.conditions(captions, inputs=self._real.images), seed=0)
-        pair = Pair.of(self._recipe.method, self._real.images)
-        sample = Sample(made, captions, frame_rate=self._recipe.frame_rate, pair=pair)
+        sample = Sample(made, captions, frame_rate=self._recipe.frame_rate, pair=self._pair)
         scores, _ = evaluate(sample, self._context, self._measures)
         return {f"score/{name}": score.value for name, score in scores.items()}
