@@ -20,7 +20,7 @@ from zoo.evaluation.model_eval import settled
 from zoo.evaluation.registry import MEASURES
 from zoo.evaluation.rerank import get_reward
 from zoo.families import FAMILIES
-from zoo.method import Generates, to_float
+from zoo.method import Generates, Upsamples, to_float
 from zoo.runs.dependencies import open_run, prepare
 from zoo.scenes.dataset import open_source
 from zoo.training.checkpoint import Checkpoints
@@ -66,7 +66,10 @@ def test_a_recipe_trains_saves_goes_on_and_samples(recipe, command, tmp_path):
     assert again.code == 0 and "is trained" in again.err
     out = tmp_path / "out.png"
     done = command("sample.py", f"--workdir={tmp_path / 'run'}", *PROMPTS, f"--out={out}", "--per_device=1")
-    if isinstance(open_run(tmp_path / "run").method, Generates):
+    method = open_run(tmp_path / "run").method
+    if isinstance(method, Upsamples):
+        assert done.code == 2 and "give it a base run, or --input" in done.err
+    elif isinstance(method, Generates):
         assert done.code == 0, done.err
         assert out.exists() or out.with_suffix(".gif").exists()
     else:

@@ -219,8 +219,16 @@ class Handlers(Numbers):
         return super().__getitem__(i) | {"inputs": np.full((1, 8, 8, 3), ignored, np.uint8)}
 
 
+@pytest.fixture
+def hears_ctrl_c():
+    """A process that a shell started in the background ignores Ctrl-C, and so do its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
-def test_worker_processes_go_on_after_ctrl_c(tokenizer):
+def test_worker_processes_go_on_after_ctrl_c(tokenizer, hears_ctrl_c):
     for count, ignored in ((0, 0), (1, 1)):
         (batch,) = take(1, Handlers(50), tokenizer, 4, workers=count)
         assert (batch["inputs"] == ignored).all()
