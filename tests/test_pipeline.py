@@ -220,7 +220,7 @@ class Handlers(Numbers):
 
 
 @pytest.fixture
-def hears_ctrl_c():
+def ctrl_c_handler():
     """A process that a shell started in the background ignores Ctrl-C, and so do its children."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -228,7 +228,7 @@ def hears_ctrl_c():
 
 
 @pytest.mark.slow
-def test_worker_processes_go_on_after_ctrl_c(tokenizer, hears_ctrl_c):
+def test_worker_processes_go_on_after_ctrl_c(tokenizer, ctrl_c_handler):
     for count, ignored in ((0, 0), (1, 1)):
         (batch,) = take(1, Handlers(50), tokenizer, 4, workers=count)
         assert (batch["inputs"] == ignored).all()
