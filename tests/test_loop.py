@@ -111,7 +111,7 @@ def test_half_the_steps_and_the_other_half_equal_all_bit_for_bit(copied, trained
     shutil.rmtree(copied / "checkpoints" / "4")
     final = loop.train(short, copied)
     said = capsys.readouterr().err
-    assert "resuming from step 2" in said and "is trained: it has 4 steps" in said
+    assert "resuming from step 2" in said and "is trained to step 4;" in said
     assert re.search(r"^step 4 of 4: model/loss \d\.\d{4}$", said, re.MULTILINE), said
     step, whole = saved_state(trained)
     assert step == final.step == 4
@@ -129,7 +129,7 @@ def test_the_same_config_trains_to_the_same_bits(trained, short, tmp_path, same,
 def test_a_run_that_is_trained_stays_as_it_is_with_a_note(copied, trained, short, same, saved_state, capsys):
     before = (copied / "metrics.jsonl").read_text()
     final = loop.train(short, copied)
-    assert "is trained: it has 4 steps" in capsys.readouterr().err
+    assert "is trained to step 4;" in capsys.readouterr().err
     loop.train(short, copied, profile=2)
     assert "no step left to trace" in capsys.readouterr().err
     assert final.step == 4 and (copied / "metrics.jsonl").read_text() == before
@@ -270,6 +270,9 @@ def test_a_run_that_was_stopped_and_killed_ends_as_one_that_was_not(
         ({"loop.steps": 5, "loop.steps_per_call": 2}, "loop.steps 5 less the 0 done is no multiple"),
         ({"data.batch_size": 6}, "data.batch_size 6 cannot be divided by 4 devices"),
         ({"loop.accumulate": 3}, "use a multiple of 12"),
+        # before data is looked for:
+        ({"data.batch_size": 6, "data.source": "scenes/won"}, "cannot be divided by 4 devices"),
+        ({"loop.steps": 5, "loop.steps_per_call": 2, "data.source": "scenes/won"}, "no multiple"),
         ({"loop.steps_per_call": 0}, "steps_per_call"),
         ({"loop.accumulate": 0}, "accumulate"),
         ({"method.net.patch_size": 7}, "patch_size"),

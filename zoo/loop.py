@@ -3,13 +3,11 @@
 import functools
 import itertools
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import tqdm
 
 from zoo import config as configs
@@ -17,10 +15,11 @@ from zoo import media
 from zoo.data import pipeline
 from zoo.errors import UserError
 from zoo.evaluation.evaluator import Evaluator
-from zoo.evaluation.held_out import HeldOut
+from zoo.evaluation.held_out import HeldOut, explain
 from zoo.families import get_dtype
 from zoo.files import atomic, local, read_text
 from zoo.runs.dependencies import prepare
+from zoo.runs.recipe import Data
 from zoo.runs.run import pick_params
 from zoo.runs.sampler import Sampler
 from zoo.training import cost, metrics, parallel, processes
@@ -69,13 +68,7 @@ def check_workdir(workdir: Path, config: configs.Config, saved: str | None) -> N
         if other:
             raise UserError(f"{workdir} holds another run; it differs in {'; '.join(other)}; choose another --workdir")
     if file.exists() and changes:
-        note(f"the run goes on with {'; '.join(changes)}")
-
-
-def note(line: str) -> None:
-    """One line on stderr, from the first process."""
-    if processes.first():
-        tqdm.tqdm.write(line, file=sys.stderr)
+        processes.note(f"the run goes on with {'; '.join(changes)}")
 
 
 class Training:
@@ -90,11 +83,17 @@ class Training:
         there = json.dumps(saved["config"]) if saved else None
         processes.check_same("config", configs.to_json(config))
         processes.from_first(lambda: check_workdir(workdir, config, there))
+        self.check_lengths(config)  # before data is built, which may take minutes
         self.source, self.recipe = prepare(config, saved, workdir)
         self.frozen = self.recipe.dependencies.frozen
-        parallel.per_device(self.recipe.data.batch_size, self.loop.accumulate)
-        if self.recipe.data.images:
-            parallel.per_device(self.recipe.data.images_batch_size, self.loop.accumulate, "data.images_batch_size")
+
+    def check_lengths(self, config: configs.Config) -> None:
+        """Raises UserError where batches cannot be dealt out evenly, or calls do not end at the last step."""
+        data = configs.build(Data, config.data, "data")
+        parallel.per_device(data.batch_size, self.loop.accumulate)
+        if data.images:
+            parallel.per_device(data.images_batch_size, self.loop.accumulate, "data.images_batch_size")
+        self.loop.check(self.newest or 0)
 
     def run(self) -> State:
         """See `train`."""
@@ -122,7 +121,9 @@ class Training:
             self.sampler.check(self.recipe.state_shapes().params | {"frozen": self.frozen}, cond)
         if not start:
             if self.recipe.new_parts:
-                note(f"init: {self.recipe.config.init} lacks {', '.join(self.recipe.new_parts)}: they start as drawn")
+                processes.note(
+                    f"init: {self.recipe.config.init} lacks {', '.join(self.recipe.new_parts)}: they start as drawn"
+                )
             self.recipe.dependencies.write(self.workdir)
         metrics.prune(self.workdir, start)
         with atomic(self.workdir / "config.json") as unfinished:
@@ -138,14 +139,14 @@ class Training:
             final = parallel.unreplicate(state)
             processes.from_first(self.checkpoints.wait)
         if final.step < self.loop.steps:
-            note(f"stopped and saved at step {final.step} of {self.loop.steps}; the same command resumes")
+            processes.note(f"stopped and saved at step {final.step} of {self.loop.steps}; the same command resumes")
         elif start < self.loop.steps:
             self.note_trained(int(final.step))
         return final
 
     def note_trained(self, step: int, more: str = "") -> None:
         """Prints that no step is left."""
-        note(f"{self.workdir} is trained: it has {step} steps; sample it with sample.py{more}")
+        processes.note(f"{self.workdir} is trained to step {step}; sample it with sample.py{more}")
 
     def start(self) -> tuple[State, int]:
         """The replicated state to go on from, and its step."""
@@ -156,7 +157,7 @@ class Training:
             return parallel.replicate(self.recipe.initial_state()), 0
         step, fields = found
         processes.from_first(lambda: self.checkpoints.set_aside(newer_than=step))
-        note(f"resuming from step {step}")
+        processes.note(f"resuming from step {step}")
         return parallel.replicate(State(**fields)), step
 
     def batches(self, start: int) -> Iterator[dict[str, jax.Array]]:
@@ -173,7 +174,7 @@ class Training:
             steps = stopping_at_nans(steps)
         frozen = parallel.replicate(self.frozen)
         hidden = not processes.first() or None  # None: where stderr is no terminal
-        note("compiling the training step, which takes seconds to minutes")
+        processes.note("compiling the training step, which takes seconds to minutes")
         with tqdm.tqdm(total=loop.steps, initial=step, unit="step", disable=hidden, mininterval=1) as bar:
             for call, batch in enumerate(self.batches(step)):
                 state, metrics = steps(state, frozen, batch)
@@ -190,7 +191,7 @@ class Training:
                     losses = self.log(step, state, window, meter)
                     bar.set_postfix(losses, refresh=False)
                     if bar.disable and save_now:  # where no bar is seen
-                        note(f"step {step} of {loop.steps}: {', '.join(map(' '.join, losses.items()))}")
+                        processes.note(f"step {step} of {loop.steps}: {', '.join(map(' '.join, losses.items()))}")
                 stop = shutdown.agreed(call, log_now)
                 if save_now or last or stop:  # before drawing, which may fail
                     self.save(state, always=last or stop)
@@ -270,15 +271,7 @@ class Training:
     def held_out(self) -> HeldOut:
         """Losses on `loop.held_out_num` items of the test split."""
         test = self.recipe.encoded(self.test, "test")
-        if len(test) == len(self.source) and all(
-            np.array_equal(test[i]["inputs"], self.source[i]["inputs"]) for i in (0, len(test) - 1)
-        ):
-            note("the losses of loop.held_out_every are on the training data, which the test split is: hold some out")
-        if len(test) < self.recipe.data.batch_size:
-            note(
-                f"the losses of loop.held_out_every take the {len(test)} items of the test split again and again, to "
-                f"fill a batch of {self.recipe.data.batch_size}: losses that compare items, as CLIP's, are wrong there"
-            )
+        explain(test, self.source, self.recipe.data.batch_size)
         return HeldOut(self.recipe, test, self.loop.held_out_num, self.loop.accumulate)
 
     @functools.cached_property

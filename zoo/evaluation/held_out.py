@@ -5,11 +5,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zoo.data.pipeline import Source
 from zoo.method import Batch
 from zoo.runs.recipe import Recipe
-from zoo.training import parallel
+from zoo.training import parallel, processes
 from zoo.training.state import split_batch
 
 LEVELS = 0.1, 0.3, 0.5, 0.7, 0.9  # times
@@ -28,6 +29,27 @@ class HasLossAtLevel(Protocol):
     def loss_at(self, params: Any, batch: Batch, rng: jax.Array, t: float) -> jax.Array:
         """Returns the mean loss of a batch at time t, a scalar."""
         ...
+
+
+def explain(source: Source, trained: Source, batch_size: int) -> None:
+    """Prints what losses on a split do not show, because of the items that it has.
+
+    Args:
+      source: data of the split.
+      trained: data that is trained on.
+      batch_size: items in a batch.
+    """
+    if len(source) == len(trained) and all(
+        np.array_equal(source[i]["inputs"], trained[i]["inputs"]) for i in (0, len(source) - 1)
+    ):
+        processes.note(
+            "the losses of loop.held_out_every are on the training data, which the test split is: hold some out"
+        )
+    if len(source) < batch_size:
+        processes.note(
+            f"the losses of loop.held_out_every take the {len(source)} items of the test split again and again, to "
+            f"fill a batch of {batch_size}: losses that compare items, as CLIP's, are wrong there"
+        )
 
 
 class HeldOut:

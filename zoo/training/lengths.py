@@ -59,7 +59,7 @@ class Loop:
 
     def check(self, start: int) -> None:
         """Raises UserError where the calls do not end exactly at the last step."""
-        if (self.steps - start) % self.steps_per_call:
+        if max(0, self.steps - start) % self.steps_per_call:
             raise UserError(
                 f"loop.steps {self.steps} less the {start} done is no multiple of loop.steps_per_call "
                 f"{self.steps_per_call}; change one of them"

@@ -2,11 +2,13 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+import tqdm
 from jax.experimental import multihost_utils
 
 from zoo.errors import UserError
@@ -41,6 +43,12 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
 def first() -> bool:
     """Whether this is process 0, which alone writes and prints."""
     return jax.process_index() == 0
+
+
+def note(line: str) -> None:
+    """One line on stderr, beside progress bars, from the first process."""
+    if first():
+        tqdm.tqdm.write(line, file=sys.stderr)
 
 
 class _First:
