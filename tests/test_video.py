@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from zoo import loop, media
+from zoo.commands import preview
 from zoo.config import load
 from zoo.errors import UserError
 from zoo.families import families_with
@@ -85,6 +86,13 @@ def test_one_device_and_four_of_the_same_total_batch_agree(tiny, spec):
     dealt = jax.pmap(lambda part: gradient(part, parallel.Devices()), axis_name=parallel.AXIS_NAME)(parts)
     assert optax.global_norm(whole) > 0.01
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[0], atol=1e-5), whole, dealt)
+
+
+def test_a_dry_run_counts_the_images_beside_videos(tiny):
+    assert preview.examples(*prepare(tiny({}, TOGETHER))) == [
+        "examples               64 in scenes/video_one?fps=4&examples=64",
+        "images beside them     64 in scenes/video_one?examples=64, 16 in a step",
+    ]
 
 
 @pytest.mark.slow

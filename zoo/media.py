@@ -4,8 +4,8 @@ import json
 import math
 import os
 import re
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def save(
       metadata: texts that `read_metadata` gives back.
 
     Raises:
-      UserError: if the suffix is unknown, a PNG is to hold several frames, `fps` is not positive, or imageio is not
+      UserError: if the suffix is unknown, a PNG is to hold several frames, `fps` is not positive, or PyAV is not
         installed, which MP4 and WebM need.
     """
     path = Path(path)
@@ -138,7 +138,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
         raise UserError(f"there is no file {path}: give a path that exists")
     try:
         return read(path)
-    except (OSError, SyntaxError, subprocess.CalledProcessError):
+    except (OSError, SyntaxError, ValueError):
         raise UserError(f"{path} is damaged, or of another format than its suffix: give another file") from None
 
 
@@ -179,7 +179,7 @@ def _writer(path: Path, frames: int, fps: float | None = None) -> Callable:
     if write is _write_png and frames != 1:
         raise UserError(f"a PNG holds one frame, not {frames}: name the file .gif, .mp4 or .webm")
     if write is _write_video:
-        _video_library()
+        video_library()
         if fps is not None and not SLOWEST <= fps <= FASTEST:
             raise UserError(f"MP4 and WebM hold {SLOWEST} to {FASTEST} frames/s, got {fps:g}: write a GIF")
     return write
@@ -219,17 +219,19 @@ def gif_rate(image: Any) -> float | None:
 
 
 def _write_video(path: Path, frames: np.ndarray, fps: float, metadata: dict[str, str]) -> None:
-    imageio, _ = _video_library()
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    note = ["-metadata", f"comment={json.dumps(metadata)}"] if metadata else []
-    # VP9 takes no quality from the library; its own is a constant rate factor.
     webm = path.suffix.lower() == ".webm"
-    how = dict(codec="libvpx-vp9", quality=None) if webm else dict(codec="libx264", quality=8)
-    note += ["-crf", "20", "-b:v", "0"] if webm else []
-    with imageio.get_writer(path, format="FFMPEG", fps=fps, macro_block_size=1, output_params=note, **how) as video:
+    codec, quality = ("libvpx-vp9", {"crf": "20", "b": "0"}) if webm else ("libx264", {"crf": "10"})
+    av = video_library()
+    with av.open(str(path), "w", format=path.suffix[1:].lower()) as file:
+        if metadata:
+            file.metadata["comment"] = json.dumps(metadata)
+        stream = file.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=quality)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         for frame in frames:
-            video.append_data(frame)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        file.mux(stream.encode(None))
 
 
 def _png_texts(path: Path) -> dict[str, str]:
@@ -244,11 +246,8 @@ def _gif_texts(path: Path) -> dict[str, str]:
 
 
 def _video_texts(path: Path) -> dict[str, str]:
-    _, ffmpeg = _video_library()
-    command = [ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "ffmetadata", "-"]
-    listed = subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
-    comment = re.search(r"^(?i:comment)=((?:\\.|[^\\\n])*)", listed.stdout.decode(), re.MULTILINE | re.DOTALL)
-    return _from_comment(re.sub(r"\\(.)", r"\1", comment[1])) if comment else {}
+    with video_library().open(str(path)) as file:
+        return _from_comment({name.lower(): text for name, text in file.metadata.items()}.get("comment", ""))
 
 
 def _from_comment(comment: str) -> dict[str, str]:
@@ -260,10 +259,14 @@ def _from_comment(comment: str) -> dict[str, str]:
     return texts if isinstance(texts, dict) else {}
 
 
-def _video_library():
+def video_library(use: str = "MP4 and WebM") -> Any:
+    """Returns the module that reads and writes MP4 and WebM; raises UserError where it is not installed.
+
+    Args:
+      use: what needs it, for the error.
+    """
     try:
-        import imageio.v2 as imageio
-        import imageio_ffmpeg
+        import av
     except ImportError:
-        raise UserError("MP4 needs imageio: pip install zoo[video], or name the file .gif") from None
-    return imageio, imageio_ffmpeg
+        raise UserError(f"{use} needs PyAV: pip install zoo[video], or take GIFs") from None
+    return av

@@ -44,12 +44,21 @@ def preview(config: configs.Config, out: str | None = None) -> str:
             *parameter_table(shapes.params),
             f"matmul FLOPs per step  {flops:.3e} over {jax.device_count()} device(s)",
             f"memory per device      {memory / 2**20:,.0f} MiB of {there / 2**20:,.0f} MiB",
-            f"examples               {len(source):,} in {recipe.data.source}",
+            *examples(source, recipe),
             f"captions               {cut:.1%} of {len(captions):,} are cut to {recipe.data.text_length} tokens",
             *(f"  {caption}" for caption in captions[:: max(1, len(captions) // 5)][:5]),
             f"{SHEET} items as the network gets them -> {out}",
         ]
     )
+
+
+def examples(source: pipeline.Source, recipe: Recipe) -> list[str]:
+    """A line with the number of examples, and one with that of images beside videos where there are any."""
+    lines, data = [f"examples               {len(source):,} in {recipe.data.source}"], recipe.data
+    if data.images:
+        count = len(recipe.images("train"))
+        lines.append(f"images beside them     {count:,} in {data.images}, {data.images_batch_size} in a step")
+    return lines
 
 
 def shown(source: pipeline.Source, recipe: Recipe) -> tuple[np.ndarray, list[str]]:

@@ -1,11 +1,7 @@
 """Videos of files: their frames at a rate of their own, and the parts of them that training gets."""
 
-import functools
 import io
-import re
-import subprocess
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +32,19 @@ class Video(NamedTuple):
     def of(cls, frames: np.ndarray, rate: float) -> "Video":
         """Returns the video that shows each frame once."""
         return cls(frames, rate, np.arange(len(frames), dtype=np.int32))
+
+    @classmethod
+    def timed(cls, frames: Sequence[np.ndarray], ends: np.ndarray, rate: float) -> "Video":
+        """Returns the video that shows frames at their times, repeated or left out as a constant rate needs it.
+
+        Args:
+          frames: uint8 (size, size, 3) each.
+          ends: seconds after the start at which each makes way for the next, (N,).
+          rate: frames/s.
+        """
+        shown = np.floor(np.asarray(ends) * rate + 0.5).astype(int)  # numbers rounded by themselves would not add up
+        order = np.repeat(np.arange(len(frames), dtype=np.int32), np.diff(shown, prepend=0))
+        return cls(np.stack(frames), rate, order)
 
     def part(self, frames: int, fps: float | None, place: float) -> tuple[np.ndarray, float]:
         """Returns frames in a row, those that are nearest to the times of a frame rate.
@@ -84,14 +93,11 @@ def read(suffix: str, data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
     Raises:
       UserError: the library that it needs is missing. Other errors mean that the file is damaged.
     """
-    return _read_gif(data, fit) if suffix == ".gif" else _read_with_ffmpeg(suffix, data, fit)
+    return _read_gif(data, fit) if suffix == ".gif" else _read_with_av(data, fit)
 
 
 def _read_gif(data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
-    """Frames of a GIF may last differently: all are repeated as often as one of its rate fits into them.
-
-    The rate is the one that `media.save` noted, since of equal frames only one is stored; else that of the shortest.
-    """
+    """Its rate is the one that `media.save` noted, for of equal frames one is stored; else that of the shortest."""
     image: Any = Image.open(io.BytesIO(data))
     frames, seconds = [], []
     for i in range(getattr(image, "n_frames", 1)):
@@ -99,43 +105,20 @@ def _read_gif(data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
         frames.append(fit(image.copy()))
         duration = image.info.get("duration", 0)
         seconds.append((duration if duration >= 20 else 100) / 1000)  # as browsers do
-    rate = media.gif_rate(image) or 1 / min(seconds)
-    ends = np.floor(np.cumsum(seconds) * rate + 0.5).astype(int)  # frames rounded by themselves would not add up
-    order = np.repeat(np.arange(len(frames), dtype=np.int32), np.diff(ends, prepend=0))
-    return Video(np.stack(frames), rate, order)
+    return Video.timed(frames, np.cumsum(seconds), media.gif_rate(image) or 1 / min(seconds))
 
 
-def _read_with_ffmpeg(suffix: str, data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
-    open_video, program = _reader()
-    with tempfile.NamedTemporaryFile(suffix=suffix) as file:  # the decoder is another program: it reads files only
-        file.write(data)
-        file.flush()
-        rate, even = _rate(program, file.name)
-        filters = "setpts=PTS-STARTPTS"  # else a stream that starts late begins with copies of its first frame
-        filters += "" if even else f",fps={rate:g}"  # frames at their times: none lasts longer than it should
-        video: Any  # the library's readers can be iterated, which their class does not declare
-        with open_video(file.name, output_params=["-vf", filters]) as video:
-            return Video.of(np.stack([fit(Image.fromarray(frame)) for frame in video]), rate)
-
-
-def _rate(program: str, name: str) -> tuple[float, bool]:
-    """Returns the mean frames/s of a file's video, and whether its frames are evenly spaced."""
-    printed = subprocess.run([program, "-hide_banner", "-i", name], capture_output=True, stdin=subprocess.DEVNULL)
-    stream = re.search(r"Stream #.*Video:.*", printed.stderr.decode("utf-8", "replace"))
-    found = re.search(r", (?:([\d.]+)(k?) fps, )?([\d.]+)(k?) tbr", stream[0]) if stream else None
-    if not found:
-        raise ValueError("it has no video whose frame rate is known")
-    number = lambda digits, thousand: float(digits) * (1000 if thousand else 1)
-    ticks = number(*found.groups()[2:])
-    mean = number(*found.groups()[:2]) if found[1] else ticks
-    return mean or ticks, abs(mean / ticks - 1) < SAME_RATE
-
-
-@functools.cache
-def _reader():
-    try:
-        import imageio.v2 as imageio
-        import imageio_ffmpeg
-    except ImportError:
-        raise UserError("reading MP4 and WebM needs imageio: pip install zoo[video]") from None
-    return functools.partial(imageio.get_reader, format="FFMPEG"), imageio_ffmpeg.get_ffmpeg_exe()
+def _read_with_av(data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
+    frames, starts = [], []
+    with media.video_library("reading MP4 and WebM").open(io.BytesIO(data)) as file:
+        if not file.streams.video:
+            raise ValueError("it has no video")
+        stream = file.streams.video[0]
+        stream.codec_context.thread_count = 1  # here and below: for files are decoded side by side
+        for frame in file.decode(stream):
+            image = Image.fromarray(frame.to_ndarray(format="rgb24", threads=1))
+            frames.append(fit(image.rotate(frame.rotation, expand=True)))
+            starts.append(frame.time)
+    rate = float(stream.average_rate or (len(starts) - 1) / (starts[-1] - starts[0]))
+    ends = np.append(starts[1:], starts[-1] + 1 / rate) - starts[0]
+    return Video.timed(frames, ends, rate)
