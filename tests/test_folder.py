@@ -448,6 +448,19 @@ def test_mp4_and_webm_from_folder_and_zip(tmp_path, capsys, suffix):
     assert capsys.readouterr().err.count(f"left out bad{suffix}") == 2
 
 
+def test_a_sound_is_no_video(tmp_path):
+    with av.open(str(tmp_path / "sound.mp4"), "w") as file:
+        stream = file.add_stream("aac", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        frame.rate = 8000
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    with pytest.raises(ValueError, match="it holds no video"):
+        videos.read(".mp4", (tmp_path / "sound.mp4").read_bytes(), fit)
+    with pytest.raises(ValueError, match="Invalid data"):
+        videos.read(".mp4", b"x", fit)
+
+
 def test_mp4_without_its_library(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(UserError, match=r"pip install zoo\[video\]"):

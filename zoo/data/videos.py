@@ -109,16 +109,25 @@ def _read_gif(data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
 
 
 def _read_with_av(data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
+    av = media.video_library("reading MP4 and WebM")
     frames, starts = [], []
-    with media.video_library("reading MP4 and WebM").open(io.BytesIO(data)) as file:
-        if not file.streams.video:
-            raise ValueError("it has no video")
-        stream = file.streams.video[0]
-        stream.codec_context.thread_count = 1  # here and below: for files are decoded side by side
-        for frame in file.decode(stream):
-            image = Image.fromarray(frame.to_ndarray(format="rgb24", threads=1))
-            frames.append(fit(image.rotate(frame.rotation, expand=True)))
-            starts.append(frame.time)
-    rate = float(stream.average_rate or (len(starts) - 1) / (starts[-1] - starts[0]))
-    ends = np.append(starts[1:], starts[-1] + 1 / rate) - starts[0]
-    return Video.timed(frames, ends, rate)
+    try:
+        with av.open(io.BytesIO(data)) as file:
+            stream = file.streams.best("video")
+            if stream is None:
+                raise ValueError("it holds no video")
+            stream.codec_context.thread_count = 1  # here and below: for files are decoded side by side
+            for frame in file.decode(stream):
+                image = Image.fromarray(frame.to_ndarray(format="rgb24", threads=1))
+                frames.append(fit(image.rotate(frame.rotation, expand=True)))
+                starts.append(frame.time)
+            rate = float(stream.average_rate or 0)
+    except av.FFmpegError as error:
+        raise ValueError(str(error)) from None
+    if not frames or None in starts:
+        raise ValueError("none of its frames can be decoded, or their times are not known")
+    if len(frames) > 1:
+        rate = rate or (len(frames) - 1) / (starts[-1] - starts[0])
+    if not rate:
+        raise ValueError("it has one frame, and no frame rate")
+    return Video.timed(frames, np.append(starts[1:], starts[-1] + 1 / rate) - starts[0], rate)
