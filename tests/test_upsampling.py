@@ -13,17 +13,19 @@ import pytest
 from PIL import Image
 
 from zoo import conditions, loop, media
+from zoo.commands import sampling_flags
 from zoo.config import load
 from zoo.data import images as files
 from zoo.data.folder import read_file
 from zoo.data.pipeline import open_source
 from zoo.errors import UserError
 from zoo.evaluation.measures import MOST_PSNR, by_consistency, by_pair, by_seams
+from zoo.evaluation.nfe_sweep import nfe_sweep
 from zoo.evaluation.registry import EvalContext, Pair, Sample, enlarged, smaller
 from zoo.families import build_method
 from zoo.method import ReadsGiven, Upsamples, to_float, to_uint8
 from zoo.nets.layers import sincos_from, sincos_table
-from zoo.runs.cascade import Stage, build
+from zoo.runs.cascade import Cascade, Stage, build
 from zoo.runs.dependencies import open_run, prepare
 from zoo.wrappers.upsampling import OFF_BY, Upsampling, filled, resized
 
@@ -89,6 +91,8 @@ def test_frames_known_in_training_are_interleaved_first_or_both():
     known = draw(prefix=0.5)
     has_every, first = known[:, every].all(axis=1), np.cumprod(known, axis=1).sum(axis=1)
     assert 0.7 < has_every.mean() < 0.9  # 1/4 know the first frames alone, and some of these are all
+    both = has_every & (known[:, 1] > 0)  # 6/28 the first two or more beside every second one, 1/28 all but the last
+    assert 0.22 < both.mean() < 0.28
     alone = known[~has_every]
     assert (alone.sum(axis=1) == first[~has_every]).all() and alone[:, 0].all() and set(first) == set(range(1, 9)) - {8}
 
@@ -194,13 +198,14 @@ def cascade(runs, names=("time", "space"), **fields):
 def test_a_cascade_draws_what_does_not_depend_on_what_is_beside_it(runs):
     captions = ["a small red star", "a large blue circle", "a green square"]
     small = runs["base"].sample(captions, per_device=1)
-    made = cascade(runs, per_device=1, levels=(0.2, 0.0))(small, captions, seed=3)
+    draw = cascade(runs, per_device=2, levels=(0.2, 0.0))
+    made = draw(small, captions, seed=3)
     assert [part.shape for part in made] == [(3, 8, 16, 16, 3), (3, 8, 32, 32, 3)]
-    alone = cascade(runs, per_device=1, levels=(0.2, 0.0))(small[:1], captions[:1], seed=3)
+    alone = draw(small[1:2], captions[1:2], seed=3, numbers=np.array([1]))
     for part, one in zip(made, alone, strict=True):
-        np.testing.assert_array_equal(part[:1], one)
-    other = cascade(runs, per_device=1, levels=(0.2, 0.0))(small[:1], captions[:1], seed=4)
-    assert (other[0] != alone[0]).any()
+        np.testing.assert_array_equal(part[1:2], one)
+    same, other = draw(small[:1], captions[:1], seed=3), draw(small[:1], captions[:1], seed=4)
+    assert (other[0] != same[0]).any() and (same[0] == made[0][:1]).all()
 
 
 @pytest.mark.slow
@@ -210,20 +215,66 @@ def test_long_videos_continue_by_prefix_and_short_ones_are_cut(runs):
     [made] = cascade(runs, ("time",), frames=20)(small, captions, seed=0)
     assert made.shape == (2, 20, 16, 16, 3)
     [short] = cascade(runs, ("time",))(small, captions, seed=0)
-    np.testing.assert_array_equal(made[:, :8], short)  # the first window is that of a short video
+    np.testing.assert_array_equal(made[:, :7], short[:, :7])  # but for the last frame, which was a guess
     np.testing.assert_array_equal(made[:, :8:2], small)
 
 
-def test_windows_overlap_by_half_and_reach_the_end():
-    method = SimpleNamespace(rate=2)
-    run = lambda window: SimpleNamespace(shape=(window, 4, 4, 3), method=method)
-    of = lambda frames, window: Stage("", run(window), frames, 0.0, SimpleNamespace()).windows
-    assert of(16, 16) == [(0, 0)] and of(20, 8) == [(0, 0), (4, 4), (8, 4), (12, 4)]
-    for frames, window in ((64, 16), (40, 12), (22, 12)):
-        windows = of(frames, window)
-        for (start, _), (following, kept) in zip(windows, windows[1:], strict=False):
-            assert start + window == following + kept and following % 2 == kept % 2 == 0
-        assert windows[-1][0] + window >= frames > windows[-1][0] + windows[-1][1]
+def long_stage(frames, window, sampler=None, **fields):
+    method = stage(**({"scale": 1, "rate": 2, "prefix": 0.5} | fields))
+    recipe = SimpleNamespace(conditions=lambda captions, negative: {"said": [negative] * len(captions)})
+    run = SimpleNamespace(shape=(window, 4, 4, 3), method=method, recipe=recipe, params=None)
+    return Stage("", run, frames, 0.0, sampler or SimpleNamespace(evaluations=3))
+
+
+@pytest.mark.parametrize(
+    ("frames", "window", "small", "fields", "windows"),
+    [
+        (16, 16, 8, {}, [(0, 0)]),
+        (20, 8, 10, {}, [(0, 0), (4, 3), (8, 3), (12, 3)]),  # the last frame of each window has no known one after it
+        (22, 12, 11, {}, [(0, 0), (6, 5), (10, 7)]),  # the last one ends where the video ends
+        (20, 16, 8, {}, [(0, 0), (4, 11)]),  # 16 frames are given, and four follow
+        (32, 16, 10, {}, [(0, 0), (4, 11), (12, 7), (16, 11)]),  # first all that is given, then what follows
+        (32, 16, 16, {"prefix": 0.0}, [(0, 0), (14, 1), (16, 13)]),
+        (20, 8, 20, {"scale": 2, "rate": 1, "prefix": 0.0}, [(0, 0), (8, 0), (12, 4)]),
+        (12, 8, 3, {"rate": 4}, [(0, 0), (4, 1)]),
+    ],
+)
+def test_windows_of_long_videos(frames, window, small, fields, windows):
+    made = long_stage(frames, window, **fields)
+    assert made.windows(small) == windows
+    assert made.seams(small) == tuple(start + kept for start, kept in windows[1:])
+
+
+def test_windows_are_given_the_small_video_and_what_was_drawn_before():
+    calls = []
+
+    def sampler(params, cond, seed, part, numbers):
+        calls.append((cond, part))
+        return np.full((2, 8, 4, 4, 3), 10 * len(calls), np.uint8) + np.arange(8, dtype=np.uint8)[:, None, None, None]
+
+    made = long_stage(12, 8, sampler)
+    small = videos(2, 6, 4)
+    drawn = made(small, ["a", "b"], seed=0, part=2, negative="blur")
+    start, kept = made.windows(6)[1]
+    assert drawn[0, :, 0, 0, 0].tolist() == [10, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27] and (start, kept) == (4, 3)
+    (first, part), (second, other) = calls
+    assert part != other and first["said"] == second["said"] == ["blur"] * 2
+    assert first["known"][0].tolist() == [1, 0] * 4 and second["known"][0].tolist() == [1, 1, 1, 0, 1, 0, 1, 0]
+    np.testing.assert_array_equal(first["low_res"][:, ::2], to_float(jnp.asarray(small[:, :4])))
+    np.testing.assert_array_equal(second["low_res"][:, :3], to_float(jnp.asarray(drawn[:, 4:7])))
+    np.testing.assert_array_equal(second["low_res"][:, 4::2], to_float(jnp.asarray(small[:, 4:])))
+
+
+def test_a_negative_caption_is_of_the_first_stage_alone():
+    seen = []
+
+    def sampler(params, cond, seed, part, numbers):
+        seen.append((cond["said"], part, numbers.tolist()))
+        return np.zeros((1, 8, 4, 4, 3), np.uint8)
+
+    stages = long_stage(8, 8, sampler), long_stage(8, 8, sampler, scale=2, rate=1)
+    drawn = Cascade(4, stages)(videos(1, 4, 4), ["a"], 0, "blur", np.array([7]))
+    assert len(drawn) == 2 and seen == [(["blur"], 1, [7]), ([""], 2, [7])]
 
 
 def fake(shape, frame_rate=None, **fields):
@@ -247,6 +298,8 @@ def fake(shape, frame_rate=None, **fields):
         ([fake((8, 32, 32, 3), 8.0)], {"levels": [0.6]}, "level 0.6: stage was trained on levels from 0 to 0.5"),
         ([fake((8, 32, 32, 3), 8.0)], {"levels": [0.1, 0.2]}, "one for each of the 1, got 2"),
         ([fake((16, 32, 32, 3), 8.0)], {}, "draws at least 16 frames, and 8 are wanted"),
+        ([fake((16, 32, 32, 3), 8.0, prefix=0.5)], {"frames": 32}, "is given 8 frames, and upsamples at least 16"),
+        ([fake((2, 16, 16, 3), 16.0, scale=1, rate=2, prefix=0.5)], {}, "draws 2 frames of one: 16 need a stage that"),
         ([fake((8, 32, 32, 3), 8.0)] * 16, {}, "at most 15 stages"),
     ],
 )
@@ -277,6 +330,7 @@ def test_a_run_from_text_is_no_stage():
         ({"method.largest_level": 1.5}, "method: largest_level must be in"),
         ({"method.prefix": -0.5}, "method: prefix must be in"),
         ({"method.crop": 7}, "no multiple of scale"),
+        ({"method.resizing": "lanczos"}, "small images of scenes/video_one.* are made by 'box': set it"),
         ({"method.resizing": "boks"}, "unknown resizing 'boks': known: bicubic, bilinear, box"),
         ({"method.base.name": "flow"}, "method.base"),
     ],
@@ -298,6 +352,13 @@ def test_values_that_cannot_be(tiny, changes, message):
 def test_values_that_do_not_fit_the_data(tiny, changes, message, tmp_path):
     with pytest.raises(UserError, match=message):
         loop.train(tiny(changes, STAGE), tmp_path / "run")
+
+
+def test_a_stage_of_other_data_is_named(capsys):
+    run = lambda source: SimpleNamespace(recipe=SimpleNamespace(data=SimpleNamespace(source=source)))
+    base = run("scenes/one?omit=0")
+    sampling_flags.note_other_data("base", base, [("a", run("scenes/one?fps=8")), ("b", run("folder:emoji"))])
+    assert capsys.readouterr().err == "note: b was trained on folder:emoji, and base on scenes/one\n"
 
 
 def test_words_of_images_and_time_exclude_each_other():
@@ -385,12 +446,11 @@ def test_sample_and_score_chain_stages(runs, command, tmp_path):
     assert len(about["prompts"]) == 4 and [stage["level"] for stage in about["stages"]] == [0.1, 0.1]
     with Image.open(out) as grid:
         assert media.gif_rate(grid) == 8 and grid.width > 3 * 2 * 96  # the base and two stages, side by side, twice
-    done = command(
-        "zoo/commands/score.py", *words, "--num=6", "--num_reference=8", "--measures=oracle,consistency",
-        f"--out={tmp_path / 'x.json'}",
-    )  # fmt: skip
+    few = "--num=6", "--num_reference=8"
+    done = command("zoo/commands/score.py", *words, *few, "--measures=oracle,consistency")
     assert done.code == 0 and "consistency" in done.out, done.err
-    content = json.loads((tmp_path / "x.json").read_text())
+    content = json.loads((runs["folder"] / "base" / "upsampled_scores.json").read_text())
+    assert not (runs["folder"] / "base" / "scores.json").exists()  # these are the base's own
     assert content["model"]["consistency"] < 60 and content["ceiling"]["all"] == 1
     assert content["bicubic"]["consistency"] > 15 and "consistency" not in content["ceiling"]
 
@@ -411,6 +471,9 @@ def test_a_stage_upsamples_a_file_and_scores_on_real_pairs(runs, command, tmp_pa
     assert done.code == 0, done.err
     made = read_file(str(tmp_path / "large" / "0000.gif"), 16, 8, 8)
     assert np.abs(made[::2].astype(int) - source[0]["inputs"]).max() <= 8  # known frames, but for a GIF's colours
+    alone = command("sample.py", stage, f"--input={tmp_path / 'small.gif'}", f"--out={tmp_path / 'alone.gif'}")
+    assert alone.code == 0, alone.err
+    assert json.loads(media.read_metadata(tmp_path / "alone.gif")["zoo"])["prompts"] == [""]
     few = "--num=6", "--num_reference=8", "--measures=pair", f"--out={tmp_path / 'x.json'}"
     done = command("zoo/commands/score.py", stage, *few, "--level=0.5")
     assert done.code == 0, done.err
@@ -420,6 +483,8 @@ def test_a_stage_upsamples_a_file_and_scores_on_real_pairs(runs, command, tmp_pa
     assert done.code == 0, done.err
     exact = json.loads((tmp_path / "x.json").read_text())
     assert exact["model"]["pair_psnr"] > noisy["model"]["pair_psnr"] and exact["about"]["evaluations"] == 3
+    [row] = nfe_sweep(runs["time"], [2], {}, ["pair"], num=6, num_reference=8)
+    assert row["scores"] == pytest.approx(exact["model"], rel=1e-4)
     names = {"psnr", "psnr_last", "ssim", "ssim_last"}
     assert exact["repeated"].keys() == exact["blended"].keys() == exact["model"].keys()
     assert json.loads((tmp_path / "x.json").read_text())["model"].keys() == {f"pair_{name}" for name in names}
@@ -431,12 +496,13 @@ def test_a_stage_upsamples_a_file_and_scores_on_real_pairs(runs, command, tmp_pa
         ("time", [], "give it a base run, or --input"),
         ("time", ["--input=none.gif"], "--input: there is no file none.gif"),
         ("time", ["--input={}/small.png"], "unknown kind of video '.png'"),
-        ("time", ["--input={}/large.gif"], "large.gif is 32 x 32 px, not 16 x 16 px"),
+        ("time", ["--input={}/large.gif"], "^error: --input: .*large.gif is 32 x 32 px, not 16 x 16 px$"),
         ("time", ["--input={}/fast.gif"], "fast.gif has 8 frames/s, and this stage upsamples 4"),
         ("time", ["--input={}/broken.gif"], "broken.gif cannot be read"),
         ("time", ["--input={}/small.gif", "--fps=4"], "--fps 4: the stages make 8 frames/s of .*small.gif"),
         ("time", ["--input={}/small.gif", "--steps=0"], "steps"),
-        ("base", ["--input={}/small.gif"], "lacks the ability Upsamples"),
+        ("base", ["--input={}/small.gif"], "--input is for a stage of a cascade, and .*base draws from text: drop it"),
+        ("time", ["--input={}/small.gif", "--guide_workdir={}/base"], "guide_workdir"),
         ("base", ["--keep=2"], "--keep 2 is more than the 1 images of --best_of"),
         ("base", ["--level=0.1"], "--level is of a stage: name one by --upsample"),
         ("base", ["--upsample={}/base"], "lacks the ability Upsamples"),
@@ -455,5 +521,5 @@ def test_commands_that_cannot_be(runs, command, name, words, message):
         (folder / "broken.gif").write_bytes(b"GIF89a")
     given = [word.format(folder) for word in words]
     done = command("sample.py", f"--workdir={folder / name}", "--prompt=a star", *given, f"--out={folder / 'out.gif'}")
-    assert done.code == 2 and re.search(message, done.err), done.err
+    assert done.code == 2 and re.search(message, done.err.strip(), re.MULTILINE), done.err
     assert not (folder / "out.gif").exists()

@@ -250,12 +250,14 @@ class Upsamples(Protocol):
       scale: side of its images in units of the small ones' side.
       rate: frame rate of its videos in units of the small ones'.
       prefix: share of the training videos that continue given frames; with 0 it cannot.
+      resizing: filter that makes images smaller, a key of `resize.FILTERS`.
       largest_level: largest level of noise in the small ones.
     """
 
     scale: int
     rate: int
     prefix: float
+    resizing: str
     largest_level: float
 
     def small_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -97,7 +97,8 @@ def main(_: list[str]) -> None:
     media.check_file(FLAGS.out)
     sampling = sampling_flags.read()
     data = sampling.run.recipe.data
-    prompts = read_prompts(FLAGS.prompt, FLAGS.prompts_file, FLAGS.num, lambda: data.open("test"))
+    none = [""] if FLAGS.input and not (FLAGS.prompt or FLAGS.prompts_file) else []  # a file has no caption
+    prompts = read_prompts(FLAGS.prompt or none, FLAGS.prompts_file, FLAGS.num, lambda: data.open("test"))
     small = None
     if FLAGS.input:
         sampling, small = read_input(sampling)
@@ -151,6 +152,8 @@ def read_input(sampling: Sampling) -> tuple[Sampling, np.ndarray]:
     run = sampling.run
     if FLAGS.best_of > 1:
         raise UserError("--best_of is for images that a base run makes, and --input is one: drop one of them")
+    if not sampling.is_stage:
+        raise UserError(f"--input is for a stage of a cascade, and {FLAGS.workdir} draws from text: drop it")
     stage = require(run.method, Upsamples)
     rate = run.recipe.frame_rate and run.recipe.frame_rate / stage.rate
     small = read_small(FLAGS.input, stage.small_shape(run.shape), rate)
@@ -168,7 +171,7 @@ def finish(sampling: Sampling, images: np.ndarray, numbers: np.ndarray, prompts:
     parts, cascade = [(images, sampling.frame_rate)], sampling.cascade
     if cascade:
         began = time.perf_counter()
-        drawn = sampling.upsampled(images, prompts)
+        drawn = sampling.upsampled(images, prompts, numbers)
         rate += f"; {len(cascade.stages)} stages in {time.perf_counter() - began:.2f} s with compiling"
         parts += [(part, stage.run.recipe.frame_rate) for part, stage in zip(drawn, cascade.stages, strict=True)]
     return Made(parts, numbers, prompts, rate)
@@ -196,6 +199,8 @@ def read_small(name: str, shape: tuple[int, ...], frame_rate: float | None) -> n
         if not frame_rate:
             return fit(Image.open(path))[None]
         video = videos.read(path.suffix.lower(), path.read_bytes(), fit)
+    except UserError:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"--input: {name} cannot be read ({error}): give another file") from None
     if not math.isclose(video.rate, frame_rate, rel_tol=RATE_OF_FILES):

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # they belong to the command, whose --help lists them
 OF_SAMPLES = (  # all but --workdir and --seed
     *("checkpoint", "ema", "steps", "sampler", "guidance", "option", "negative", "frames", "fps", "per_device"),
-    *("guide_workdir", "guide_checkpoint", "guide_ema"),
+    *("guide_workdir", "guide_checkpoint", "guide_ema", "upsample", "level"),
 )
 
 
@@ -97,9 +98,12 @@ class Sampling:
         """Returns the conditions of captions; `inputs` as for `Recipe.conditions`."""
         return self.run.recipe.conditions(captions, self.negative, self.frame_rate, self.frames, inputs)
 
-    def upsampled(self, made: np.ndarray, captions: Sequence[str]) -> list[np.ndarray]:
-        """Returns what each stage draws of images that the run made; none without stages."""
-        return self.cascade(made, captions, self.seed, self.negative) if self.cascade else []
+    def upsampled(
+        self, made: np.ndarray, captions: Sequence[str], numbers: np.ndarray | None = None
+    ) -> list[np.ndarray]:
+        """Returns what each stage draws of images that the run made, none without stages; arguments as `Cascade`'s."""
+        negative = self.negative if self.is_stage else ""
+        return self.cascade(made, captions, self.seed, negative, numbers) if self.cascade else []
 
     @property
     def is_stage(self) -> bool:
@@ -153,6 +157,7 @@ def read() -> Sampling:
         run, guided = _with_guide(run)
     flags_of_run = FLAGS.workdir, FLAGS.ema, FLAGS.seed, FLAGS.per_device, FLAGS.negative
     runs = [(name, open_run(name)) for name in FLAGS.upsample] if "upsample" in FLAGS else []
+    note_other_data(FLAGS.workdir, run, runs)
     sampling = Sampling(run, *flags_of_run, FLAGS.frames, None, read_options(), guided, runs)
     if sampling.is_stage:
         return dataclasses.replace(sampling, runs=[(sampling.workdir, run), *runs])
@@ -162,6 +167,14 @@ def read() -> Sampling:
     if "level" in FLAGS and FLAGS.level:
         raise UserError("--level is of a stage: name one by --upsample, or drop it")
     return dataclasses.replace(sampling, frame_rate=read_frame_rate(run, FLAGS.fps, FLAGS.frames))
+
+
+def note_other_data(name: str, run: Run, stages: Sequence[tuple[str, Run]]) -> None:
+    """Prints which stages were trained on other data than a run, whose captions may mean nothing to them."""
+    of = lambda run: run.recipe.data.source.partition("?")[0]
+    for other, stage in stages:
+        if of(stage) != of(run):
+            print(f"note: {other} was trained on {of(stage)}, and {name} on {of(run)}", file=sys.stderr)
 
 
 def _with_stages(run: Run, runs: list[tuple[str, Run]]) -> tuple[int | None, float | None, Cascade]:
@@ -204,6 +217,8 @@ def _with_guide(run: Run) -> tuple[Run, dict[str, Any]]:
     name = FLAGS.guide_workdir or FLAGS.workdir
     guide = open_run(name, FLAGS.guide_checkpoint, FLAGS.guide_ema)
     check_shared("--guide_workdir", name, guide, run.recipe)
+    if isinstance(guide.method, Upsamples) != isinstance(run.method, Upsamples):
+        raise UserError(f"--guide_workdir: of {FLAGS.workdir} and {name} one is a stage of a cascade: name another run")
     return run.guided_by(guide), {"guide": require(guide.method, Denoises)}
 
 

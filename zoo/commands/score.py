@@ -56,7 +56,11 @@ def define_flags() -> None:
     flags.DEFINE_string("inception", None, "Published Inception weights as safetensors, for fid; see docs/score.md.")
     flags.DEFINE_string("inception_resize", "pytorch", "How Inception's images are resized: pytorch or clean.")
     flags.DEFINE_string("motion", None, "A run of configs/clip.py:video, for motion_distance; see docs/score.md.")
-    flags.DEFINE_string("out", None, "JSON file, and a chart beside it; by default WORKDIR/scores.json.")
+    flags.DEFINE_string(
+        "out",
+        None,
+        "JSON file, and a chart beside it; by default WORKDIR/scores.json, with --upsample upsampled_scores.json.",
+    )
 
 
 class Subject(NamedTuple):
@@ -82,7 +86,7 @@ def main(_: list[str]) -> None:
         networks["motion"] = motion_features(open_run(FLAGS.motion))
     if FLAGS.workdir:
         subject = of_run(sampling_flags.read(), FLAGS.split, FLAGS.num, FLAGS.references, FLAGS.reference)
-        name, out = FLAGS.workdir, f"{FLAGS.workdir}/scores.json"
+        name, out = FLAGS.workdir, f"{FLAGS.workdir}/{'upsampled_' if FLAGS.upsample else ''}scores.json"
     else:
         refuse(sampling_flags.OF_SAMPLES, "is for runs: drop it, or give --workdir in place of --images")
         if not FLAGS.reference:
@@ -161,10 +165,10 @@ def of_run(sampling: Sampling, split: str, num: int, references: str | None, ref
     if reference is None and rate not in (None, recipe.frame_rate):  # real videos of the rate that was sampled
         data = dataclasses.replace(data, source=pipeline.with_option(data.source, "fps", f"{rate:g}"))
     exact = real.images if is_stage else None
-    stage = sampling.cascade and sampling.cascade.stages[-1]
-    pair = Pair(require(last.method, Upsamples), made[-2], exact, stage.seams) if stage else None
+    cascade = sampling.cascade
+    pair = Pair(require(last.method, Upsamples), made[-2], exact, cascade.seams) if cascade else None
     sample = Sample(made[-1], texts, read_references(references, len(texts)), rate, pair)
-    return Subject(sample, data, about, last)
+    return Subject(sample, data, about, None if FLAGS.upsample else last)
 
 
 def given_small(sampling: Sampling, real: np.ndarray, frame_rate: float | None) -> tuple[Sampling, np.ndarray]:
@@ -264,6 +268,5 @@ def context_of(
         raise UserError(
             f"--reference has {real.frame_rate:g} frames/s and the samples {made.frame_rate:g}: add ?fps= to it"
         )
-    shared = subject.run is not None and own_data
-    real = dataclasses.replace(real, references=subject.sample.references if shared else None)
+    real = dataclasses.replace(real, references=subject.sample.references if own_data else None)
     return dataclasses.replace(make_context(networks, subject.data, real, num_reference, seed), run=subject.run)

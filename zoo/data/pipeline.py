@@ -95,6 +95,14 @@ def open_source(spec: str, split: str, size: int, frames: int) -> Source:
     return opener(address[len(scheme) + 1 :], split, size, frames, **_options(opener, query))
 
 
+def smaller_by(spec: str) -> str:
+    """Returns the filter that makes small images of a source, see `open_source`, from its large ones: box or lanczos.
+
+    Scenes are drawn by areas; images of all other sources are resized by `images.fit`.
+    """
+    return "box" if all(part.strip().startswith("scenes") for part in spec.split(" + ")) else "lanczos"
+
+
 def with_option(spec: str, name: str, value: str) -> str:
     """Returns the data that a config names, see `open_source`, with one option set in all its parts."""
     if " + " in spec:

@@ -5,7 +5,7 @@ from typing import Any
 
 import zoo.evaluation.measures  # noqa: F401, which registers them
 from zoo.evaluation.features import Features
-from zoo.evaluation.registry import Sample, evaluate, first_of, make_context
+from zoo.evaluation.registry import Pair, Sample, evaluate, first_of, make_context
 from zoo.runs.run import Run
 
 
@@ -39,11 +39,11 @@ def nfe_sweep(
     captions = real.require_captions()
     context = make_context(networks, recipe.data, real, num_reference, seed)
     cond, rows = recipe.conditions(captions, inputs=real.images), []
+    pair, rate = Pair.of(run.method, real.images), recipe.frame_rate
     for count in steps:
         sampler = run.sampler(steps=count)
-        scores, _ = evaluate(
-            Sample(sampler(run.params, cond, seed), captions, frame_rate=run.recipe.frame_rate), context, measures
-        )
+        images = sampler(run.params, cond, seed)
+        scores, _ = evaluate(Sample(images, captions, frame_rate=rate, pair=pair), context, measures)
         values = {name: score.value for name, score in scores.items()}
         rows.append({"steps": count, "evaluations": sampler.evaluations, "scores": values})
     return rows

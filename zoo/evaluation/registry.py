@@ -163,7 +163,7 @@ class EvalContext:
     def require_run(self) -> Run:
         """Returns the run. Raises UserError where there is none."""
         if self.run is None:
-            raise UserError("needs a run to evaluate on real images: give it by --workdir")
+            raise UserError("needs a run to evaluate on real images: give it by --workdir, without --upsample")
         return self.run
 
     def require_held_out(self) -> Sample:

@@ -1,6 +1,7 @@
 """A cascade: a base run draws a small, slow video, and stages raise its frame rate and its size (CDM 2106.15282)."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,57 +39,96 @@ class Stage:
         """The family of the run, which `Upsamples`."""
         return self.run.method
 
-    @property
-    def windows(self) -> list[tuple[int, int]]:
-        """First frame of each window, and how many of its frames are there from the window before."""
-        window = self.run.shape[0]
-        kept = window // 2 // self.method.rate * self.method.rate
-        starts = [0, *range(window - kept, self.frames - kept, window - kept)] if self.frames > window else [0]
-        return [(start, kept if start else 0) for start in starts]
+    def windows(self, small: int) -> list[tuple[int, int]]:
+        """Returns the first frame of each window, and how many of its frames stay as the windows before drew them.
 
-    @property
-    def seams(self) -> tuple[int, ...]:
-        """First frame that each window but the first adds."""
-        return tuple(start + kept for start, kept in self.windows[1:] if start + kept < self.frames)
+        The last window of what is given, and that of all, are moved back to end there. A window that continues the one
+        before begins in its middle. Frames after the last known one of a window are guessed: the next one draws them.
+
+        Args:
+          small: frames of the small videos.
+        """
+        window, rate, given = self.run.shape[0], self.method.rate, min(small * self.method.rate, self.frames)
+        half = max(rate, window // 2 // rate * rate)
+        overlap = half if self.method.prefix else rate * (rate > 1)
+        starts, ends = [0], [given, self.frames]
+        for end, shared in zip(ends, (overlap, half), strict=True):
+            while starts[-1] + window < end:
+                starts.append(min(starts[-1] + window - shared, end - window))
+        kept = [before + window - start for before, start in itertools.pairwise(starts)]
+        return [(0, 0), *((start, max(0, n - rate + 1)) for start, n in zip(starts[1:], kept, strict=True))]
+
+    def seams(self, small: int) -> tuple[int, ...]:
+        """Returns the first frame that each window but the first adds; `small` as for `windows`."""
+        return tuple(start + kept for start, kept in self.windows(small)[1:])
 
     def __call__(
-        self, small: np.ndarray, captions: Sequence[str], seed: int, part: int, negative: str = ""
+        self,
+        small: np.ndarray,
+        captions: Sequence[str],
+        seed: int,
+        part: int,
+        negative: str = "",
+        numbers: np.ndarray | None = None,
     ) -> np.ndarray:
         """Draws the stage's videos, uint8 (N, frames, H, W, C).
 
-        Long videos are drawn in windows, each of which continues the one before. What the small video lacks at its end
-        is drawn from the frames before alone.
+        Long videos are drawn in windows. A stage with `prefix` is given, at the size of the small video, what the windows
+        before drew; one without draws each window from what it is given alone.
 
         Args:
           small: uint8 (N, t, h, w, C).
           captions: N texts.
-          seed: seed; row i is drawn with (seed, i).
+          seed: seed; a video of number i is drawn with (seed, i).
           part: number of the stage, from 1.
           negative: text from which guidance leads away.
+          numbers: of the videos, (N,); None for 0 to N - 1.
         """
         window, rate = self.run.shape[0], self.method.rate
         cond = self.run.recipe.conditions(captions, negative)
         made = np.zeros((len(small), 0, *self.run.shape[1:]), np.uint8)
-        for number, (start, kept) in enumerate(self.windows):
+        for count, (start, kept) in enumerate(self.windows(small.shape[1])):
             prefix = made[:, start : start + kept] if kept and self.method.prefix else None
             shown = small[:, start // rate : (start + window) // rate]
             given = self.method.given_of(shown, window, prefix, self.level)
-            drawn = self.sampler(self.run.params, cond | dict(given), seed, part + (MOST_STAGES + 1) * number)
-            made = np.concatenate([made, drawn[:, kept:]], axis=1)
-        return made[:, : self.frames]
+            key = part + (MOST_STAGES + 1) * count
+            drawn = self.sampler(self.run.params, cond | dict(given), seed, key, numbers)
+            made = np.concatenate([made[:, : start + kept], drawn[:, kept:]], axis=1)
+        return made
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cascade:
-    """Stages in order, each of which fits what the one before draws."""
+    """Stages in order, each of which fits what the one before draws.
 
+    Attributes:
+      small: frames of what is upsampled.
+      stages: the stages.
+    """
+
+    small: int
     stages: tuple[Stage, ...]
 
-    def __call__(self, videos: np.ndarray, captions: Sequence[str], seed: int, negative: str = "") -> list[np.ndarray]:
-        """Returns what each stage draws of videos uint8 (N, t, h, w, C), the last one at the end."""
+    def __call__(
+        self,
+        videos: np.ndarray,
+        captions: Sequence[str],
+        seed: int,
+        negative: str = "",
+        numbers: np.ndarray | None = None,
+    ) -> list[np.ndarray]:
+        """Returns what each stage draws, the last one at the end, uint8 (N, T, H, W, C) each.
+
+        Args:
+          videos: uint8 (N, t, h, w, C).
+          captions: N texts.
+          seed: see `Stage`.
+          negative: text from which guidance leads away in the first stage.
+          numbers: see `Stage`.
+        """
         drawn = []
         for part, stage in enumerate(self.stages, 1):
-            videos = stage(videos, captions, seed, part, negative)
+            videos = stage(videos, captions, seed, part, "" if drawn else negative, numbers)
             drawn.append(videos)
         return drawn
 
@@ -100,7 +140,15 @@ class Cascade:
     @property
     def evaluations(self) -> int:
         """Network evaluations for one video."""
-        return sum(stage.sampler.evaluations * len(stage.windows) for stage in self.stages)
+        given = [self.small, *(stage.frames for stage in self.stages)]
+        windows = [len(stage.windows(frames)) for stage, frames in zip(self.stages, given, strict=False)]
+        return sum(stage.sampler.evaluations * count for stage, count in zip(self.stages, windows, strict=True))
+
+    @property
+    def seams(self) -> tuple[int, ...]:
+        """First frame that each window of the last stage but the first adds."""
+        given = [self.small, *(stage.frames for stage in self.stages)]
+        return self.stages[-1].seams(given[-2])
 
 
 def build(
@@ -129,6 +177,8 @@ def build(
       UserError: a run that is no stage, a size, number of channels or frame rate that does not fit, a level that was
         not trained, or frames that the rates do not divide or that a stage cannot draw.
     """
+    if frame_rate is None and frames not in (None, 1):
+        raise UserError(f"{name} has images, and {frames} frames are a video: drop --frames")
     if len(runs) > MOST_STAGES:
         raise UserError(f"a cascade has at most {MOST_STAGES} stages, got {len(runs)}")
     levels = list(levels) or [0.0]
@@ -140,7 +190,7 @@ def build(
         wanted = shape[0] * after
     if wanted % after:
         raise UserError(f"{wanted} frames: the stages multiply frames by {after}: give a multiple of it")
-    stages, counted = [], wanted // after
+    stages, counted, there = [], wanted // after, shape[0]
     if counted < shape[0]:
         raise UserError(
             f"{wanted} frames need {counted} of {name}, which has {shape[0]}: give at least {shape[0] * after}"
@@ -153,7 +203,7 @@ def build(
         stages.append(Stage(stage, run, counted, level, run.sampler(per_device, **options)))
         options = {}
         name, shape, frame_rate = stage, (counted, *run.shape[1:]), run.recipe.frame_rate
-    return Cascade(tuple(stages))
+    return Cascade(there, tuple(stages))
 
 
 def _check_fit(name, shape, frame_rate, stage: str, run: Run, level: float) -> None:
@@ -180,6 +230,10 @@ def _check_length(stage: str, run: Run, frames: int, there: int) -> None:
     rate = method.rate
     if frames < window:
         raise UserError(f"{stage} draws at least {window} frames, and {frames} are wanted of it")
+    if there * rate < window:
+        raise UserError(f"{stage} is given {there} frames, and upsamples at least {window // rate}")
+    if frames > window == rate:
+        raise UserError(f"{stage} draws {window} frames of one: {frames} need a stage that is given more at once")
     if frames > there * rate and not method.prefix:
         raise UserError(
             f"{stage} is given {there} frames, which make {there * rate}, and {frames} are wanted: longer videos need "

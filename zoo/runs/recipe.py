@@ -197,8 +197,8 @@ class Recipe:
         if getattr(self.method, "INIT_IS_BASE", False):
             dependencies.freeze_base(config)
         self.optimizers = optim.build_all(config.players, self.method.players)
-        if self.codec and isinstance(self.method, Upsamples):
-            raise UserError("data.latents: a stage of a cascade draws pixels from pixels: set it to ''")
+        if isinstance(self.method, Upsamples):
+            self._check_stage(self.method)
         latents = dependencies.frozen.get("latents")
         self.shape = self.codec.shape(latents, self.data.shape) if self.codec else self.data.shape
         if isinstance(self.method, Generates):
@@ -208,6 +208,16 @@ class Recipe:
         self.new_parts: list[str] = []
         self._start = self._params_of_init()
         dependencies.release_init()
+
+    def _check_stage(self, stage: Upsamples) -> None:
+        """Raises UserError where a stage of a cascade does not fit the data."""
+        if self.codec:
+            raise UserError("data.latents: a stage of a cascade draws pixels from pixels: set it to ''")
+        own = pipeline.smaller_by(self.data.source)
+        if own != stage.resizing:
+            raise UserError(
+                f"method.resizing {stage.resizing!r}: small images of {self.data.source} are made by {own!r}: set it"
+            )
 
     def exact(self) -> "Recipe":
         """Returns the same recipe with networks that compute in float32, its dependencies' too."""

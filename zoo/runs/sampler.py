@@ -57,19 +57,22 @@ class Sampler:
 
         self._make = pmap_in_batches(make, per_device)
 
-    def __call__(self, params: Any, cond: Cond, seed: int, part: int = 0) -> np.ndarray:
+    def __call__(
+        self, params: Any, cond: Cond, seed: int, part: int = 0, numbers: np.ndarray | None = None
+    ) -> np.ndarray:
         """Makes one image for each row of the conditions.
 
         Args:
           params: trees of all players, and the frozen ones.
           cond: conditions (N, ...), see `Recipe.conditions`.
-          seed: seed of the images; image i is drawn with (seed, i).
+          seed: seed of the images; an image of number i is drawn with (seed, i).
           part: number of a part that is drawn after others with the same seed, with noise of its own; 0 for the first.
+          numbers: of the images, (N,); None for 0 to N - 1.
 
         Returns:
           uint8 (N, T, H, W, C).
         """
-        return self._make(*self._arguments(params, cond, seed, part))
+        return self._make(*self._arguments(params, cond, seed, part, numbers))
 
     def compile(self, params: Any, cond: Cond) -> None:
         """Compiles for arguments of these shapes; afterwards other shapes fail, except another number of rows."""
@@ -79,15 +82,15 @@ class Sampler:
         """Raises the errors of a call, without compiling."""
         self._make.check(*self._arguments(params, cond, 0))
 
-    def _arguments(self, params: Any, cond: Cond, seed: int, part: int = 0):
+    def _arguments(self, params: Any, cond: Cond, seed: int, part: int = 0, numbers: np.ndarray | None = None):
         if NEGATIVE in cond and (not getattr(self.options, "guidance", 0) or getattr(self.options, "guide", None)):
             if not hasattr(self.options, "guidance"):
                 raise UserError("a negative caption needs guidance, which this family has none of: drop it")
             raise UserError("a negative caption needs guidance above 0, without a guide: set the option guidance")
-        index = np.arange(len(jax.tree.leaves(dict(cond))[0]), dtype=np.int32)
+        index = np.arange(len(jax.tree.leaves(dict(cond))[0])) if numbers is None else np.asarray(numbers)
         key = jax.random.key(seed)
         key = jax.random.fold_in(key, SEPARATE + part) if part else key  # rows fold in their index, which is smaller
-        return (params, key), {"index": index, "cond": dict(cond)}
+        return (params, key), {"index": index.astype(np.int32), "cond": dict(cond)}
 
 
 def sample_options(method: Generates, values: dict[str, Any]) -> Any:

@@ -37,7 +37,6 @@ from zoo.resize import FILTERS, weights
 from zoo.wrappers.compose import Wrapper
 
 OFF_BY = 0.05  # standard deviation of a real image from its small version made larger, about
-NEW_FOR_STAGES = "given", "level"  # parameters that a run from text alone lacks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +74,7 @@ class Upsampling(Wrapper):
     prefix: float = 0.0
     crop: int = 0
 
+    MAY_BE_NEW: ClassVar[tuple[str, ...]] = "given", "level"
     FORWARDS: ClassVar[tuple[type, ...]] = Generates, HasFakeSample, HasLikelihood, Denoises
 
     @staticmethod
@@ -91,11 +91,6 @@ class Upsampling(Wrapper):
             raise UserError("a stage needs scale or rate above 1: both are 1")
         if self.crop % self.scale:
             raise UserError(f"crop {self.crop} is no multiple of scale {self.scale}")
-
-    @property
-    def MAY_BE_NEW(self) -> tuple[str, ...]:  # noqa: N802, as in every family
-        """The base's, and those that read what is given."""
-        return (*getattr(self.base, "MAY_BE_NEW", ()), *NEW_FOR_STAGES)
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
         """See `Method.init`. Raises UserError for sizes, frames or crops that do not fit scale and rate."""
