@@ -73,8 +73,8 @@ class Stage:
     ) -> np.ndarray:
         """Draws the stage's videos, uint8 (N, frames, H, W, C).
 
-        Long videos are drawn in windows. A stage with `prefix` is given, at the size of the small video, what the windows
-        before drew; one without draws each window from what it is given alone.
+        Long videos are drawn in windows. A stage with `prefix` gets, at the size of the small video, what the windows
+        before drew; one without draws each window from the small video alone.
 
         Args:
           small: uint8 (N, t, h, w, C).
