@@ -64,7 +64,7 @@ def _set_data(config, words):
         size = 32 if "space" in words else 16
         frames, more, batch_size = 16, "omit=0", 16
         if "test" in words:
-            frames, more, batch_size = 8 if "time" in words else 4, "examples=64", 8
+            frames, more, batch_size = 8, "examples=64", 8
         data = dict(source=f"scenes/video_one?fps={frames}&{more}", size=size, frames=frames, batch_size=batch_size)
         data["text_length"] = 32
         if "images" in words:

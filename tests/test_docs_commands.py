@@ -51,9 +51,9 @@ def home(tmp_path_factory):
     """A folder with the images and files that the pages speak of."""
     home = tmp_path_factory.mktemp("reader")
     rng = np.random.default_rng(0)
-    for folder in ("my_images", "my_samples"):
+    for folder in ("my_images", "my_samples", "emoji"):
         (home / folder).mkdir()
-        for i in range(40 if folder == "my_images" else 4):
+        for i in range(4 if folder == "my_samples" else 40):
             Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(home / folder / f"{i}.png")
             (home / folder / f"{i}.txt").write_text(f"noise {i}")
     shutil.make_archive(str(home / "my"), "zip", home / "my_images")
