@@ -218,7 +218,11 @@ def _noisy(rng: jax.Array, given: Cond) -> jax.Array:
 
 
 def _trust(level: jax.Array) -> jax.Array:
-    """Weight of the noisy video in what is expected, by Wiener's filter: 1 without noise, 0.2 at level 0.1."""
+    """Weight of the noisy video in what is expected: 1 without noise, 0.5 where noise is as large as `OFF_BY`.
+
+    It has the form of Wiener's filter, whose signal would be all of the image: with that one, noise stays in what is
+    expected, and networks draw an image better than they take noise away (docs/results/cascades.md).
+    """
     return OFF_BY**2 * (1 - level) / (OFF_BY**2 * (1 - level) ** 2 + level**2)
 
 
