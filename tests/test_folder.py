@@ -448,6 +448,21 @@ def test_mp4_and_webm_from_folder_and_zip(tmp_path, capsys, suffix):
     assert capsys.readouterr().err.count(f"left out bad{suffix}") == 2
 
 
+def test_a_video_that_was_cut_off_is_damaged(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
+    media.save(tmp_path / "whole.webm", noise, 8)
+    data = (tmp_path / "whole.webm").read_bytes()
+    assert len(videos.read(".webm", data, fit).frames) == 20
+    with pytest.raises(ValueError, match="it is cut off: it ends after .* of 2.50 s"):
+        videos.read(".webm", data[: len(data) * 6 // 10], fit)
+
+
+def test_the_last_frame_lasts_as_long_as_in_its_file(tmp_path):
+    shown, rate = steps_of(filmed(tmp_path / "uneven.mp4", RAMP[:4], [0, 1, 2, 10]))
+    assert shown[0] == 0 and shown[-1] == 3 and shown.count(2) > 2 * shown.count(1)
+    assert videos.SAME_RATE > 1 - 1000 / 1001
+
+
 def test_a_sound_is_no_video(tmp_path):
     with av.open(str(tmp_path / "sound.mp4"), "w") as file:
         stream = file.add_stream("aac", rate=8000, layout="mono")

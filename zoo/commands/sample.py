@@ -4,10 +4,11 @@ python -m zoo sample --workdir runs/demo --prompt "a large red star at the top l
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import einops
 import numpy as np
@@ -95,6 +96,10 @@ def main(_: list[str]) -> None:
     if FLAGS.keep > FLAGS.best_of:
         raise UserError(f"--keep {FLAGS.keep} is more than the {FLAGS.best_of} images of --best_of")
     media.check_file(FLAGS.out)
+    if FLAGS.each:  # into a folder of this name
+        media.check_file(f"{os.path.splitext(FLAGS.out)[0]}/0000{os.path.splitext(FLAGS.out)[1]}")
+    if FLAGS.stages and not (FLAGS.upsample or FLAGS.input):
+        raise UserError("--stages shows what stages were given: name one by --upsample, or drop it")
     sampling = sampling_flags.read()
     data = sampling.run.recipe.data
     none = [""] if FLAGS.input and not (FLAGS.prompt or FLAGS.prompts_file) else []  # a file has no caption
@@ -197,11 +202,14 @@ def read_small(name: str, shape: tuple[int, ...], frame_rate: float | None) -> n
     path = named("--input", lambda: folder.find_file(name, video=frame_rate is not None))
     try:
         if not frame_rate:
-            return fit(Image.open(path))[None]
+            image: Any = Image.open(path)
+            if getattr(image, "n_frames", 1) > 1:
+                raise UserError(f"--input: {name} has {image.n_frames} frames, and this stage upsamples images")
+            return fit(image)[None]
         video = videos.read(path.suffix.lower(), path.read_bytes(), fit)
     except UserError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a decoder may raise anything on a damaged file
         raise UserError(f"--input: {name} cannot be read ({error}): give another file") from None
     if not math.isclose(video.rate, frame_rate, rel_tol=RATE_OF_FILES):
         raise UserError(f"--input: {name} has {video.rate:.3g} frames/s, and this stage upsamples {frame_rate:g}")

@@ -137,11 +137,12 @@ def score(
 def of_run(sampling: Sampling, split: str, num: int, references: str | None, reference: str | None) -> Subject:
     """Samples a run from the first captions of a split, and upsamples what it makes by the stages.
 
-    A run that is itself a stage is given the small versions of the split's images.
+    A run that is itself a stage is given the small versions of the split's images, of --frames where it is given.
     """
     last = sampling.runs[-1][1] if sampling.runs else sampling.run
     recipe, is_stage, evaluations = last.recipe, sampling.is_stage, 0
-    real = first_of(recipe.data, split, num)
+    longer = {"frames": sampling.frames} if is_stage and sampling.frames and recipe.frame_rate else {}
+    real = first_of(dataclasses.replace(recipe.data, **longer), split, num)
     texts = real.require_captions()
     if is_stage:
         sampling, small = given_small(sampling, real.images, recipe.frame_rate)

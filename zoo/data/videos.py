@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from zoo import media
 from zoo.errors import UserError
 
-SAME_RATE = 1e-3  # of rates, which files round
+SAME_RATE = 2e-3  # of rates, which files round: 29.97 frames/s are 30
 SUFFIXES = (".gif", ".mp4", ".webm")
 
 
@@ -98,7 +98,10 @@ def read(suffix: str, data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
 
 def _read_gif(data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
     """Its rate is the one that `media.save` noted, for of equal frames one is stored; else that of the shortest."""
-    image: Any = Image.open(io.BytesIO(data))
+    try:
+        image: Any = Image.open(io.BytesIO(data), formats=["GIF"])
+    except UnidentifiedImageError:
+        raise ValueError("it is no GIF") from None
     frames, seconds = [], []
     for i in range(getattr(image, "n_frames", 1)):
         image.seek(i)
@@ -110,7 +113,7 @@ def _read_gif(data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
 
 def _read_with_av(data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
     av = media.video_library("reading MP4 and WebM")
-    frames, starts = [], []
+    frames, starts, ends = [], [], []
     try:
         with av.open(io.BytesIO(data)) as file:
             stream = file.streams.best("video")
@@ -121,13 +124,19 @@ def _read_with_av(data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
                 image = Image.fromarray(frame.to_ndarray(format="rgb24", threads=1))
                 frames.append(fit(image.rotate(frame.rotation, expand=True)))
                 starts.append(frame.time)
+                ends.append((frame.time or 0) + float(frame.duration * frame.time_base))
             rate = float(stream.average_rate or 0)
+            # Other streams may be longer; without them a file that was cut off notes its whole length.
+            whole = (file.duration or 0) / av.time_base if len(file.streams) == 1 else 0
     except av.FFmpegError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(error.strerror) from None
     if not frames or None in starts:
         raise ValueError("none of its frames can be decoded, or their times are not known")
     if len(frames) > 1:
         rate = rate or (len(frames) - 1) / (starts[-1] - starts[0])
     if not rate:
         raise ValueError("it has one frame, and no frame rate")
-    return Video.timed(frames, np.append(starts[1:], starts[-1] + 1 / rate) - starts[0], rate)
+    end = max(ends[-1], starts[-1] + 1 / rate)
+    if end + 2 / rate < whole:
+        raise ValueError(f"it is cut off: it ends after {end:.2f} of {whole:.2f} s")
+    return Video.timed(frames, np.append(starts[1:], end) - starts[0], rate)

@@ -14,6 +14,7 @@ from zoo.runs.run import Run
 from zoo.runs.sampler import Sampler
 
 MOST_STAGES = 15
+REMEDY = "name another run, or the stages in another order"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -177,8 +178,6 @@ def build(
       UserError: a run that is no stage, a size, number of channels or frame rate that does not fit, a level that was
         not trained, or frames that the rates do not divide or that a stage cannot draw.
     """
-    if frame_rate is None and frames not in (None, 1):
-        raise UserError(f"{name} has images, and {frames} frames are a video: drop --frames")
     if len(runs) > MOST_STAGES:
         raise UserError(f"a cascade has at most {MOST_STAGES} stages, got {len(runs)}")
     levels = list(levels) or [0.0]
@@ -198,6 +197,8 @@ def build(
     options = dict(options or {})
     for (stage, run), level in zip(runs, levels, strict=True):
         _check_fit(name, shape, frame_rate, stage, run, level)
+        if frame_rate is None and wanted > 1:
+            raise UserError(f"{name} has images, and {wanted} frames are a video: drop --frames")
         counted *= require(run.method, Upsamples).rate
         _check_length(stage, run, counted, shape[0])
         stages.append(Stage(stage, run, counted, level, run.sampler(per_device, **options)))
@@ -211,15 +212,15 @@ def _check_fit(name, shape, frame_rate, stage: str, run: Run, level: float) -> N
     method = require(run.method, Upsamples)
     small = method.small_shape(run.shape)
     if small[1:] != shape[1:]:
-        raise UserError(f"{stage} upsamples {small[1]} x {small[2]} px, and {name} has {shape[1]} x {shape[2]} px")
+        sides = f"{small[1]} x {small[2]} px, and {name} has {shape[1]} x {shape[2]} px"
+        raise UserError(f"{stage} upsamples {sides}: {REMEDY}")
     rate = run.recipe.frame_rate
     if (rate is None) != (frame_rate is None):
         kinds = ("images", "videos") if rate is None else ("videos", "images")
         raise UserError(f"{stage} upsamples {kinds[0]}, and {name} has {kinds[1]}: name another run")
     if rate is not None and frame_rate is not None and not np.isclose(rate, frame_rate * method.rate):
-        raise UserError(
-            f"{stage} upsamples videos of {rate / method.rate:g} frames/s, and {name} has {frame_rate:g} frames/s"
-        )
+        rates = f"{rate / method.rate:g} frames/s, and {name} has {frame_rate:g} frames/s"
+        raise UserError(f"{stage} upsamples videos of {rates}: {REMEDY}")
     if not 0 <= level <= method.largest_level:
         raise UserError(f"level {level:g}: {stage} was trained on levels from 0 to {method.largest_level:g}")
 
