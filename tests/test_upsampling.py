@@ -504,7 +504,7 @@ def test_a_stage_upsamples_a_file_and_scores_on_real_pairs(runs, command, tmp_pa
         ("time", ["--input={}/small.gif", "--guide_workdir={}/base"], "guide_workdir"),
         ("time", ["--input={}/cut.gif"], "--input: .*cut.gif cannot be read"),
         ("base", ["--stages"], "--stages shows what stages were given: name one by --upsample"),
-        ("base", ["--each"], "out cannot be written: .* is a file"),
+        ("base", ["--each"], "out/0000.gif cannot be written: .* is a file"),
         ("base", ["--keep=2"], "--keep 2 is more than the 1 images of --best_of"),
         ("base", ["--level=0.1"], "--level is of a stage: name one by --upsample"),
         ("base", ["--upsample={}/base"], "lacks the ability Upsamples"),
