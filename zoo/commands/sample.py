@@ -195,8 +195,9 @@ def read_small(name: str, shape: tuple[int, ...], frame_rate: float | None) -> n
     """
 
     def fit(image):
-        if image.size != (shape[2], shape[1]):
-            raise UserError(f"--input: {name} is {image.width} x {image.height} px, not {shape[2]} x {shape[1]} px")
+        width, height = files.size_of(image)
+        if (width, height) != (shape[2], shape[1]):
+            raise UserError(f"--input: {name} is {width} x {height} px, not {shape[2]} x {shape[1]} px")
         return files.fit(image, shape[2])
 
     path = named("--input", lambda: folder.find_file(name, video=frame_rate is not None))

@@ -201,9 +201,10 @@ class FolderSource:
     def _read(self, item: Item) -> Any:
         return np.stack([self._fit(Image.open(io.BytesIO(self._files.read(name)))) for name in item.files])
 
-    def _fit(self, image) -> np.ndarray:
-        if image.size != (self._size, self._size):
-            self._notices.add("size", images.resized(self._files, image.size, self._size))
+    def _fit(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        found = images.size_of(image)
+        if found != (self._size, self._size):
+            self._notices.add("size", images.resized(self._files, found, self._size))
         return images.fit(image, self._size)
 
     def _nothing_decodes(self) -> UserError:

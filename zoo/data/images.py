@@ -34,6 +34,11 @@ class Notices:
         return Notices, ()
 
 
+def size_of(image: Image.Image | np.ndarray) -> tuple[int, int]:
+    """Returns width and height of an image of Pillow, or of (H, W, ...)."""
+    return image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
+
+
 def fit(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
     """Returns uint8 (size, size, 3): the centre square of an image, resized. The right size is left as is.
 
@@ -42,6 +47,8 @@ def fit(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
         turned upright by its EXIF data), or uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
       size: the side of the result in pixels.
     """
+    if isinstance(image, np.ndarray) and image.shape == (size, size, 3):
+        return image
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image)
     if image.format == "JPEG":

@@ -175,7 +175,7 @@ class TfdsSource:
         return np.stack([self._fit(frame) for frame in video])
 
     def _fit(self, image: Image.Image | np.ndarray) -> np.ndarray:
-        found = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+        found = images.size_of(image)
         if found != (self._size, self._size):
             self._notices.add("size", images.resized(self._name, found, self._size))
         return images.fit(image, self._size)

@@ -88,7 +88,7 @@ def read(suffix: str, data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
     Args:
       suffix: one of `SUFFIXES`.
       data: the file.
-      fit: image -> uint8 (size, size, 3).
+      fit: image of Pillow, or uint8 (H, W, 3) -> uint8 (size, size, 3).
 
     Raises:
       UserError: the library that it needs is missing. Other errors mean that the file is damaged.
@@ -113,7 +113,7 @@ def _read_gif(data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
 
 def _read_with_av(data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
     av = media.video_library("reading MP4 and WebM")
-    frames, starts, ends = [], [], []
+    frames, starts, ends, colours = [], [], [], av.video.reformatter.VideoReformatter()
     try:
         with av.open(io.BytesIO(data)) as file:
             stream = file.streams.best("video")
@@ -121,8 +121,8 @@ def _read_with_av(data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
                 raise ValueError("it holds no video")
             stream.codec_context.thread_count = 1  # here and below: for files are decoded side by side
             for frame in file.decode(stream):
-                image = Image.fromarray(frame.to_ndarray(format="rgb24", threads=1))
-                frames.append(fit(image.rotate(frame.rotation, expand=True)))
+                image = colours.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                frames.append(fit(np.rot90(image, round(frame.rotation / 90))))
                 starts.append(frame.time)
                 ends.append((frame.time or 0) + float(frame.duration * frame.time_base))
             rate = float(stream.average_rate or 0)
