@@ -235,7 +235,7 @@ def print_oracle(images: np.ndarray, prompts: list[str], data: Data, fps: float 
     if not world:
         return
     known = [i for i, prompt in enumerate(prompts) if oracle.understands(prompt)]
-    strange = [prompts[i] for i in sorted(set(range(len(prompts))) - set(known))]
+    strange = [prompts[i] for i in sorted(set(range(len(prompts))) - set(known)) if prompts[i]]
     if strange:
         print(
             f"{len(strange)} of {len(prompts)} prompts are not like the captions of {data.source}: "
