@@ -461,6 +461,7 @@ def test_the_last_frame_lasts_as_long_as_in_its_file(tmp_path):
     shown, rate = steps_of(filmed(tmp_path / "uneven.mp4", RAMP[:4], [0, 1, 2, 10]))
     assert shown[0] == 0 and shown[-1] == 3 and shown.count(2) > 2 * shown.count(1)
     assert videos.SAME_RATE > 1 - 1000 / 1001
+    assert videos.Video.of(np.stack(RAMP), 30_000 / 1001).part(4, 30.0, 0.0)[1] == 30
 
 
 def test_a_sound_is_no_video(tmp_path):

@@ -214,11 +214,11 @@ def test_long_videos_continue_by_prefix_and_short_ones_are_cut(runs):
     np.testing.assert_array_equal(made[:, :8:2], small)
 
 
-def long_stage(frames, window, sampler=None, **fields):
+def long_stage(frames, window, small, sampler=None, **fields):
     method = stage(**({"scale": 1, "rate": 2, "prefix": 0.5} | fields))
     recipe = SimpleNamespace(conditions=lambda captions, negative: {"said": [negative] * len(captions)})
     run = SimpleNamespace(shape=(window, 4, 4, 3), method=method, recipe=recipe, params=None)
-    return Stage("", run, frames, 0.0, sampler or SimpleNamespace(evaluations=3))
+    return Stage("", run, small, frames, 0.0, sampler or SimpleNamespace(evaluations=3))
 
 
 @pytest.mark.parametrize(
@@ -235,9 +235,9 @@ def long_stage(frames, window, sampler=None, **fields):
     ],
 )
 def test_windows_of_long_videos(frames, window, small, fields, windows):
-    made = long_stage(frames, window, **fields)
-    assert made.windows(small) == windows
-    assert made.seams(small) == tuple(start + kept for start, kept in windows[1:])
+    made = long_stage(frames, window, small, **fields)
+    assert made.windows == windows
+    assert made.seams == tuple(start + kept for start, kept in windows[1:])
 
 
 def test_windows_are_given_the_small_video_and_what_was_drawn_before():
@@ -247,10 +247,10 @@ def test_windows_are_given_the_small_video_and_what_was_drawn_before():
         calls.append((cond, part))
         return np.full((2, 8, 4, 4, 3), 10 * len(calls), np.uint8) + np.arange(8, dtype=np.uint8)[:, None, None, None]
 
-    made = long_stage(12, 8, sampler)
+    made = long_stage(12, 8, 6, sampler)
     small = videos(2, 6, 4)
     drawn = made(small, ["a", "b"], seed=0, part=2, negative="blur")
-    start, kept = made.windows(6)[1]
+    start, kept = made.windows[1]
     assert drawn[0, :, 0, 0, 0].tolist() == [10, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27] and (start, kept) == (4, 3)
     (first, part), (second, other) = calls
     assert part != other and first["said"] == second["said"] == ["blur"] * 2
@@ -267,8 +267,8 @@ def test_a_negative_caption_is_of_the_first_stage_alone():
         seen.append((cond["said"], part, numbers.tolist()))
         return np.zeros((1, 8, 4, 4, 3), np.uint8)
 
-    stages = long_stage(8, 8, sampler), long_stage(8, 8, sampler, scale=2, rate=1)
-    drawn = Cascade(4, stages)(videos(1, 4, 4), ["a"], 0, "blur", np.array([7]))
+    stages = long_stage(8, 8, 4, sampler), long_stage(8, 8, 8, sampler, scale=2, rate=1)
+    drawn = Cascade(stages)(videos(1, 4, 4), ["a"], 0, "blur", np.array([7]))
     assert len(drawn) == 2 and seen == [(["blur"], 1, [7]), ([""], 2, [7])]
 
 

@@ -4,7 +4,6 @@ python -m zoo sample --workdir runs/demo --prompt "a large red star at the top l
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ from zoo.data import folder, pipeline, videos
 from zoo.data import images as files
 from zoo.errors import UserError, named
 from zoo.evaluation.rerank import best_of, clip_reward, get_reward
-from zoo.families import require
 from zoo.files import read_text
 from zoo.method import Upsamples
 from zoo.runs.recipe import Data
@@ -96,8 +94,8 @@ def main(_: list[str]) -> None:
     if FLAGS.keep > FLAGS.best_of:
         raise UserError(f"--keep {FLAGS.keep} is more than the {FLAGS.best_of} images of --best_of")
     media.check_file(FLAGS.out)
-    if FLAGS.each:  # into a folder of this name
-        media.check_file(f"{os.path.splitext(FLAGS.out)[0]}/0000{os.path.splitext(FLAGS.out)[1]}")
+    if FLAGS.each:
+        media.check_file(file_of(0))
     if FLAGS.stages and not (FLAGS.upsample or FLAGS.input):
         raise UserError("--stages shows what stages were given: name one by --upsample, or drop it")
     sampling = sampling_flags.read()
@@ -123,11 +121,17 @@ def main(_: list[str]) -> None:
             note = {"prompt": prompt} | media.note(about | {"number": int(number)})
             in_a_row = out.suffix.lower() == ".png"  # the frames of a video; an image has one
             frames = einops.rearrange(image, "t h w c -> 1 h (t w) c") if in_a_row else image
-            media.save(out.with_suffix("") / f"{i:04d}{out.suffix}", frames, fps, note)
+            media.save(file_of(i), frames, fps, note)
         print(f"each by itself -> {out.with_suffix('')}/")
     if FLAGS.score:
         print(f"CLIPScore: {clip_reward(FLAGS.clip)(images, prompts).mean():.4f}")
     print_oracle(images, prompts, data, fps)
+
+
+def file_of(number: int) -> Path:
+    """Returns the file of one image of --each."""
+    out = Path(FLAGS.out)
+    return out.with_suffix("") / f"{number:04d}{out.suffix}"
 
 
 def draw(sampling: Sampling, prompts: list[str]) -> Made:
@@ -157,9 +161,9 @@ def read_input(sampling: Sampling) -> tuple[Sampling, np.ndarray]:
     run = sampling.run
     if FLAGS.best_of > 1:
         raise UserError("--best_of is for images that a base run makes, and --input is one: drop one of them")
-    if not sampling.is_stage:
+    stage = run.method
+    if not isinstance(stage, Upsamples):
         raise UserError(f"--input is for a stage of a cascade, and {FLAGS.workdir} draws from text: drop it")
-    stage = require(run.method, Upsamples)
     rate = run.recipe.frame_rate and run.recipe.frame_rate / stage.rate
     small = read_small(FLAGS.input, stage.small_shape(run.shape), rate)
     return sampling.given(FLAGS.input, small.shape, rate), small

@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from zoo.runs.dependencies import check_shared, open_run
 from zoo.runs.recipe import SEEDS
 from zoo.runs.run import Run
 from zoo.runs.sampler import Sampler
+from zoo.training import processes
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # they belong to the command, whose --help lists them
@@ -174,7 +174,7 @@ def note_other_data(name: str, run: Run, stages: Sequence[tuple[str, Run]]) -> N
     of = lambda run: run.recipe.data.source.partition("?")[0]
     for other, stage in stages:
         if of(stage) != of(run):
-            print(f"note: {other} was trained on {of(stage)}, and {name} on {of(run)}", file=sys.stderr)
+            processes.note(f"note: {other} was trained on {of(stage)}, and {name} on {of(run)}")
 
 
 def _with_stages(run: Run, runs: list[tuple[str, Run]]) -> tuple[int | None, float | None, Cascade]:

@@ -167,7 +167,7 @@ def of_run(sampling: Sampling, split: str, num: int, references: str | None, ref
         data = dataclasses.replace(data, source=pipeline.with_option(data.source, "fps", f"{rate:g}"))
     exact = real.images if is_stage else None
     cascade = sampling.cascade
-    pair = Pair(require(last.method, Upsamples), made[-2], exact, cascade.seams) if cascade else None
+    pair = Pair(require(last.method, Upsamples), made[-2], exact, cascade.stages[-1].seams) if cascade else None
     sample = Sample(made[-1], texts, read_references(references, len(texts)), rate, pair)
     return Subject(sample, data, about, None if FLAGS.upsample else last)
 

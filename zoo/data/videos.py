@@ -113,7 +113,7 @@ def _read_gif(data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
 
 def _read_with_av(data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
     av = media.video_library("reading MP4 and WebM")
-    frames, starts, ends, colours = [], [], [], av.video.reformatter.VideoReformatter()
+    frames, starts, end, colours = [], [], 0.0, av.video.reformatter.VideoReformatter()
     try:
         with av.open(io.BytesIO(data)) as file:
             stream = file.streams.best("video")
@@ -124,7 +124,7 @@ def _read_with_av(data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
                 image = colours.reformat(frame, format="rgb24", threads=1).to_ndarray()
                 frames.append(fit(np.rot90(image, round(frame.rotation / 90))))
                 starts.append(frame.time)
-                ends.append((frame.time or 0) + float(frame.duration * frame.time_base))
+                end = (frame.time or 0) + float(frame.duration * frame.time_base)
             rate = float(stream.average_rate or 0)
             # Other streams may be longer; without them a file that was cut off notes its whole length.
             whole = (file.duration or 0) / av.time_base if len(file.streams) == 1 else 0
@@ -136,7 +136,7 @@ def _read_with_av(data: bytes, fit: Callable[[Any], np.ndarray]) -> Video:
         rate = rate or (len(frames) - 1) / (starts[-1] - starts[0])
     if not rate:
         raise ValueError("it has one frame, and no frame rate")
-    end = max(ends[-1], starts[-1] + 1 / rate)
+    end = max(end, starts[-1] + 1 / rate)
     if end + 2 / rate < whole:
         raise ValueError(f"it is cut off: it ends after {end:.2f} of {whole:.2f} s")
     return Video.timed(frames, np.append(starts[1:], end) - starts[0], rate)

@@ -24,6 +24,7 @@ class Stage:
     Attributes:
       name: its workdir, for errors.
       run: its run.
+      given: frames of the small videos.
       frames: frames of what it draws in all.
       level: level of noise in what it is given.
       sampler: its sampler, of `run.shape`.
@@ -31,6 +32,7 @@ class Stage:
 
     name: str
     run: Run
+    given: int
     frames: int
     level: float
     sampler: Sampler
@@ -40,28 +42,27 @@ class Stage:
         """The family of the run, which `Upsamples`."""
         return self.run.method
 
-    def windows(self, small: int) -> list[tuple[int, int]]:
-        """Returns the first frame of each window, and how many of its frames stay as the windows before drew them.
+    @property
+    def windows(self) -> list[tuple[int, int]]:
+        """First frame of each window, and how many of its frames stay as the windows before drew them.
 
         The last window of what is given, and that of all, are moved back to end there. A window that continues the one
         before begins in its middle. Frames after the last known one of a window are guessed: the next one draws them.
-
-        Args:
-          small: frames of the small videos.
         """
-        window, rate, given = self.run.shape[0], self.method.rate, min(small * self.method.rate, self.frames)
+        window, rate = self.run.shape[0], self.method.rate
         half = max(rate, window // 2 // rate * rate)
         overlap = half if self.method.prefix else rate * (rate > 1)
-        starts, ends = [0], [given, self.frames]
+        starts, ends = [0], [min(self.given * rate, self.frames), self.frames]
         for end, shared in zip(ends, (overlap, half), strict=True):
             while starts[-1] + window < end:
                 starts.append(min(starts[-1] + window - shared, end - window))
         kept = [before + window - start for before, start in itertools.pairwise(starts)]
         return [(0, 0), *((start, max(0, n - rate + 1)) for start, n in zip(starts[1:], kept, strict=True))]
 
-    def seams(self, small: int) -> tuple[int, ...]:
-        """Returns the first frame that each window but the first adds; `small` as for `windows`."""
-        return tuple(start + kept for start, kept in self.windows(small)[1:])
+    @property
+    def seams(self) -> tuple[int, ...]:
+        """First frame that each window but the first adds."""
+        return tuple(start + kept for start, kept in self.windows[1:])
 
     def __call__(
         self,
@@ -78,7 +79,7 @@ class Stage:
         before drew; one without draws each window from the small video alone.
 
         Args:
-          small: uint8 (N, t, h, w, C).
+          small: uint8 (N, given, h, w, C).
           captions: N texts.
           seed: seed; a video of number i is drawn with (seed, i).
           part: number of the stage, from 1.
@@ -88,7 +89,7 @@ class Stage:
         window, rate = self.run.shape[0], self.method.rate
         cond = self.run.recipe.conditions(captions, negative)
         made = np.zeros((len(small), 0, *self.run.shape[1:]), np.uint8)
-        for count, (start, kept) in enumerate(self.windows(small.shape[1])):
+        for count, (start, kept) in enumerate(self.windows):
             prefix = made[:, start : start + kept] if kept and self.method.prefix else None
             shown = small[:, start // rate : (start + window) // rate]
             given = self.method.given_of(shown, window, prefix, self.level)
@@ -100,14 +101,8 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cascade:
-    """Stages in order, each of which fits what the one before draws.
+    """Stages in order, each of which fits what the one before draws."""
 
-    Attributes:
-      small: frames of what is upsampled.
-      stages: the stages.
-    """
-
-    small: int
     stages: tuple[Stage, ...]
 
     def __call__(
@@ -141,15 +136,7 @@ class Cascade:
     @property
     def evaluations(self) -> int:
         """Network evaluations for one video."""
-        given = [self.small, *(stage.frames for stage in self.stages)]
-        windows = [len(stage.windows(frames)) for stage, frames in zip(self.stages, given, strict=False)]
-        return sum(stage.sampler.evaluations * count for stage, count in zip(self.stages, windows, strict=True))
-
-    @property
-    def seams(self) -> tuple[int, ...]:
-        """First frame that each window of the last stage but the first adds."""
-        given = [self.small, *(stage.frames for stage in self.stages)]
-        return self.stages[-1].seams(given[-2])
+        return sum(stage.sampler.evaluations * len(stage.windows) for stage in self.stages)
 
 
 def build(
@@ -189,7 +176,7 @@ def build(
         wanted = shape[0] * after
     if wanted % after:
         raise UserError(f"{wanted} frames: the stages multiply frames by {after}: give a multiple of it")
-    stages, counted, there = [], wanted // after, shape[0]
+    stages, counted = [], wanted // after
     if counted < shape[0]:
         raise UserError(
             f"{wanted} frames need {counted} of {name}, which has {shape[0]}: give at least {shape[0] * after}"
@@ -201,10 +188,10 @@ def build(
             raise UserError(f"{name} has images, and {wanted} frames are a video: drop --frames")
         counted *= require(run.method, Upsamples).rate
         _check_length(stage, run, counted, shape[0])
-        stages.append(Stage(stage, run, counted, level, run.sampler(per_device, **options)))
+        stages.append(Stage(stage, run, shape[0], counted, level, run.sampler(per_device, **options)))
         options = {}
         name, shape, frame_rate = stage, (counted, *run.shape[1:]), run.recipe.frame_rate
-    return Cascade(there, tuple(stages))
+    return Cascade(tuple(stages))
 
 
 def _check_fit(name, shape, frame_rate, stage: str, run: Run, level: float) -> None:
