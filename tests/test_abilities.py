@@ -16,7 +16,12 @@ RECIPES = {
     "vae": "configs/vae.py:test",
     "contrastive": "configs/clip.py:test",
     "generator": "configs/gan.py:test",
+    "patches": "configs/patches.py:test",
+    "masked": "configs/tokens.py:masked,test",
+    "autoregressive": "configs/tokens.py:autoregressive,test",
+    "continuous": "configs/tokens.py:continuous,test",
 }
+CODES = {"masked": 12, "autoregressive": 12}
 OF_FAMILIES = {
     "diffusion": "Generates HasFakeSample HasLikelihood Reconstructs Invertible HasTrajectory Denoises "
     "ReadsGiven FeatureExtractor",
@@ -25,12 +30,17 @@ OF_FAMILIES = {
     "vae": "Generates HasFakeSample HasLikelihood Reconstructs Invertible Autoencodes",
     "contrastive": "Scorer Embeds",
     "generator": "Generates HasFakeSample Reconstructs Invertible",
+    "patches": "HasFakeSample Reconstructs Autoencodes Tokenizes",
+    "masked": "Generates HasLikelihood Fills",
+    "autoregressive": "Generates HasLikelihood Fills",
+    "continuous": "Generates Fills",
 }
 UNDER_A_CRITIC = {
     "diffusion": "Generates HasLikelihood Reconstructs Invertible HasTrajectory Denoises FeatureExtractor Scorer",
     "flow": "Generates HasLikelihood Reconstructs Invertible FeatureExtractor Scorer",
     "vae": "Generates HasLikelihood Reconstructs Invertible FeatureExtractor Scorer Autoencodes",
     "generator": "Generates Reconstructs Invertible FeatureExtractor Scorer",
+    "patches": "Reconstructs FeatureExtractor Scorer Autoencodes Tokenizes",
 }
 BY_A_REWARD = {
     "diffusion": "Generates HasLikelihood Reconstructs Invertible HasTrajectory Denoises FeatureExtractor",
@@ -39,8 +49,10 @@ BY_A_REWARD = {
     "generator": "Generates Reconstructs Invertible",
 }
 BESIDE_IMAGES = {
-    name: able.replace(" HasFakeSample", "").replace(" ReadsGiven", "") for name, able in OF_FAMILIES.items()
+    name: " ".join(word for word in able.split() if word not in ("HasFakeSample", "ReadsGiven"))
+    for name, able in OF_FAMILIES.items()
 }
+UNDER_A_TOKEN_CRITIC = {"masked": "Generates HasLikelihood Fills"}
 AS_A_STAGE = {
     "diffusion": "Generates HasFakeSample HasLikelihood Denoises Upsamples",
     "mean_flow": "Generates Upsamples",
@@ -66,9 +78,10 @@ def wrapped(section, tiny):
     def wrapped(wrapper, family):
         more = {"adversarial": {"critic": tiny(spec="configs/gan.py:test").method.critic.to_dict()}}
         more |= {"rewarded": {"reward": "any"}, "upsampling": {"scale": 2}}
+        more |= {"token_critic": {"critic": tiny(spec="configs/tokens.py:masked,test").method.net.to_dict()}}
         fields = {"name": wrapper, "base": section(family)} | more.get(wrapper, {})
         opened = lambda key, name, value, protocol: REWARD if protocol is Reward else None
-        return build_method(fields, 64, "float32", opened)
+        return build_method(fields, 64, "float32", opened, codes=CODES.get(family))
 
     return wrapped
 
@@ -84,13 +97,14 @@ def test_every_family_of_the_registry_is_here():
         "adversarial",
         "joint",
         "rewarded",
+        "token_critic",
         "upsampling",
     }
 
 
 @pytest.mark.parametrize("family", OF_FAMILIES)
 def test_a_family_has_these_abilities_alone(section, family):
-    assert abilities(build_method(section(family), 64, "float32")) == OF_FAMILIES[family]
+    assert abilities(build_method(section(family), 64, "float32", codes=CODES.get(family))) == OF_FAMILIES[family]
     for protocol in ABILITIES:
         assert (family in families_with(protocol)) == (protocol.__name__ in OF_FAMILIES[family].split())
 
@@ -98,11 +112,20 @@ def test_a_family_has_these_abilities_alone(section, family):
 @pytest.mark.parametrize("family", OF_FAMILIES)
 @pytest.mark.parametrize(
     "wrapper, expected",
-    [("adversarial", UNDER_A_CRITIC), ("rewarded", BY_A_REWARD), ("joint", BESIDE_IMAGES), ("upsampling", AS_A_STAGE)],
+    [
+        ("adversarial", UNDER_A_CRITIC),
+        ("rewarded", BY_A_REWARD),
+        ("joint", BESIDE_IMAGES),
+        ("upsampling", AS_A_STAGE),
+        ("token_critic", UNDER_A_TOKEN_CRITIC),
+    ],
 )
 def test_a_wrapped_family_has_these_abilities_alone(wrapped, wrapper, expected, family):
     if family not in expected:
-        with pytest.raises(UserError, match=r"method.base: \w+ lacks the ability \w+; families with it: diffusion"):
+        lacking = (
+            r"method.base: (\w+ lacks the ability \w+; families with it: (diffusion|masked)|a critic masks codes again)"
+        )
+        with pytest.raises(UserError, match=lacking):
             wrapped(wrapper, family)
         return
     method = wrapped(wrapper, family)

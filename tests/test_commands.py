@@ -29,6 +29,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = [f"configs/{file.name}:test" for file in sorted(FOLDER.glob("*.py"))]
 RECIPES += [f"configs/{kind},test" for kind in ("vae.py:critic", "flow.py:jet,critic")]
 RECIPES += ["configs/diffusion.py:few_steps,test"]
+RECIPES += [f"configs/tokens.py:{words},test" for words in ("masked,critic", "autoregressive", "continuous")]
 OF_RUNS = [name for name, measure in MEASURES.items() if measure.of_run]
 PROMPTS = ["--prompt=a red circle", "--prompt=a blue star"]
 
@@ -310,6 +311,19 @@ def test_quality_is_drawn_over_evaluations(command, trained, tmp_path):
     assert done.code == 2 and "--steps: 'two'" in done.err
     done = command(*words, "--measures=psnr")
     assert done.code == 2 and "psnr is not of samples" in done.err
+
+
+def test_options_of_a_run_make_a_curve_of_their_own(command, trained, tmp_path):
+    plain, other = str(trained), f"{trained}?guidance=0&sampler=euler"
+    words = ("-m", "zoo", "nfe_sweep", plain, other, "--steps=2", "--num=2", f"--out={tmp_path / 's.png'}")
+    done = command(*words)
+    assert done.code == 0, done.err
+    rows = json.loads((tmp_path / "s.json").read_text())
+    assert rows[plain][0]["evaluations"] > rows[other][0]["evaluations"] == 2
+    done = command("-m", "zoo", "nfe_sweep", f"{trained}?steps=3")
+    assert done.code == 2 and "name the steps by --steps" in done.err
+    done = command("-m", "zoo", "nfe_sweep", f"{trained}?guidance")
+    assert done.code == 2 and "'guidance' is not NAME=VALUE" in done.err
 
 
 @pytest.mark.slow

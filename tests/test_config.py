@@ -24,6 +24,8 @@ KINDS = {
     "flow": ["jet", "jet,critic"],
     "diffusion": ["critic", "few_steps", "reward", "policy"],
     "gan": ["projected"],
+    "patches": ["binary", "vectors", "video", "critic"],
+    "tokens": ["masked,critic", "autoregressive", "continuous"],
     "video": ["stills", "images", "critic", "vae", "flow", "gan"],
 }
 RECIPES = [
@@ -65,8 +67,9 @@ def static(key, name, value, protocol):
     return None if protocol is Reward else object()
 
 
-def build(recipe):
-    return families.build_method(recipe.method, VOCAB, recipe.dtype, static)
+def build(recipe, section=None):
+    codes = VOCAB if recipe.data.codes else None
+    return families.build_method(section or recipe.method, VOCAB, recipe.dtype, static, codes=codes)
 
 
 # ---- every key of every recipe is read, and every key that is read is in every recipe
@@ -100,12 +103,12 @@ def sections_of_method(recipe):
     yield recipe.method, build(recipe)
     if "base" in recipe.method:
         base = recipe.method.base
-        yield base, families.build_method(base, VOCAB, recipe.dtype, static)
+        yield base, build(recipe, base)
 
 
 def test_method_keys_are_the_fields_of_the_method(recipe):
     for section, method in sections_of_method(recipe):
-        assert set(section) - {"name"} == parameters(type(method), "vocab_size", "dtype")
+        assert set(section) - {"name"} == parameters(type(method), "vocab_size", "dtype", "codes")
 
 
 def test_network_keys_are_the_fields_of_the_network(recipe):
@@ -120,7 +123,9 @@ def test_network_keys_are_the_fields_of_the_network(recipe):
             if conditioner is not None:
                 known = parameters(type(conditioner), "vocab_size", "dtype", "attention", "remat", "parent", "name")
                 assert set(keys.conditioner) == known
-        known = parameters(type(network), "vocab_size", "end_id", "dtype", "parent", "name")
+        network = getattr(network, "transformer", network)  # of codes and vectors, with fields of the method's
+        given = "vocab_size", "end_id", "dtype", "codes", "channels", "parent", "name"
+        known = parameters(type(network), *given)
         assert set(keys) - {"conditioner"} == known
 
 

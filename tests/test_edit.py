@@ -78,11 +78,11 @@ class Rotation:
 class Doubled:
     """Latents are pixels times two."""
 
-    def encode(self, params, pixels):
-        return to_float(pixels) * params
+    def encode(self, frozen, pixels):
+        return to_float(pixels) * frozen["latents"]
 
-    def decode(self, params, latents):
-        return latents / params
+    def decode(self, frozen, latents):
+        return latents / frozen["latents"]
 
 
 def make_run(method, codec=None, **sample):

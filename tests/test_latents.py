@@ -49,6 +49,7 @@ class Images:
 
 FOLDING = Codec(Folding())
 PARAMS = {"scale": np.float32(3)}
+FROZEN = {"latents": PARAMS}
 
 
 def latents_of(source):
@@ -57,7 +58,7 @@ def latents_of(source):
 
 def test_measured_latents_have_mean_0_and_deviation_1_in_each_channel():
     images = Images(600)
-    found = latents_of(FOLDING.measured(PARAMS, images).source(PARAMS, images, {"name": "whole"}))
+    found = latents_of(FOLDING.measured(FROZEN, images).source(FROZEN, images, {"name": "whole"}))
     assert found.shape == (600, 1, 2, 2, 12) and found.dtype == np.float32
     np.testing.assert_allclose(found.mean((0, 1, 2, 3)), 0, atol=1e-4)
     np.testing.assert_allclose(found.std((0, 1, 2, 3)), 1, atol=1e-4)
@@ -66,7 +67,7 @@ def test_measured_latents_have_mean_0_and_deviation_1_in_each_channel():
 def test_the_scale_is_taken_from_images_of_the_whole_source():
     images = Images(2000)
     images.pixels[:1000] = 0  # of the first 1,000 alone the mean would be that of black
-    codec = FOLDING.measured(PARAMS, images)
+    codec = FOLDING.measured(FROZEN, images)
     expected = np.asarray(Folding().encode(PARAMS, to_float(images.pixels))).mean((0, 1, 2, 3))
     np.testing.assert_allclose(codec.mean, expected, atol=0.1)
 
@@ -80,46 +81,46 @@ def test_latents_keep_what_stands_beside_the_images_that_were_encoded():
 
     source = Videos(4)
     for _ in range(2):  # encoded, then from the cache
-        latents = FOLDING.source(PARAMS, source, {"name": "beside"})
+        latents = FOLDING.source(FROZEN, source, {"name": "beside"})
         assert [latents[i]["text"] for i in range(4)] == ["number 2", "number 2", "number 2", "number 3"]
         assert [latents[i]["frame_rate"] for i in range(4)] == [4, 5, 6, 7] and latents.text(1) == "number 2"
 
 
 def test_decoding_is_the_way_back():
     images = Images(5)
-    codec = FOLDING.measured(PARAMS, images)
-    again = codec.decode(PARAMS, codec.encode(PARAMS, images.pixels))
+    codec = FOLDING.measured(FROZEN, images)
+    again = codec.decode(FROZEN, codec.encode(FROZEN, images.pixels))
     np.testing.assert_allclose(again, to_float(images.pixels), atol=1e-5)
 
 
 def test_a_constant_channel_stays_finite():
     images = Images(3)
     images.pixels[:] = 9
-    assert np.isfinite(latents_of(FOLDING.measured(PARAMS, images).source(PARAMS, images, {"name": "flat"}))).all()
+    assert np.isfinite(latents_of(FOLDING.measured(FROZEN, images).source(FROZEN, images, {"name": "flat"}))).all()
 
 
 def test_latents_keep_their_place_and_caption_whatever_the_number():
     for count in (1, 255, 257):  # a call of four devices takes 256
         images = Images(count)
-        found = FOLDING.source(PARAMS, images, {"name": f"places of {count}"})
+        found = FOLDING.source(FROZEN, images, {"name": f"places of {count}"})
         assert [found.text(i) for i in range(count)] == [f"number {i}" for i in range(count)]
         assert [found[i]["text"] for i in range(count)] == [f"number {i}" for i in range(count)]
-        np.testing.assert_allclose(latents_of(found), FOLDING.encode(PARAMS, images.pixels), atol=1e-5)
+        np.testing.assert_allclose(latents_of(found), FOLDING.encode(FROZEN, images.pixels), atol=1e-5)
 
 
 def test_a_source_is_encoded_once_for_each_autoencoder_and_content():
     images = Images(300)
-    first = FOLDING.source(PARAMS, images, {"name": "once"})
+    first = FOLDING.source(FROZEN, images, {"name": "once"})
     asked = images.asked
-    again = FOLDING.source(PARAMS, images, {"name": "once"})
+    again = FOLDING.source(FROZEN, images, {"name": "once"})
     assert images.asked - asked <= 4  # the first and the last
     np.testing.assert_array_equal(latents_of(first), latents_of(again))
-    other = FOLDING.source({"scale": np.float32(5)}, images, {"name": "once"})
+    other = FOLDING.source({"latents": {"scale": np.float32(5)}}, images, {"name": "once"})
     assert np.abs(latents_of(other) - latents_of(first)).max() > 1
     changed = Images(300)
     changed.pixels[-1] ^= 255
     assert (
-        np.abs(latents_of(FOLDING.source(PARAMS, changed, {"name": "once"}))[-1] - latents_of(first)[-1]).max() > 0.01
+        np.abs(latents_of(FOLDING.source(FROZEN, changed, {"name": "once"}))[-1] - latents_of(first)[-1]).max() > 0.01
     )
 
 
@@ -140,17 +141,15 @@ def test_what_is_made_half_is_not_kept(monkeypatch, tmp_path):
 class Coding:
     """A discrete autoencoder: the red value of each pixel, in 16 steps."""
 
-    codes = 16
+    def to_codes(self, params, pixels):
+        return jnp.clip(jnp.round((pixels[..., :1] + 1) * 7.5), 0, 15).astype(jnp.int32)
 
-    def encode(self, params, pixels):
-        return jnp.clip(jnp.round((pixels[..., :1] + 1) * 7.5), 0, 15)
-
-    def decode(self, params, latents):
+    def from_codes(self, params, latents):
         return jnp.repeat(latents.astype(jnp.float32) / 7.5 - 1, 3, axis=-1)
 
 
 def test_codes_stay_whole_numbers_without_a_scale():
-    images, codec = Images(300), Codec(Coding())
+    images, codec = Images(300), Codec(Coding(), 16)
     codec = codec.measured({}, images)
     assert codec.codes == 16 and codec.scale == {"mean": 0.0, "std": 1.0}
     found = latents_of(codec.source({}, images, {"name": "codes"}))
@@ -186,7 +185,9 @@ def test_a_condition_that_latents_do_not_keep_is_an_error(tiny, autoencoder, mon
     as_sizes = lambda values, tokenize: np.array([len(value) for value in values], np.float32)
     condition = conditions.Condition("attributes", as_sizes, np.zeros_like, drops=False)
     monkeypatch.setitem(conditions.CONDITIONS, "attributes", condition)
-    with pytest.raises(UserError, match="data.latents: latents keep captions alone, and the data has attributes"):
+    with pytest.raises(
+        UserError, match="data.source: latents and codes keep captions alone, and the data has attributes"
+    ):
         prepare(on_latents(tiny, autoencoder))
 
 
@@ -212,7 +213,7 @@ def test_sampling_decodes_by_itself(latent_run, command, tmp_path):
 def test_decoding_uses_the_saved_scale(latent_run):
     run = open_run(latent_run)
     recipe = run.recipe
-    fresh = Codec(recipe.codec.method).measured(run.params["frozen"]["latents"], recipe.data.open("train"))
+    fresh = Codec(recipe.codec.method).measured(run.params["frozen"], recipe.data.open("train"))
     np.testing.assert_allclose(recipe.codec.mean, fresh.mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(recipe.codec.std, fresh.std, rtol=1e-5)
     assert np.abs(recipe.codec.std - 1).max() > 1e-3

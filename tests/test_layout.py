@@ -28,6 +28,7 @@ LAYERS = [
     "zoo.data",
     "zoo.nets",
     "zoo.diffusion",
+    "zoo.decoding",
     "zoo.adapters",
     "zoo.pretrained",
     "zoo.methods",

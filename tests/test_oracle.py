@@ -288,3 +288,17 @@ def test_command_prints_the_curve():
     lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
     assert len(lines) == len(oracle_eval.BLURS) + len(oracle_eval.NOISES)
     assert lines[0].startswith("blur 0 ") and lines[0].endswith("all 1.000  unreadable 0.000")
+
+
+def test_things_of_one_colour_and_of_two_differ():
+    scenes, images, _ = draw("one", 20, 16)
+    for scene, image in zip(scenes, images, strict=True):
+        (share,) = oracle.colour_shares(image, "one")
+        assert share > 0.99
+        thing = np.abs(image[0].astype(int) - image[0, 0, 0]).max(axis=-1) > 60
+        right = np.arange(16) > np.flatnonzero(thing.any(axis=0)).mean()
+        other = "red" if scene.things[0].colour in ("blue", "green", "cyan") else "blue"
+        image[0, thing & right] = world.COLOURS[other]
+        (share,) = oracle.colour_shares(image, "one")
+        assert 0.3 < share < 0.8
+    assert oracle.colour_shares(np.full((1, 16, 16, 3), images[0, 0, 0, 0], np.uint8), "one") == []

@@ -144,16 +144,16 @@ def test_a_grid_that_cannot_be_written_ends_both(words_of, short, pair, tmp_path
 @pytest.mark.slow
 def test_sigterm_to_one_stops_both_at_the_same_step(tiny, words_of, pair, tmp_path):
     workdir = tmp_path / "run"
-    every = {"loop.log_every": 1000, "loop.checkpoint_every": 1000, "loop.grid_every": 0}
+    every = {"loop.log_every": 300, "loop.checkpoint_every": 300, "loop.grid_every": 0}
     words = "train.py", *words_of(tiny({"loop.steps": 100_000} | every)), f"--workdir={workdir}"
     started = pair(words, words)
-    while not (workdir / "checkpoints" / "1000").exists() and started[0].poll() is None:
+    while not (workdir / "checkpoints" / "300").exists() and started[0].poll() is None:
         time.sleep(0.1)
     started[1].send_signal(signal.SIGTERM)
     codes, errors = ends(started, seconds=120)
     assert codes == [0, 0], errors
     assert "stopped and saved at step" in errors[0]
-    assert 1000 < Checkpoints(workdir, read_only=True).steps()[-1] < 2000  # not at the next log
+    assert 300 < Checkpoints(workdir, read_only=True).steps()[-1] < 600  # not at the next log
 
 
 @pytest.mark.slow

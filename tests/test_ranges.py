@@ -21,8 +21,10 @@ from zoo.nets.conditioning import TextTransformer, build_module
 from zoo.nets.critic import Critic, ProjectedCritic
 from zoo.nets.hierarchy import Hierarchy
 from zoo.nets.jet import Jet
+from zoo.nets.patch_encoder import PatchAutoencoder
 from zoo.nets.synthesis import Synthesis
 from zoo.nets.tarflow import TarFlow
+from zoo.nets.tokens import CausalTokens
 from zoo.nets.transformer import Transformer
 from zoo.pretrained import clip as clips
 from zoo.runs.dependencies import prepare
@@ -91,7 +93,12 @@ METHODS = {
     },
     "generator": {"latent_dim": (0,), "caption_drop": (-1,)},
     "contrastive": {"time_layers": (-1,), "time_heads": (0,)},
+    "patches": {"caption_drop": (2,)},
+    "masked": {"caption_drop": (-1,)},
+    "autoregressive": {"caption_drop": (math.nan,)},
+    "continuous": {"caption_drop": (5,), "head_width": (0,), "head_depth": (0, 1.5)},
 }
+CODES = {"masked": 12, "autoregressive": 12}
 OPTIONS = {
     "diffusion": {
         "steps": (0, -3),
@@ -106,6 +113,10 @@ OPTIONS = {
     "flow": {"guidance": (-1,), "temperature": (-1,)},
     "vae": {"temperature": (-1,)},
     "generator": {"temperature": (-1,), "inversion_steps": (-1,), "inversion_rate": (0,)},
+    "masked": dict.fromkeys(("noise", "erase_sharpness", "temperature", "top_k", "guidance"), (-1,))
+    | {"steps": (0,), "erase_share": (1.5,), "top_p": (0, 1.5), "interval": ((0.5,), (0.8, 0.2)), "top_k": (0.5,)},
+    "continuous": {"steps": (0,), "head_steps": (0,), "temperature": (-1,), "guidance": (math.inf,)},
+    "autoregressive": dict.fromkeys(("temperature", "top_k", "guidance"), (-1,)) | {"top_p": (0, math.nan)},
 }
 
 
@@ -157,10 +168,14 @@ def test_of_the_data(key, value):
 @pytest.mark.parametrize(("family", "key", "value"), cases_of(METHODS))
 def test_of_methods(family, key, value):
     with pytest.raises(UserError, match=f"^method: {key} must be"):
-        build_method({"name": family, "net": {}, key: value}, 20, "float32")
+        section = {"name": family, "net": {}, key: value} | (
+            {"quantiser": {"name": "levels"}} if family == "patches" else {}
+        )
+        build_method(section, 20, "float32", codes=CODES.get(family))
 
 
 NETWORKS = Transformer, Jet, TarFlow, Hierarchy, Autoencoder, Synthesis, Critic, ProjectedCritic, CLIP, TextTransformer
+NETWORKS += PatchAutoencoder, CausalTokens
 NEVER: dict[Any, tuple] = {int: (-1, 1.5), float: (-1.0, math.nan), Sequence[int]: ((8, -1), 8, ())}
 
 

@@ -333,7 +333,7 @@ def test_a_reward_gets_the_images_that_latents_decode_to(tiny, trained):
     latents = RNG.uniform(-3, 3, (2, 1, 16, 16, 3)).astype(np.float32)
     cond, frozen = recipe.conditions(["a red circle", "a blue star"]), recipe.dependencies.frozen
     expected = recipe.method.reward(frozen, np.clip(latents / 2, -1, 1), cond)
-    codec = SimpleNamespace(decode=lambda params, z: z / params)
+    codec = SimpleNamespace(decode=lambda frozen, z: z / frozen["latents"])
     found = dataclasses.replace(recipe.method.reward, codec=codec)(frozen | {"latents": 2}, latents, cond)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -344,7 +344,7 @@ def test_a_critic_of_latents_encodes_what_it_scores(critic):
     images = RNG.integers(256, size=(2, 1, 16, 16, 3), dtype=np.uint8)
     pixels = images / np.float32(127.5) - 1
     expected = run.method.score(run.params, pixels / 2, run.conditions(captions))
-    run.recipe.codec = SimpleNamespace(encode=lambda params, x: x / params)
+    run.recipe.codec = SimpleNamespace(encode=lambda frozen, x: x / frozen["latents"])
     run = dataclasses.replace(run, params=run.params | {"frozen": {"latents": jnp.float32(2)}})
     np.testing.assert_allclose(model_eval.score(run, images, captions), expected, rtol=1e-4, atol=1e-5)
     reward = rewards.build_reward(run, "scenes/one", run.shape, None, run.recipe.tokenizer, None)

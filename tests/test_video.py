@@ -310,6 +310,10 @@ GENERATORS = [
     "configs/flow.py:test",
     "configs/flow.py:jet,test",
     "configs/gan.py:test",
+    "configs/tokens.py:masked,test",
+    "configs/tokens.py:masked,critic,test",
+    "configs/tokens.py:autoregressive,test",
+    "configs/tokens.py:continuous,test",
 ]
 
 

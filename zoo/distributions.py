@@ -29,6 +29,13 @@ def normal_kl(mean: jax.Array, log_std: jax.Array, mean_p: jax.Array, log_std_p:
     return 0.5 * (ratio + jnp.square((mean - mean_p) * jnp.exp(-log_std_p)) - 1) - log_std + log_std_p
 
 
+def code_log_prob(logits: jax.Array, codes: jax.Array) -> jax.Array:
+    """Returns log p of codes, float32 (...), under logits (..., V) over V codes."""
+    logits = logits.astype(jnp.float32)
+    taken = jnp.take_along_axis(logits, codes.astype(jnp.int32)[..., None], axis=-1)[..., 0]
+    return taken - jax.nn.logsumexp(logits, axis=-1)  # no second array of all codes
+
+
 def to_bits_per_dim(log_prob: jax.Array, dimensions: int) -> jax.Array:
     """Turns log p in nats of an image with so many dimensions (T * H * W * C) into bits per dimension."""
     return -log_prob / (dimensions * math.log(2))

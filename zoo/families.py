@@ -1,5 +1,6 @@
 """The registry of families, and the one place where a method is built from its section of a config."""
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -38,8 +39,17 @@ FAMILIES = {
     "flow": Family("zoo.methods.flow:Flow", "2412.06329", "configs/flow.py"),
     "vae": Family("zoo.methods.vae:Vae", "2011.10650", "configs/vae.py"),
     "generator": Family("zoo.methods.generator:Generator", "2501.05441", "configs/gan.py"),
+    "patches": Family("zoo.methods.patches:Patches", "2309.15505", "configs/patches.py"),
+    "masked": Family("zoo.methods.masked:Masked", "2202.04200", "configs/tokens.py:masked"),
+    "autoregressive": Family(
+        "zoo.methods.autoregressive:Autoregressive", "2206.10789", "configs/tokens.py:autoregressive"
+    ),
+    "continuous": Family("zoo.methods.continuous:Continuous", "2406.11838", "configs/tokens.py:continuous"),
     "contrastive": Family("zoo.methods.contrastive:Contrastive", "2103.00020", "configs/clip.py"),
     "adversarial": Family("zoo.wrappers.adversarial:Adversarial", "2501.05441", "configs/gan.py", wraps=True),
+    "token_critic": Family(
+        "zoo.wrappers.token_critic:TokenCritic", "2209.04439", "configs/tokens.py:masked,critic", wraps=True
+    ),
     "joint": Family("zoo.wrappers.joint:Joint", "2204.03458", "configs/video.py:images", wraps=True),
     "upsampling": Family("zoo.wrappers.upsampling:Upsampling", "2106.15282", "configs/upsample.py:space", wraps=True),
     "rewarded": Family("zoo.wrappers.rewarded:Rewarded", "2309.17400", "configs/diffusion.py:reward", wraps=True),
@@ -50,6 +60,11 @@ def family_class(name: str) -> type:
     """Returns the class of a family."""
     module, _, attribute = FAMILIES[name].address.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def reads_codes(cls: type) -> bool:
+    """Whether the inputs of a family are codes, whose number is its field `codes`."""
+    return any(field.name == "codes" for field in dataclasses.fields(cls))
 
 
 def families_with(protocol: type) -> list[str]:
@@ -84,6 +99,7 @@ def build_method(
     dtype: str,
     open_dependency: OpenDependency = no_dependency,
     where: str = "method",
+    codes: int | None = None,
 ) -> Method:
     """Builds a family.
 
@@ -94,9 +110,11 @@ def build_method(
       dtype: name of the type in which networks compute.
       open_dependency: opens the run or network that such a field names; returns its method, or a reward.
       where: name of the section, for errors.
+      codes: number of codes of the tokenizer that makes the inputs; None for images and latents.
 
     Raises:
-      UserError: an unknown name, key or dtype, or a value that the family refuses.
+      UserError: an unknown name, key or dtype, a value that the family refuses, or a family of codes without any, or
+        the other way round.
     """
     fields = dict(section)
     name = fields.pop("name", None)
@@ -106,9 +124,17 @@ def build_method(
     if FAMILIES[name].wraps:
         if "base" not in fields:
             raise UserError(f"config section {where} lacks base")
-        base = build_method(fields.pop("base"), vocab_size, dtype, open_dependency, f"{where}.base")
+        base = build_method(fields.pop("base"), vocab_size, dtype, open_dependency, f"{where}.base", codes)
         extra["base"] = named(f"{where}.base", lambda: require(base, cls.needs(fields)))
         cls = compose(cls, base)
+    elif reads_codes(cls) != (codes is not None):
+        of_codes = ", ".join(name for name in FAMILIES if reads_codes(family_class(name)))
+        raise UserError(
+            f"{where}: the families of codes are {of_codes}, and {name} is {'one' if codes is None else 'none'}: "
+            f"{'name a tokenizer by' if codes is None else 'drop'} data.codes"
+        )
+    elif codes is not None:
+        extra["codes"] = codes
     for field, protocol in getattr(cls, "DEPENDENCIES", {}).items():
         value = fields.pop(field, "")
         if not value and not hasattr(cls, field):  # a field without a default

@@ -107,7 +107,8 @@ class Generates(Protocol):
           options: a `SampleOptions`.
 
         Returns:
-          Samples (B, T, H, W, C), float32. Those of images lie in [-1, 1]; `to_uint8` clips values outside.
+          Samples (B, T, H, W, C), float32, or int32 codes. Those of images lie in [-1, 1]; `to_uint8` clips values
+          outside.
         """
         ...
 
@@ -340,6 +341,59 @@ class Autoencodes(Protocol):
         ...
 
 
+@runtime_checkable
+class Tokenizes(Protocol):
+    """Ability to make codes on which other families can be trained.
+
+    Attributes:
+      codes: number of different codes; None where its settings give it none.
+      chunk: frames that a code of a video covers, but for those of the first frame, which has codes of its own.
+    """
+
+    codes: int | None
+    chunk: int
+
+    def to_codes(self, params: Mapping[str, Params], inputs: jax.Array) -> jax.Array:
+        """Inputs float32 (B, T, H, W, C) in [-1, 1] -> codes int32 (B, T, h, w, c) in [0, codes)."""
+        ...
+
+    def from_codes(self, params: Mapping[str, Params], codes: jax.Array) -> jax.Array:
+        """Codes -> images float32 in [-1, 1]."""
+        ...
+
+
+@runtime_checkable
+class Fills(Protocol):
+    """Ability to draw those codes or vectors of a sample that are missing.
+
+    Attributes:
+      SampleOptions: frozen dataclass of the options.
+    """
+
+    SampleOptions: type
+
+    def fill(
+        self,
+        params: Mapping[str, Params],
+        rng: jax.Array,
+        inputs: jax.Array,
+        known: jax.Array,
+        cond: Cond,
+        options: Options,
+    ) -> jax.Array:
+        """Returns the inputs with the missing ones drawn.
+
+        Args:
+          params: see the module.
+          rng: one key per sample, (B,).
+          inputs: codes or vectors (B, T, h, w, c).
+          known: which places are known, bool (B, T, h, w).
+          cond: conditions (B, ...).
+          options: a `SampleOptions`.
+        """
+        ...
+
+
 class Reward(Protocol):
     """A reward of samples.
 
@@ -368,6 +422,8 @@ ABILITIES: tuple[type, ...] = (
     Scorer,
     Embeds,
     Autoencodes,
+    Tokenizes,
+    Fills,
 )
 
 

@@ -26,6 +26,7 @@ def get_config(**sections) -> Config:
                 flip=False,
                 negatives=False,
                 latents="",
+                codes="",
                 images="",
                 images_batch_size=0,
                 threads=0,

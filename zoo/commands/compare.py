@@ -16,6 +16,7 @@ from absl import flags
 
 from zoo.commands.scaffold import Command
 from zoo.errors import UserError
+from zoo.evaluation import model_eval
 from zoo.evaluation.registry import Score
 from zoo.evaluation.report import names_of, show, to_chart, to_markdown
 from zoo.files import atomic, read_text
@@ -61,7 +62,8 @@ def read_file(file: Path) -> dict[str, Score]:
     try:
         content = json.loads(read_text(file))
         if file.name == "likelihood.json":
-            return {"bits_per_dim": Score(content["bits_per_dim"], tuple(content["interval"]))}
+            (kind,) = [kind for kind in model_eval.BITS if kind in content]
+            return {kind: Score(content[kind], tuple(content["interval"]))}
         around = content["intervals"]["model"]
         return {
             name: Score(value, around.get(name) and tuple(around[name])) for name, value in content["model"].items()

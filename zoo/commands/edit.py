@@ -10,6 +10,8 @@ An image is inverted to its noise, the noise is changed, and an image is generat
     vary         --image FILE --strength 0.5        images like it
     inpaint      --image FILE --mask FILE           the white part of the mask made anew
 
+Runs on codes have no noise: `vary` draws a share of the codes again, and `inpaint` those that the mask touches.
+
 In place of `--image FILE`, `--item N` is one of the test split, and `--prompt TEXT` is sampled first.
 
 By default all is done under the empty caption. Under a right caption, the noise holds only what the caption leaves
@@ -21,6 +23,7 @@ open.
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,7 +38,9 @@ from zoo.data import folder
 from zoo.errors import UserError, unknown_name_error
 from zoo.evaluation.attribute_editing import find_direction, spread
 from zoo.evaluation.reconstruction import psnr
+from zoo.method import Fills
 from zoo.runs import editor as edits
+from zoo.runs.code_editor import CodeEditor
 from zoo.runs.editor import ROUNDS, Editor, repeat_each
 from zoo.runs.recipe import Recipe
 
@@ -97,16 +102,22 @@ def main(words: list[str]) -> None:
         raise unknown_name_error("action", words[0], ACTIONS)
     if len(words) != 1:
         raise UserError(f"give one action of {', '.join(ACTIONS)}; got {' '.join(words)}")
-    others = sorted(set().union(*OWN_FLAGS.values()) - OWN_FLAGS[words[0]])
-    refuse(others, f"is not for the action {words[0]}: drop it")
     sampling = sampling_flags.read()
+    of_codes = isinstance(sampling.run.method, Fills)
+    actions = CODE_ACTIONS if of_codes else ACTIONS
+    if words[0] not in actions:
+        kind = type(sampling.run.method).__name__
+        raise UserError(f"{words[0]} changes noise, and a {kind} run has none: its actions are {', '.join(actions)}")
+    others = sorted(set().union(*OWN_FLAGS.values()) - (OWN_FLAGS[words[0]] - ({"rounds"} if of_codes else set())))
+    refuse(others, f"is not for the action {words[0]} of this run: drop it")
     media.check_file(FLAGS.out)
     refuse(("frames", "fps"), "cannot be changed by edit, which keeps the frames of the image: drop it")
     if sampling.negative and not FLAGS.prompt:
         raise UserError("--negative is for images that --prompt samples: drop it")
     request = Request(**{field.name: getattr(FLAGS, field.name) for field in dataclasses.fields(Request)})
-    editor = Editor(sampling.run, sampling.per_device, sampling.seed, **sampling.options, **sampling.guided)
-    images, names = ACTIONS[words[0]](sampling, editor, request)
+    make = CodeEditor if of_codes else Editor
+    editor = make(sampling.run, sampling.per_device, sampling.seed, **sampling.options, **sampling.guided)
+    images, names = actions[words[0]](sampling, editor, request)
     settings = {name: value for name, value in editor.settings.items() if name != "guide"}
     about = sampling.about() | {"action": words[0], "settings": settings, "flags": dataclasses.asdict(request)}
     media.save(FLAGS.out, laid_out(images, names, Path(FLAGS.out)), sampling.frame_rate, media.note(about))
@@ -178,8 +189,7 @@ def direction(sampling: Sampling, editor: Editor, request: Request) -> Edited:
 
 def vary(sampling: Sampling, editor: Editor, request: Request) -> Edited:
     """Replaces a share of the noise by fresh noise."""
-    if not 0 <= request.strength <= 1:
-        raise UserError(f"--strength {request.strength}: give a part of the noise that is drawn anew, in [0, 1]")
+    _check_share(request.strength)
     images = read_images(sampling, request, 1)
     noise = repeat_each(editor.invert(images, request.captions()), request.count)
     made = editor.generate(editor.vary(noise, request.strength), request.new_captions(request.count))
@@ -194,7 +204,28 @@ def inpaint(sampling: Sampling, editor: Editor, request: Request) -> Edited:
     return np.concatenate([images, made]), ["image", *map(str, range(request.count))]
 
 
-ACTIONS: dict[str, Callable[[Sampling, Editor, Request], Edited]] = {
+def vary_codes(sampling: Sampling, editor: CodeEditor, request: Request) -> Edited:
+    """Draws a share of the codes again."""
+    _check_share(request.strength)
+    images = read_images(sampling, request, 1)
+    made = editor.vary(repeat_each(images, request.count), request.strength, request.new_captions(request.count))
+    return np.concatenate([images, made]), ["image", *map(str, range(request.count))]
+
+
+def inpaint_codes(sampling: Sampling, editor: CodeEditor, request: Request) -> Edited:
+    """Draws the codes of the masked part of an image again."""
+    mask, images = read_mask(request.mask, sampling.run.recipe), read_images(sampling, request, 1)
+    made = editor.inpaint(repeat_each(images, request.count), mask, request.new_captions(request.count))
+    return np.concatenate([images, made]), ["image", *map(str, range(request.count))]
+
+
+def _check_share(strength: float) -> None:
+    if not 0 <= strength <= 1:
+        raise UserError(f"--strength {strength}: give a part of the noise or codes that is drawn anew, in [0, 1]")
+
+
+CODE_ACTIONS: dict[str, Callable[[Sampling, Any, Request], Edited]] = {"vary": vary_codes, "inpaint": inpaint_codes}
+ACTIONS: dict[str, Callable[[Sampling, Any, Request], Edited]] = {
     "invert": invert,
     "interpolate": interpolate,
     "direction": direction,

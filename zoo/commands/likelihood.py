@@ -2,9 +2,9 @@
 
     python -m zoo likelihood --workdir RUN --num 256 --split test
 
-They are exact, or an upper bound, under each image's own caption. The entropy of scenes/entropy is known, and a mean
-below it is a bug. More steps of the ODE give a smaller error: `--tolerance 0.01` doubles them until
-no image's bits change by more.
+Those of a run on the codes of a tokenizer are bits per code. They are exact, or an upper bound, under each image's own
+caption. The entropy of scenes/entropy is known, and a mean below it is a bug. More steps of the ODE give a smaller
+error: `--tolerance 0.01` doubles them until no image's bits change by more.
 """
 
 import dataclasses
@@ -60,8 +60,9 @@ def main(_: list[str]) -> None:
         values, options["steps"], change = model_eval.settled(at, options["steps"], FLAGS.tolerance)
     score = mean_score(values)
     entropy = known_entropy(run.recipe.data, bool(FLAGS.no_captions))
+    kind = model_eval.dimension(run)
     result = {
-        "bits_per_dim": score.value,
+        kind: score.value,
         "interval": score.interval,
         "entropy": entropy,
         "gap": None if entropy is None else score.value - entropy,
@@ -77,7 +78,7 @@ def main(_: list[str]) -> None:
     }
     out = Path(FLAGS.out or f"{sampling.workdir}/likelihood.json")
     write_json(out, result)
-    print(f"{show(score)} bits per dimension of {FLAGS.num} images -> {out}")
+    print(f"{show(score)} {model_eval.BITS[kind]} of {FLAGS.num} images -> {out}")
     if entropy is not None:
         print(f"the entropy is {entropy:.4f}; bits per dimension minus entropy is {result['gap']:.4f}")
     if change is not None:

@@ -4,12 +4,14 @@
 
 Each run is sampled with each number of steps, else with its config's options, and scored; features are those of the
 CLIP that ships. For each measure a curve is drawn over the evaluations of the network per image, guidance included.
+Options after a run's name make a curve of their own: 'runs/masked?order=halton&guidance=0.5'.
 """
 
 from pathlib import Path
 
 from absl import flags
 
+from zoo.commands.sampling_flags import read_option
 from zoo.commands.scaffold import Command
 from zoo.errors import UserError
 from zoo.evaluation import registry, report
@@ -44,7 +46,14 @@ def main(workdirs: list[str]) -> None:
     steps = [to_steps(word) for word in FLAGS.steps]
     networks = {"clip": clip_features()} if registry.needs_clip(FLAGS.measures) else {}
     sizes = (FLAGS.split, FLAGS.num, FLAGS.num_reference, FLAGS.seed)
-    found = {workdir: nfe_sweep(open_run(workdir), steps, networks, FLAGS.measures, *sizes) for workdir in workdirs}
+    found = {}
+    for word in workdirs:
+        workdir, _, query = word.partition("?")
+        options = [read_option(part, f"the option of {workdir}") for part in query.split("&") if part]
+        given = {name: value for option in options for name, value in option.items()}
+        if "steps" in given:
+            raise UserError(f"{word}: name the steps by --steps")
+        found[word] = nfe_sweep(open_run(workdir), steps, networks, FLAGS.measures, *sizes, **given)
     for workdir, rows in found.items():
         for row in rows:
             scores = ", ".join(f"{name} {value:.4g}" for name, value in row["scores"].items())

@@ -75,7 +75,7 @@ def shown(source: pipeline.Source, recipe: Recipe) -> tuple[np.ndarray, list[str
     inputs = np.concatenate([batch["inputs"] for batch in batches])[:SHEET]
     tokens = np.concatenate([batch["cond"]["tokens"] for batch in batches])[:SHEET]
     if recipe.codec:
-        inputs = to_uint8(recipe.codec.decode(recipe.dependencies.frozen["latents"], jax.numpy.asarray(inputs)))
+        inputs = to_uint8(recipe.codec.decode(recipe.dependencies.frozen, jax.numpy.asarray(inputs)))
     return np.asarray(inputs), recipe.tokenizer.decode(tokens)
 
 

@@ -202,12 +202,15 @@ def read_options() -> dict[str, Any]:
     """Returns the sampling options that were given."""
     given = {name: getattr(FLAGS, name) for name in ("steps", "sampler", "guidance")}
     given = {name: value for name, value in given.items() if value is not None}
-    for word in FLAGS.option:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise UserError(f"--option {word!r} is not NAME=VALUE")
-        given[name] = _value(value)
-    return given
+    return given | {name: value for word in FLAGS.option for name, value in read_option(word, "--option").items()}
+
+
+def read_option(word: str, where: str) -> dict[str, Any]:
+    """Returns the sampling option in NAME=VALUE, which stands `where`. Raises UserError where it is none."""
+    name, equals, value = word.partition("=")
+    if not equals:
+        raise UserError(f"{where} {word!r} is not NAME=VALUE")
+    return {name: _value(value)}
 
 
 def _with_guide(run: Run) -> tuple[Run, dict[str, Any]]:

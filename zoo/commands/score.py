@@ -22,13 +22,13 @@ from zoo.commands.scaffold import Command, refuse
 from zoo.data import images as files
 from zoo.data import pipeline
 from zoo.errors import UserError, named
-from zoo.evaluation import registry, report
+from zoo.evaluation import model_eval, registry, report
 from zoo.evaluation.features import Features, clip_features, inception_features, motion_features
 from zoo.evaluation.measures import known_entropy
 from zoo.evaluation.registry import MEASURES, EvalContext, Pair, Sample, Score, evaluate, first_of, make_context
 from zoo.families import require
 from zoo.files import read_text, write_json
-from zoo.method import Upsamples
+from zoo.method import Generates, Reconstructs, Upsamples
 from zoo.runs.dependencies import open_run
 from zoo.runs.recipe import Data
 from zoo.runs.run import Run
@@ -137,7 +137,8 @@ def score(
 def of_run(sampling: Sampling, split: str, num: int, references: str | None, reference: str | None) -> Subject:
     """Samples a run from the first captions of a split, and upsamples what it makes by the stages.
 
-    A run that is itself a stage is given the small versions of the split's images, of --frames where it is given.
+    A run that is itself a stage is given the small versions of the split's images, of --frames where it is given. One
+    that makes no samples, as a tokenizer, reconstructs the split's images, and those are scored.
     """
     last = sampling.runs[-1][1] if sampling.runs else sampling.run
     recipe, is_stage, evaluations = last.recipe, sampling.is_stage, 0
@@ -148,6 +149,10 @@ def of_run(sampling: Sampling, split: str, num: int, references: str | None, ref
         sampling, small = given_small(sampling, real.images, recipe.frame_rate)
         began = time.perf_counter()
         made = [small]
+    elif isinstance(recipe.method, Reconstructs) and not isinstance(recipe.method, Generates):
+        refuse(("steps", "guidance", "option", "negative", "frames", "fps"), "is for samples: this run reconstructs")
+        began = time.perf_counter()
+        made = [model_eval.reconstruct(sampling.run, real.images, texts, sampling.seed, sampling.per_device)]
     else:
         sampler, cond = sampling.sampler(), sampling.conditions(list(texts))
         sampler.compile(sampling.run.params, cond)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import einops
+import jax.numpy as jnp
 import numpy as np
 
 from zoo.errors import UserError
@@ -16,6 +17,10 @@ from zoo.evaluation.clip_score import clip_score, r_precision, ref_clip_score
 from zoo.evaluation.reconstruction import WINDOW, psnr, ssim
 from zoo.evaluation.registry import EvalContext, Sample, Score, measure
 from zoo.evaluation.sharpness import sharpness
+from zoo.families import require
+from zoo.method import Tokenizes
+from zoo.nets.quantisation import frequencies, usage
+from zoo.runs.codec import PIXELS
 from zoo.runs.editor import Editor
 from zoo.runs.recipe import Data
 from zoo.scenes import oracle
@@ -27,6 +32,7 @@ RESAMPLES = 20  # halves from which the intervals of distances are taken
 FEW = 10_000  # below this many images a distance has a note
 LEAST_LABELLED = 50
 FRECHET_VIDEOS = 2048  # the fewest
+ONE_COLOUR = 0.9
 MOST_PSNR = 60.0  # an error of one level in every 15th value
 
 
@@ -45,6 +51,16 @@ def by_oracle(sample: Sample, context: EvalContext) -> dict[str, Score]:
     table = oracle.table(sample.images, captions, context.world, sample.frame_rate)
     scores = {name: mean_score(right) for name, right in table.items()}
     return scores | {"unreadable": dataclasses.replace(scores["unreadable"], better="lower")}
+
+
+@measure("one_colour", better="higher")
+def by_one_colour(sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """Share of things, of images that show any, of which at least `ONE_COLOUR` of the area has one colour."""
+    if context.world is None or sample.images.shape[1] > 1:
+        raise UserError("needs images of scenes: nothing else has things of one colour")
+    shares = [oracle.colour_shares(image, context.world) for image in sample.images]
+    values = [float(share >= ONE_COLOUR) for image in shares for share in image]
+    return {"one_colour": mean_score(values, f"of {len(values)} things")} if values else {}
 
 
 @measure("sharpness", better="ceiling")
@@ -268,12 +284,23 @@ def capped_psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @measure("bits_per_dim", better="lower", floor="")
 def by_likelihood(sample: Sample, context: EvalContext) -> dict[str, Score]:
-    """Bits per dimension of held-out images under the run, with the default options of its family."""
+    """Bits per dimension, or per code of a tokenizer, of held-out images under the run, with its default options."""
     del sample
     real = context.few_held_out
     run, captions = context.require_run(), real.require_captions()
     bits = model_eval.bits_per_dim(run, real.images, captions, context.seed, frame_rate=real.frame_rate)
-    return {"bits_per_dim": mean_score(bits, of_real(real))}
+    return {model_eval.dimension(run): mean_score(bits, of_real(real))}
+
+
+@measure("code_usage", better="higher", floor="")
+def by_codes(sample: Sample, context: EvalContext) -> dict[str, Score]:
+    """Share of a tokenizer's codes that held-out images have, and the perplexity of their frequencies."""
+    del sample
+    run, real = context.require_run(), context.require_held_out()
+    codes = model_eval.codes(run, real.images, real.require_captions(), frame_rate=real.frame_rate)
+    share, perplexity = usage(frequencies(jnp.asarray(codes), require(run.method, Tokenizes).codes))
+    note = f"{codes.size} codes {of_real(real)}"
+    return {"code_usage": Score(float(share), note=note), "code_perplexity": Score(float(perplexity), note=note)}
 
 
 def by_reconstruction(function: Callable, name: str, sample: Sample, context: EvalContext) -> dict[str, Score]:
@@ -311,7 +338,7 @@ def known_entropy(data: Data, no_captions: bool = False) -> float | None:
 
     A caption may describe the whole scene: given captions it is that of the noise alone.
     """
-    if data.source.partition("?")[0] != "scenes/entropy":
+    if data.source.partition("?")[0] != "scenes/entropy" or data.codes not in ("", PIXELS):
         return None
     return float(entropy_bits_per_dim(data.size) if no_captions else np.log2(NOISE_LEVELS))
 

@@ -9,7 +9,8 @@ import numpy as np
 from zoo.config import build_options
 from zoo.errors import UserError
 from zoo.families import require
-from zoo.method import HasLikelihood, Reconstructs, to_float, to_uint8
+from zoo.method import HasLikelihood, Reconstructs, Tokenizes, to_float, to_uint8
+from zoo.runs.codec import PIXELS
 from zoo.runs.run import ClipRun, Run
 from zoo.training import parallel
 
@@ -26,6 +27,8 @@ def bits_per_dim(
     **options,
 ) -> np.ndarray:
     """Computes bits per dimension of each image under its caption, or an upper bound, see `method.HasLikelihood`.
+
+    Those of a run on codes are bits per code; with `data.codes=pixels` the two are the same.
 
     Args:
       run: run with that ability.
@@ -46,13 +49,50 @@ def bits_per_dim(
     method = require(run.method, HasLikelihood)
     what = f"likelihood option of {type(method).__name__}"
     built = build_options(method.LikelihoodOptions, options, what)
-    if run.recipe.codec:
+    codec = run.recipe.codec
+    if codec and not codec.codes:
         raise UserError("bits per dimension are of pixels, and this run was trained on latents (data.latents)")
 
     def bits(params, rows):
-        return method.bits_per_dim(params, rows["rng"], {name: rows[name] for name in ("inputs", "cond")}, built)
+        inputs = codec.encode(params["frozen"], rows["inputs"]) if codec else rows["inputs"]
+        return method.bits_per_dim(params, rows["rng"], {"inputs": inputs, "cond": rows["cond"]}, built)
 
     return _each(run, bits, images, captions, seed, per_device, frame_rate)
+
+
+BITS = {"bits_per_dim": "bits per dimension", "bits_per_token": "bits per token"}
+
+
+def dimension(run: Run) -> str:
+    """Returns the key in `BITS` of what `bits_per_dim` computes: tokens where a run draws the codes of a tokenizer."""
+    return "bits_per_dim" if run.recipe.data.codes in ("", PIXELS) else "bits_per_token"
+
+
+def codes(
+    run: Run,
+    images: np.ndarray,
+    captions: Sequence[str],
+    per_device: int = 16,
+    frame_rate: float | None = None,
+) -> np.ndarray:
+    """Returns the codes of images under a tokenizer, int32 (N, t, h, w, c).
+
+    Args:
+      run: tokenizer with codes.
+      images: uint8 (N, T, H, W, C).
+      captions: N texts.
+      per_device: images that a device takes at once.
+      frame_rate: frames/s of videos; None for that of the run.
+
+    Raises:
+      UserError: the run's family lacks the ability `Tokenizes`, or it makes vectors without codes.
+    """
+    run = run.exact
+    method = require(run.method, Tokenizes)
+    if method.codes is None:
+        raise UserError("needs a tokenizer with codes, and this one makes vectors")
+    made = lambda params, rows: method.to_codes(params, to_float(rows["inputs"]))
+    return _each(run, made, images, captions, 0, per_device, frame_rate)
 
 
 def settled(bits: Callable[[int], np.ndarray], steps: int, tolerance: float) -> tuple[np.ndarray, int, float]:
@@ -95,10 +135,9 @@ def reconstruct(
     method, codec = require(run.method, Reconstructs), run.recipe.codec
 
     def again(params, rows):
-        latents = params["frozen"].get("latents")
-        inputs = codec.encode(latents, rows["inputs"]) if codec else rows["inputs"]
+        inputs = codec.encode(params["frozen"], rows["inputs"]) if codec else rows["inputs"]
         made = method.reconstruct(params, rows["rng"], {"inputs": inputs, "cond": rows["cond"]})
-        return to_uint8(codec.decode(latents, made) if codec else made)
+        return to_uint8(codec.decode(params["frozen"], made) if codec else made)
 
     return _each(run, again, images, captions, seed, per_device, frame_rate)
 

@@ -18,8 +18,9 @@ def nfe_sweep(
     num: int = 256,
     num_reference: int = 2000,
     seed: int = 0,
+    **options: Any,
 ) -> list[dict[str, Any]]:
-    """Scores a run with each number of steps, else with the options of its config.
+    """Scores a run with each number of steps, else with the options of its config and those given.
 
     Args:
       run: run.
@@ -30,6 +31,7 @@ def nfe_sweep(
       num: number of captions.
       num_reference: most real images to compare with.
       seed: seed of the images.
+      **options: sampling options.
 
     Returns:
       [{"steps", "evaluations", "scores": {name: value}}, ...].
@@ -41,7 +43,7 @@ def nfe_sweep(
     cond, rows = recipe.conditions(captions, inputs=real.images), []
     pair, rate = Pair.of(run.method, real.images), recipe.frame_rate
     for count in steps:
-        sampler = run.sampler(steps=count)
+        sampler = run.sampler(**options | {"steps": count})
         images = sampler(run.params, cond, seed)
         scores, _ = evaluate(Sample(images, captions, frame_rate=rate, pair=pair), context, measures)
         values = {name: score.value for name, score in scores.items()}

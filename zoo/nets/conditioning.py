@@ -40,11 +40,18 @@ class Layer(nn.Module):
     attention: str = "auto"
 
     @nn.compact
-    def __call__(self, x, context, lengths):
-        """x: (B, N, D); context: (B, M, D'), or None; lengths: (B,), how many of all keys count -> x, None."""
+    def __call__(self, x, context, lengths, angles=None):
+        """Returns x, None.
+
+        Args:
+          x: (B, N, D).
+          context: (B, M, D'), or None.
+          lengths: how many of all keys count, (B,), or None for all.
+          angles: rotary positions of x, (N, d / 2), or None.
+        """
         y = RMSNorm(self.dtype, name="attention_norm")(x)
         attention = Attention(self.heads, self.dtype, self.attention, name="attention")
-        x = x + attention(y, context=context, lengths=lengths)
+        x = x + attention(y, context=context, lengths=lengths, angles=angles)
         return x + SwiGLU(dtype=self.dtype, name="mlp")(RMSNorm(self.dtype, name="mlp_norm")(x)), None
 
 
@@ -115,13 +122,17 @@ class Conditioned(nn.Module):
       conditioner: module that turns conditions into `Text`; None for an unconditional network, which takes no `text`.
     """
 
-    network: nn.Module
+    network: Any
     conditioner: nn.Module | None
 
     if TYPE_CHECKING:  # flax's own type also has the tuple of `mutable=`
 
         def apply(self, variables: Any, *args: Any, **keywords: Any) -> Any:  # noqa: D102
             ...
+
+    def apply_network(self, params: Any, call: str, *args: Any) -> Any:
+        """Returns the result of the network's function `call`, which needs no conditions, with parameters of both."""
+        return self.network.apply({"params": params["network"]}, *args, method=call)
 
     def __call__(self, *args, cond: Cond, call: str = "__call__", **keywords):
         """Returns the network's result on these arguments and the encoded conditions.
@@ -144,6 +155,7 @@ def build_network(
     where: str,
     vocab_size: int,
     dtype: Any,
+    **extra: Any,
 ) -> Conditioned:
     """Builds a network from its section of a config.
 
@@ -153,18 +165,19 @@ def build_network(
       where: name of the section, for errors.
       vocab_size: number of token ids.
       dtype: type that the layers compute in.
+      **extra: fields of the network that are not the user's to set.
 
     Raises:
       UserError: an unknown key, or a number that no network can have.
     """
     fields = dict(section)
     if getattr(kind, "unconditional", False):
-        return Conditioned(build_module(kind, fields, where, dtype=dtype), None)
+        return Conditioned(build_module(kind, fields, where, dtype=dtype, **extra), None)
     given = fields.pop("conditioner", {})
-    extra = dict(vocab_size=vocab_size, dtype=dtype)
-    extra |= {name: fields.get(name, default) for name, default in (("attention", "auto"), ("remat", "cheap"))}
-    conditioner = build_module(TextTransformer, given, f"{where}.conditioner", **extra)
-    return Conditioned(build_module(kind, fields, where, dtype=dtype), conditioner)
+    shared = dict(vocab_size=vocab_size, dtype=dtype)
+    shared |= {name: fields.get(name, default) for name, default in (("attention", "auto"), ("remat", "cheap"))}
+    conditioner = build_module(TextTransformer, given, f"{where}.conditioner", **shared)
+    return Conditioned(build_module(kind, fields, where, dtype=dtype, **extra), conditioner)
 
 
 def build_module(kind: type[nn.Module], fields: Mapping[str, Any], where: str, **extra) -> Any:

@@ -197,7 +197,7 @@ class Attention(nn.Module):
     implementation: str = "auto"
 
     @nn.compact
-    def __call__(self, x, *, context=None, lengths=None, to_self=True, angles=None):
+    def __call__(self, x, *, context=None, lengths=None, to_self=True, angles=None, causal=False):
         """Attends from x to x and the context in one softmax: (B, N, D).
 
         Args:
@@ -207,6 +207,7 @@ class Attention(nn.Module):
           to_self: whether x attends to itself; False is plain cross-attention.
           angles: rotary positions of x, (N, d / 2) or (B, N, d / 2). The context has position 0: how its words about
             positions apply then depends on the query's position alone.
+          causal: whether each of x attends to itself and those before it alone; without a context.
         """
         width = x.shape[-1]
         shape = (self.heads, head_channels(width, self.heads))
@@ -227,7 +228,7 @@ class Attention(nn.Module):
             keys.append(project("context_key", context, True))
             values.append(project("context_value", context, False))
         k, v = jnp.concatenate(keys, axis=1), jnp.concatenate(values, axis=1)  # (B, N + M, heads, d)
-        y = attend(q, k, v, self.implementation, lengths)
+        y = attend(q, k, v, self.implementation, lengths, causal=causal)
         return nn.DenseGeneral(width, axis=(-2, -1), use_bias=False, dtype=self.dtype, name="out")(y)
 
 

@@ -1,12 +1,13 @@
 """An autoregressive flow of causal transformers on patches (TarFlow 2412.06329), conditioned on text by attention."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from zoo.nets.causal import CausalTransformer
 from zoo.nets.conditioning import Text
 from zoo.nets.flow_layers import (
     Affine,
@@ -18,63 +19,7 @@ from zoo.nets.flow_layers import (
     from_sequence,
     to_sequence,
 )
-from zoo.nets.layers import RMSNorm, SwiGLU, attend, head_channels, scan, stack, within
-
-
-class KVCache(NamedTuple):
-    """Keys and values of a layer: of M words, then of N patches, which may be unwritten yet. (B, M + N, heads, d)."""
-
-    keys: jax.Array
-    values: jax.Array
-
-
-class Layer(nn.Module):
-    """Pre-norm attention to the words and to the patches so far in one softmax, then feed-forward."""
-
-    width: int
-    heads: int
-    attention: str
-    dtype: Any
-
-    def setup(self):
-        """Builds the layers."""
-        shape = (self.heads, head_channels(self.width, self.heads))
-        project = lambda: nn.DenseGeneral(shape, use_bias=False, dtype=self.dtype)
-        self.query, self.key, self.value = project(), project(), project()
-        self.context_key, self.context_value = project(), project()
-        self.query_norm, self.key_norm, self.context_key_norm = (RMSNorm(self.dtype) for _ in range(3))
-        self.out = nn.DenseGeneral(self.width, axis=(-2, -1), use_bias=False, dtype=self.dtype)
-        self.mlp = SwiGLU(dtype=self.dtype)
-        self.attention_norm, self.mlp_norm = RMSNorm(self.dtype), RMSNorm(self.dtype)
-
-    def init_cache(self, words: jax.Array, count: int) -> KVCache:
-        """words: (B, M, D') -> cache with their keys and values, and room for `count` patches."""
-        keys, values = self.context_key_norm(self.context_key(words)), self.context_value(words)
-        room = ((0, 0), (0, count), (0, 0), (0, 0))
-        return KVCache(jnp.pad(keys, room), jnp.pad(values, room))  # (B, M + N, heads, d)
-
-    def __call__(self, x: jax.Array, cache: KVCache, visible: jax.Array, slot) -> tuple[jax.Array, KVCache]:
-        """x: (B, n, D), patches whose keys go to `slot` onwards; visible: (B, 1, n, M + N) -> like x, and the cache.
-
-        All patches at once and one patch after the other go through this same code.
-        """
-        y = self.attention_norm(x)
-        write = jax.lax.dynamic_update_slice_in_dim
-        cache = KVCache(
-            write(cache.keys, self.key_norm(self.key(y)), slot, axis=1),
-            write(cache.values, self.value(y), slot, axis=1),
-        )
-        q = self.query_norm(self.query(y))  # (B, n, heads, d)
-        x = x + self.out(attend(q, *cache, self.attention, mask=visible))
-        return x + self.mlp(self.mlp_norm(x)), cache
-
-
-def visible_to_each(lengths: jax.Array, words: int, count: int) -> jax.Array:
-    """Returns the mask of `count` patches over `words` words and all patches: bool (B, 1, N, M + N)."""
-    shape = (len(lengths), 1, count)
-    present = (jnp.arange(words) < lengths[:, None])[:, None, None]  # (B, 1, 1, M)
-    before = jnp.tri(count, dtype=bool)
-    return jnp.concatenate([jnp.broadcast_to(present, (*shape, words)), jnp.broadcast_to(before, (*shape, count))], -1)
+from zoo.nets.layers import scan, stack
 
 
 class Block(nn.Module):
@@ -98,7 +43,7 @@ class Block(nn.Module):
         self.temporal = nn.Dense(self.width, False, self.dtype, kernel_init=nn.initializers.zeros)  # videos' alone
         self.positions = Positions(self.width, self.dtype)
         self.caption = nn.Dense(self.width, dtype=self.dtype)
-        self.layers = Layer(self.width, self.heads, self.attention, self.dtype)
+        self.transformer = CausalTransformer(self.width, self.depth, self.heads, self.remat, self.attention, self.dtype)
         self.head = Head(self.dtype)
 
     def __call__(self, x: jax.Array, grid: Grid, text: Text, guidance: float) -> tuple[jax.Array, jax.Array]:
@@ -118,18 +63,15 @@ class Block(nn.Module):
 
     def _start(self, text: Text, grid: Grid):
         """Returns the state before any patch: vectors of positions (B, N, D), masks, and the layers' caches."""
-        count = math.prod(grid)
         places = self.positions(grid, text.frame_rate) + self.caption(text.pooled)[:, None]
-        begin = lambda layer, words: (words, layer.init_cache(words, count))
-        _, caches = stack(begin, self.depth)(self.layers, text.embeddings)
-        return places, visible_to_each(text.lengths, text.embeddings.shape[1], count), caches
+        caches, visible, _ = self.transformer.start(text, math.prod(grid))
+        return places, visible, caches
 
     def _read(self, past, guidance, places, visible, caches, slot):
         """The patches before m places, of videos a frame before them too, (B, m, P) -> their affine, and the caches."""
         past = [duplicate_for_guidance(x, guidance) for x in past]
         y = self.embed(past[0]) + places + sum(map(self.temporal, past[1:]))
-        layers = stack(Layer.__call__, self.depth, within(self.remat), in_axes=(0, nn.broadcast, nn.broadcast))
-        y, caches = layers(self.layers, y, caches, visible, slot)  # (B, m, D)
+        y, caches = self.transformer(y, caches, visible, slot)  # (B, m, D)
         return apply_guidance(self.head(y, past[0].shape[-1]), guidance), caches
 
     def _reverse_cached(self, z: jax.Array, grid: Grid, text: Text, guidance: float) -> jax.Array:

@@ -50,18 +50,20 @@ class TimeAttention(nn.Module):
 
     Attributes:
       heads: of the attention.
-      frames: frames of a video; with one, the layer is the identity and has no parameters.
+      frames: frames of a video; with one, the layer is the identity and has no parameters, unless it is causal.
       dtype: type that the layers compute in.
+      causal: whether a frame attends to itself and those before it alone.
     """
 
     heads: int
     frames: int
     dtype: Any
+    causal: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, frame_rate: jax.Array | None) -> jax.Array:
         """x: (B T, h, w, D); frame_rate: frames/s of each row, (B T,) -> like x."""
-        if self.frames == 1:
+        if self.frames == 1 and not self.causal:
             return x
         rate = None if frame_rate is None else frame_rate[:: self.frames]
         (_, rows, columns, width), places = x.shape, x.shape[1] * x.shape[2]
@@ -70,7 +72,7 @@ class TimeAttention(nn.Module):
         y = einops.rearrange(RMSNorm(self.dtype, name="norm")(x), "(b t) h w d -> (b h w) t d", t=self.frames)
         y = y + each_place(time_waves(seconds, width)).astype(self.dtype)
         angles = each_place(time_angles(seconds, head_channels(width, self.heads) // 2))
-        y = Attention(self.heads, self.dtype, name="attention")(y, angles=angles)
+        y = Attention(self.heads, self.dtype, name="attention")(y, angles=angles, causal=self.causal)
         gate = self.param("gate", nn.initializers.zeros, (width,)).astype(self.dtype)
         return x + gate * einops.rearrange(y, "(b h w) t d -> (b t) h w d", h=rows, w=columns)
 

@@ -149,8 +149,9 @@ class Transformer(nn.Module):
         given: jax.Array | None = None,
         level: jax.Array | None = None,
         origin: jax.Array | None = None,
+        channels: int = 0,
     ) -> jax.Array:
-        """Prediction for noisy data, float32 (B, T, H, W, C).
+        """Prediction for noisy data, float32 (B, T, H, W, C), or of `channels` in place of C.
 
         Args:
           z: (B, T, H, W, C).
@@ -160,6 +161,7 @@ class Transformer(nn.Module):
           given: images beside z, (B, T, H, W, c).
           level: level of the noise in them, (B,).
           origin: place of z's first pixel in a larger image, (B, 2) down and right, in multiples of the patch size.
+          channels: channels of the prediction; 0 for those of z.
 
         Raises:
           UserError: an unknown value of an attribute, or a video without a frame rate where time has positions.
@@ -198,7 +200,8 @@ class Transformer(nn.Module):
         modulation = nn.Dense(2 * self.width, kernel_init=zeros, dtype=self.dtype, name="modulation")
         shift, scale = jnp.split(each_row(modulation(nn.silu(condition)), len(x))[:, None], 2, axis=-1)
         x = modulate(RMSNorm(self.dtype, scale=False)(x), shift, scale)
-        x = nn.Dense(patches.shape[-1], kernel_init=zeros, dtype=jnp.float32, name="out")(x)
+        predicted = self.patch_size**2 * (channels or z.shape[-1])
+        x = nn.Dense(predicted, kernel_init=zeros, dtype=jnp.float32, name="out")(x)
         x = einops.rearrange(x, f"{in_rows} p -> b t n p", t=frames, n=rows * columns)
         return unpatchify(einops.rearrange(x, "b t (h w) p -> b t h w p", h=rows), self.patch_size)
 

@@ -24,9 +24,10 @@ from zoo.data.text import Tokenizer
 from zoo.errors import UserError, named, unknown_name_error
 from zoo.families import require
 from zoo.files import atomic, local
-from zoo.method import Autoencodes, Reward, trained
+from zoo.method import Autoencodes, Reward, Tokenizes, trained
 from zoo.pretrained import clip as clips
-from zoo.runs.codec import Codec
+from zoo.runs import codec as codecs
+from zoo.runs.codec import Codec, Pixels
 from zoo.runs.recipe import Data, Recipe, check_sections
 from zoo.runs.rewards import build_reward
 from zoo.runs.run import ClipRun, Run, chosen_fields, pick_params
@@ -119,7 +120,7 @@ def prepare(
       workdir: folder of the checkpoint.
 
     Returns:
-      The source, of latents if `data.latents` names an autoencoder, and the recipe.
+      The source, of latents or codes if the config names what makes them, and the recipe.
 
     Raises:
       UserError: something in the config cannot be used, or the latents would lack a condition of the data.
@@ -144,7 +145,9 @@ def prepare(
         source = recipe.encoded(source, "train")
         lost = set(names) - set(conditions.of_item(source[0]))
         if lost:
-            raise UserError(f"data.latents: latents keep captions alone, and the data has {', '.join(sorted(lost))}")
+            raise UserError(
+                f"data.source: latents and codes keep captions alone, and the data has {', '.join(sorted(lost))}"
+            )
     return source, recipe
 
 
@@ -259,27 +262,35 @@ class Dependencies:
         self.runs["base"], self._values["base"] = on_host(run), config.init
 
     def codec(self, data: Data) -> Codec | None:
-        """Opens the autoencoder of `data.latents`.
+        """Opens the autoencoder of `data.latents`, or the tokenizer of `data.codes`.
 
         Args:
           data: section `data` of the config, built.
 
         Raises:
-          UserError: it is missing, is no autoencoder, or was trained on images of another size.
+          UserError: it is missing, is no autoencoder or tokenizer, or was trained on images of another size.
         """
-        if not data.latents:
+        if data.codes == codecs.PIXELS:
+            return Codec(Pixels(), Pixels.codes)
+        key, value, ability = ("codes", data.codes, Tokenizes) if data.codes else ("latents", data.latents, Autoencodes)
+        if not value:
             return None
-        run = cast(Run, self.open("data.latents", "latents", data.latents))  # `require` refuses a CLIP
-        codec = Codec(named("data.latents", lambda: require(run.method, Autoencodes)))
+        run = cast(Run, self.open(f"data.{key}", codecs.NAME, value))  # `require` refuses a CLIP
+        method = named(f"data.{key}", lambda: require(run.method, ability))
+        if data.codes and method.codes is None:
+            raise UserError(f"data.codes: {value} makes vectors without codes: name it by data.latents")
         if run.shape[1] != data.size:
             raise UserError(
-                f"data.latents: {data.latents} was trained on images of {run.shape[1]} px, and data.size is "
-                f"{data.size}; change one of them"
+                f"data.{key}: {value} was trained on images of {run.shape[1]} px, and data.size is {data.size}; "
+                "change one of them"
             )
+        codec = Codec(method, method.codes if data.codes else None)
+        if data.frames > 1 == run.shape[0] and codec.chunk > 1:
+            raise UserError(f"data.{key}: {value} makes chunks of videos and was trained on images: train it on videos")
         if self._saved:
             return codec.scaled(self._saved["latents"])
         source = cast(pipeline.Source, self._source)
-        return codec.scaled(processes.from_first(lambda: codec.measured(run.params, source).scale))
+        return codec.scaled(processes.from_first(lambda: codec.measured(self.frozen, source).scale))
 
     def open_for(self, recipe: Recipe, key: str, name: str, value: str, protocol: Any) -> Any:
         """Opens the dependency of a field of a recipe's method.
@@ -348,14 +359,8 @@ def check_shared(key: str, value: str, run: Any, recipe: Recipe) -> None:
         raise UserError(f"{key}: {value} was trained with the conditions {run.recipe.names}, not {recipe.names}")
     if run.shape != recipe.data.shape:
         raise UserError(f"{key}: {value} was trained on images of {run.shape}, not {recipe.data.shape}")
-    if latents_of(run.recipe) != latents_of(recipe):
-        raise UserError(f"{key}: {value} was trained with another data.latents; give both the same")
-
-
-def latents_of(recipe: Recipe) -> str | None:
-    """Returns the hash of the autoencoder's parameters; None without one."""
-    run = recipe.dependencies.runs.get("latents")
-    return run and run.identity
+    if run.recipe.encoding != recipe.encoding:
+        raise UserError(f"{key}: {value} was trained with another data.latents or data.codes; give both the same")
 
 
 def read_frozen(workdir: Path, name: str) -> dict[str, Any]:

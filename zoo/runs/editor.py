@@ -121,6 +121,12 @@ def norms(x: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim)), keepdims=True))
 
 
+def keys_of(seed: int, use: str, count: int) -> jax.Array:
+    """A key for each of `count` images, of its own for each use, (count,)."""
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(use.encode()))
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count))
+
+
 # ---- from images to noise and back
 
 
@@ -150,12 +156,12 @@ class Editor:
 
         def inverted(params, rows):
             images = rows["inputs"]
-            inputs = codec.encode(params["frozen"]["latents"], images) if codec else to_float(images)
+            inputs = codec.encode(params["frozen"], images) if codec else to_float(images)
             return method.invert(params, rows["rng"], inputs, rows["cond"], self.options)
 
         def make(params, noise, cond):
             made = method.generate(params, noise, cond, self.options)
-            return codec.decode(params["frozen"]["latents"], made) if codec else made
+            return codec.decode(params["frozen"], made) if codec else made
 
         def errors(params, rows):
             made = make(params, inverted(params, rows), rows["cond"])
@@ -184,11 +190,11 @@ class Editor:
 
     def draw_noise(self, count: int) -> Noise:
         """Noise for so many images: a tree of arrays (count, ...)."""
-        return self._draw(self._keys("draw", count))
+        return self._draw(keys_of(self.seed, "draw", count))
 
     def vary(self, noise: Noise, strength: float) -> Noise:
         """See `vary`."""
-        return vary(noise, self._keys("vary", len(jax.tree.leaves(noise)[0])), strength)
+        return vary(noise, keys_of(self.seed, "vary", len(jax.tree.leaves(noise)[0])), strength)
 
     def inpaint(
         self, pixels: np.ndarray, mask: np.ndarray, captions: Sequence[str], rounds: int = ROUNDS
@@ -253,10 +259,5 @@ class Editor:
         return {
             "inputs": pixels,
             "cond": self._conditions(captions),
-            "rng": self._keys("invert", len(pixels)),
+            "rng": keys_of(self.seed, "invert", len(pixels)),
         }
-
-    def _keys(self, name: str, count: int) -> jax.Array:
-        """A key for each image, of its own for each use."""
-        key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(name.encode()))
-        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count))

@@ -21,7 +21,7 @@ from zoo.data.text import Tokenizer
 from zoo.errors import UserError, check_ranges, unknown_name_error
 from zoo.families import build_method
 from zoo.method import Axis, Batch, Generates, Upsamples, may_be_new, to_float, trained
-from zoo.runs.codec import Codec
+from zoo.runs.codec import NAME, Codec
 from zoo.runs.sampler import Sampler, sample_options
 from zoo.training import cost, optim, parallel, state
 from zoo.trees import completed, first_difference, flatten
@@ -45,13 +45,16 @@ class Data:
       flip: whether to mirror a random half of the images; wrong where captions contain "left".
       negatives: whether to give with each caption one that is wrong by a word, see `scenes.negatives`.
       latents: workdir of a trained autoencoder, whose latents are the inputs; "" for images.
+      codes: workdir of a trained tokenizer, whose codes are the inputs, or "pixels": the numbers of images themselves;
+        "" for images.
       images: images beside videos, a source like `source`, for methods that read both; "" for none.
       images_batch_size: images over all devices of all processes; 0 without `images`.
       threads: threads that prepare batches ahead of need; 0 for one a core, at most 8.
       workers: processes that prepare batches, each with so many threads; 0 for the training process alone.
 
     Raises:
-      UserError: a number is out of its range, or there are images without a batch size or the other way round.
+      UserError: a number is out of its range, there are images without a batch size or the other way round, or both
+        latents and codes.
     """
 
     source: str
@@ -63,6 +66,7 @@ class Data:
     flip: bool = False
     negatives: bool = False
     latents: str = ""
+    codes: str = ""
     images: str = ""
     images_batch_size: int = 0
     threads: int = 0
@@ -71,6 +75,8 @@ class Data:
     def __post_init__(self):
         at_least_one = ("size", "frames", "batch_size", "text_length", "vocab_size")
         check_ranges(self, threads="[0, inf)", workers="[0, inf)", **dict.fromkeys(at_least_one, "[1, inf)"))
+        if self.latents and self.codes:
+            raise UserError(f"data.latents {self.latents!r} and data.codes {self.codes!r}: give one of them")
         if bool(self.images) != (self.images_batch_size > 0):
             raise UserError(
                 f"data.images {self.images!r} and data.images_batch_size {self.images_batch_size}: give both or none"
@@ -123,7 +129,7 @@ class Opens(Protocol):
         ...
 
     def codec(self, data: Data) -> Codec | None:
-        """Opens the autoencoder of `data.latents`."""
+        """Opens the autoencoder of `data.latents`, or the tokenizer of `data.codes`."""
         ...
 
     def open_for(self, recipe: "Recipe", key: str, name: str, value: str, protocol: Any) -> Any:
@@ -151,7 +157,7 @@ class Recipe:
       tokenizer: tokenizer of the captions.
       dependencies: opener of the frozen networks.
       data: section `data` of the config, built.
-      codec: autoencoder of `data.latents`, or None.
+      codec: autoencoder of `data.latents` or tokenizer of `data.codes`, or None.
       method: section `method` of the config, built.
       optimizers: optimizer of each player.
       shape: shape of one input, (T, H, W, C).
@@ -186,9 +192,10 @@ class Recipe:
         self.data = configs.build(Data, config.data, "data")
         self.codec = dependencies.codec(self.data)
         if self.codec and self.data.flip:
-            raise UserError("data.flip mirrors images, and the inputs are latents (data.latents): drop one of them")
+            raise UserError("data.flip mirrors images, and data.latents and data.codes encode them before: drop one")
         open_dependency = functools.partial(dependencies.open_for, self)
-        self.method = build_method(config.method, tokenizer.vocab_size, config.dtype, open_dependency)
+        codes = self.codec.codes if self.codec else None
+        self.method = build_method(config.method, tokenizer.vocab_size, config.dtype, open_dependency, codes=codes)
         if bool(self.data.images) != getattr(self.method, "READS_IMAGES", False):
             raise UserError(
                 f"data.images {self.data.images!r}: the method joint reads images beside videos, and it alone does; "
@@ -199,8 +206,7 @@ class Recipe:
         self.optimizers = optim.build_all(config.players, self.method.players)
         if isinstance(self.method, Upsamples):
             self._check_stage(self.method)
-        latents = dependencies.frozen.get("latents")
-        self.shape = self.codec.shape(latents, self.data.shape) if self.codec else self.data.shape
+        self.shape = self.codec.shape(dependencies.frozen, self.data.shape) if self.codec else self.data.shape
         if isinstance(self.method, Generates):
             sample_options(self.method, dict(config.sample))
         elif config.sample:
@@ -212,12 +218,18 @@ class Recipe:
     def _check_stage(self, stage: Upsamples) -> None:
         """Raises UserError where a stage of a cascade does not fit the data."""
         if self.codec:
-            raise UserError("data.latents: a stage of a cascade draws pixels from pixels: set it to ''")
+            raise UserError("data.latents: a stage of a cascade draws pixels from pixels: set it and data.codes to ''")
         own = pipeline.smaller_by(self.data.source)
         if own != stage.resizing:
             raise UserError(
                 f"method.resizing {stage.resizing!r}: small images of {self.data.source} are made by {own!r}: set it"
             )
+
+    @property
+    def encoding(self) -> str | None:
+        """Identity of the codec: the hash of its parameters, or its name; None without one."""
+        run = self.dependencies.runs.get(NAME)
+        return run.identity if run else self.data.codes or None
 
     def exact(self) -> "Recipe":
         """Returns the same recipe with networks that compute in float32, its dependencies' too."""
@@ -257,6 +269,7 @@ class Recipe:
         if frame_rate is not None:
             self.check_frame_rate(frame_rate, frames)
         rate = 0.0 if frames == 1 else self.frame_rate if frame_rate is None else frame_rate
+        rate = rate and rate / (self.codec.chunk if self.codec else 1)  # networks draw chunks
         items = lambda lines: [{"text": line, "frame_rate": rate} for line in lines]
         encode = lambda lines: conditions.encode(self.names, items(lines), self.tokenizer.encode)
         made = encode(captions) | ({NEGATIVE: encode([negative] * len(captions))} if negative else {})
@@ -293,7 +306,7 @@ class Recipe:
         return captions, self.conditions(captions, inputs=np.stack([item["inputs"] for item in items]))
 
     def encoded(self, source: pipeline.Source, split: str, images: bool = False) -> pipeline.Source:
-        """Returns an opened split as the network gets it: latents where `data.latents` names an autoencoder.
+        """Returns an opened split as the network gets it: encoded by the codec, if there is one.
 
         Args:
           source: opened split, of `data.source` or `data.images`.
@@ -304,7 +317,7 @@ class Recipe:
             return source
         name, frames = (self.data.images, 1) if images else (self.data.source, self.data.frames)
         about = {"data": name, "split": split, "size": self.data.size, "frames": frames}
-        return self.codec.source(self.dependencies.frozen["latents"], source, about)
+        return self.codec.source(self.dependencies.frozen, source, about)
 
     @functools.cache  # noqa: B019, opening may decode a whole folder
     def images(self, split: str) -> pipeline.Source:
@@ -377,6 +390,8 @@ class Recipe:
         run, name = self.dependencies.init_run(self.config), self.config.init
         if run is None:
             return {}
+        if run.recipe.encoding != self.encoding:
+            raise UserError(f"init: {name} was trained with another data.latents or data.codes; give both the same")
         base = getattr(self.method, "INIT_IS_BASE", False)
         method = getattr(self.method, "base") if base else self.method  # noqa: B009, not every method has one
         fresh = jax.eval_shape(method.init, jax.random.key(0), self.blank_batch(1))
@@ -430,15 +445,24 @@ class Recipe:
         """
         if frames is not None and (not isinstance(frames, int) or frames < 1):
             raise UserError(f"frames must be a whole number of at least 1, got {frames!r}")
-        shape = (frames or self.shape[0], *self.shape[1:])
-        if shape[0] > 1 and self.frame_rate is None:
-            raise UserError(f"this run makes images, and {shape[0]} frames are a video: name a run of videos")
+        count: int = frames or self.data.frames
+        if count > 1 and self.frame_rate is None:
+            raise UserError(f"this run makes images, and {count} frames are a video: name a run of videos")
+        shape = self._encoded_shape(count)
         if shape != self.shape:
             fresh = lambda frames: jax.eval_shape(self.method.init, jax.random.key(0), self.blank_batch(1, frames))
             difference = first_difference(fresh(shape[0]), fresh(self.shape[0]), may_be_new(self.method))
             if difference:
-                raise UserError(f"this run makes {self.shape[0]} frames alone, not {shape[0]}: with them, {difference}")
-        return Sampler(self.method, shape, dict(self.config.sample) | options, per_device, self.codec)
+                own = self.data.frames
+                raise UserError(f"this run makes {own} frames alone, not {count}: with them, {difference}")
+        return Sampler(self.method, shape, dict(self.config.sample) | options, per_device, self.codec, count)
+
+    def _encoded_shape(self, frames: int) -> tuple[int, ...]:
+        """Shape of the network's part of a sample of so many frames, (T, H, W, C)."""
+        if self.codec is None:
+            return (frames, *self.data.shape[1:])
+        shape = (self.codec.whole_frames(frames), *self.data.shape[1:])
+        return self.codec.shape(self.dependencies.frozen, shape)
 
 
 def check_sections(config: Mapping[str, Any]) -> None:

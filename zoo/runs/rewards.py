@@ -114,4 +114,4 @@ def build_reward(
 
 def decoded(codec: Codec | None, frozen: Mapping[str, Any], inputs: jax.Array) -> jax.Array:
     """Returns samples, decoded if they are latents, and clipped to [-1, 1] as in a file."""
-    return jnp.clip(codec.decode(frozen["latents"], inputs) if codec else inputs, -1.0, 1.0)
+    return jnp.clip(codec.decode(frozen, inputs) if codec else inputs, -1.0, 1.0)

@@ -116,7 +116,7 @@ class Run:
     def _inputs(self, params: Mapping[str, Any], images: jax.Array) -> jax.Array:
         """Images as the family takes them: latents, where it was trained on those."""
         codec = self.recipe.codec
-        return codec.encode(params["frozen"]["latents"], images) if codec else images
+        return codec.encode(params["frozen"], images) if codec else images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

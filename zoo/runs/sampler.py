@@ -27,7 +27,8 @@ class Sampler:
       shape: shape of one sample, (T, H, W, C).
       options: values of the family's `SampleOptions`.
       per_device: images that a device makes at once.
-      codec: decodes the samples of a run on latents; None for images.
+      codec: decodes the samples of a run on latents or codes; None for images.
+      frames: frames of a sample, which may be fewer than the codec decodes; None for all.
 
     Attributes:
       evaluations: of the network, for an image; see `Generates.evaluations`.
@@ -43,6 +44,7 @@ class Sampler:
         options: dict[str, Any],
         per_device: int = 16,
         codec: Codec | None = None,
+        frames: int | None = None,
     ):
         generates = require(method, Generates)
         sample = generates.sample
@@ -53,7 +55,7 @@ class Sampler:
             params, key = shared
             keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows["index"])
             made = sample(params, keys, rows["cond"], shape, self.options)
-            return to_uint8(codec.decode(params["frozen"]["latents"], made) if codec else made)
+            return to_uint8(codec.decode(params["frozen"], made) if codec else made)[:, :frames]
 
         self._make = pmap_in_batches(make, per_device)
 
@@ -93,6 +95,6 @@ class Sampler:
         return (params, key), {"index": index.astype(np.int32), "cond": dict(cond)}
 
 
-def sample_options(method: Generates, values: dict[str, Any]) -> Any:
+def sample_options(method: Any, values: dict[str, Any]) -> Any:
     """Returns the family's `SampleOptions` of these values; raises UserError on one that cannot be."""
     return build_options(method.SampleOptions, values, f"sampling option of {type(method).__name__}")

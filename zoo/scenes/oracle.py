@@ -79,14 +79,28 @@ def _directions(background: str) -> tuple[np.ndarray, np.ndarray]:
     return steps, (steps**2).sum(1)
 
 
-def _blobs(residue: np.ndarray, background: str, least_area: float) -> tuple[list[Blob], float]:
-    """Finds the blobs in a frame minus its background, float32 (H, W, 3), and the area of what is less."""
+def _unmixed(residue: np.ndarray, background: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unmixes a frame into colours.
+
+    Args:
+      residue: frame minus its background, float32 (H, W, 3).
+      background: its name.
+
+    Returns:
+      The colour that explains most of each pixel, (H, W); the coverage by each colour, (H, W, 8); and that by the
+      former, (H, W).
+    """
     steps, energies = _directions(background)
     projections = residue @ steps.T / energies  # (H, W, 8)
     coverages = np.clip(projections, 0, 1)
     gains = (2 * projections - coverages) * coverages * energies  # squared error that a colour explains
     colours = gains.argmax(-1)
-    covered = np.take_along_axis(coverages, colours[..., None], -1)[..., 0]
+    return colours, coverages, np.take_along_axis(coverages, colours[..., None], -1)[..., 0]
+
+
+def _blobs(residue: np.ndarray, background: str, least_area: float) -> tuple[list[Blob], float]:
+    """Finds the blobs in a frame minus its background, float32 (H, W, 3), and the area of what is less."""
+    colours, coverages, covered = _unmixed(residue, background)
     masks = _components(np.where(covered >= LEAST_COVERAGE, colours + 1, 0))
     areas = [float(covered[mask].sum()) for mask in masks]
     masks = [mask for mask, area in zip(masks, areas, strict=True) if area >= least_area]
@@ -495,6 +509,28 @@ def centres(pixels: np.ndarray, world: str) -> np.ndarray:
         if blob is not None:
             found[i] = blob.centre / _pixels_per_cell(rules, size)
     return found
+
+
+def colour_shares(pixels: np.ndarray, world: str) -> list[float]:
+    """Returns for each thing the share of its area that has its main colour: what hangs together is one thing.
+
+    Args:
+      pixels: as for `observe`, one frame.
+      world: as for `observe`.
+
+    Returns:
+      Numbers in (0, 1]; none where the image shows no thing, or no background.
+    """
+    background = _background(pixels)
+    if background is None:
+        return []
+    residue = pixels[0].astype(np.float32) - np.array(worlds.BACKGROUNDS[background], np.float32)
+    (colours, _, covered), shares = _unmixed(residue, background), []
+    for mask in _components((covered >= LEAST_COVERAGE).astype(int)):
+        areas = np.bincount(colours[mask], weights=covered[mask])
+        if areas.sum() >= LEAST_AREA * _smallest_area(world, pixels.shape[1]):
+            shares.append(float(areas.max() / areas.sum()))
+    return shares
 
 
 def read(pixels: np.ndarray, world: str, frame_rate: float | None = None) -> Scene | None:
