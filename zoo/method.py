@@ -443,6 +443,16 @@ def normal_each(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.random.normal(rng, shape)
 
 
+def split_each(rng: jax.Array) -> jax.Array:
+    """A key each (B,) -> two keys each, (2, B)."""
+    return jnp.moveaxis(jax.vmap(jax.random.split)(rng), 1, 0)
+
+
+def fold_each(rng: jax.Array, number: jax.Array | int) -> jax.Array:
+    """Folds one number into each of B keys."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(rng, number)
+
+
 def members(protocol: type) -> list[str]:
     """Returns the names of the members that a protocol requires."""
     functions = [name for name, value in vars(protocol).items() if callable(value) and not name.startswith("_")]

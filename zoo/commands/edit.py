@@ -23,7 +23,7 @@ open.
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -103,21 +103,20 @@ def main(words: list[str]) -> None:
     if len(words) != 1:
         raise UserError(f"give one action of {', '.join(ACTIONS)}; got {' '.join(words)}")
     sampling = sampling_flags.read()
-    of_codes = isinstance(sampling.run.method, Fills)
-    actions = CODE_ACTIONS if of_codes else ACTIONS
+    make, actions = (CodeEditor, CODE_ACTIONS) if isinstance(sampling.run.method, Fills) else (Editor, ACTIONS)
     if words[0] not in actions:
         kind = type(sampling.run.method).__name__
         raise UserError(f"{words[0]} changes noise, and a {kind} run has none: its actions are {', '.join(actions)}")
-    others = sorted(set().union(*OWN_FLAGS.values()) - (OWN_FLAGS[words[0]] - ({"rounds"} if of_codes else set())))
+    action = actions[words[0]]
+    others = sorted(set().union(*(other.flags for other in ACTIONS.values())) - action.flags)
     refuse(others, f"is not for the action {words[0]} of this run: drop it")
     media.check_file(FLAGS.out)
     refuse(("frames", "fps"), "cannot be changed by edit, which keeps the frames of the image: drop it")
     if sampling.negative and not FLAGS.prompt:
         raise UserError("--negative is for images that --prompt samples: drop it")
     request = Request(**{field.name: getattr(FLAGS, field.name) for field in dataclasses.fields(Request)})
-    make = CodeEditor if of_codes else Editor
     editor = make(sampling.run, sampling.per_device, sampling.seed, **sampling.options, **sampling.guided)
-    images, names = actions[words[0]](sampling, editor, request)
+    images, names = action.function(sampling, editor, request)
     settings = {name: value for name, value in editor.settings.items() if name != "guide"}
     about = sampling.about() | {"action": words[0], "settings": settings, "flags": dataclasses.asdict(request)}
     media.save(FLAGS.out, laid_out(images, names, Path(FLAGS.out)), sampling.frame_rate, media.note(about))
@@ -224,20 +223,28 @@ def _check_share(strength: float) -> None:
         raise UserError(f"--strength {strength}: give a part of the noise or codes that is drawn anew, in [0, 1]")
 
 
-CODE_ACTIONS: dict[str, Callable[[Sampling, Any, Request], Edited]] = {"vary": vary_codes, "inpaint": inpaint_codes}
-ACTIONS: dict[str, Callable[[Sampling, Any, Request], Edited]] = {
-    "invert": invert,
-    "interpolate": interpolate,
-    "direction": direction,
-    "vary": vary,
-    "inpaint": inpaint,
+class Action(NamedTuple):
+    """An action.
+
+    Attributes:
+      function: sampling, editor and request -> the images.
+      flags: names of the flags that this action reads and some others do not.
+    """
+
+    function: Callable[[Sampling, Any, Request], Edited]
+    flags: frozenset[str] = frozenset()
+
+
+ACTIONS = {
+    "invert": Action(invert),
+    "interpolate": Action(interpolate, frozenset({"count"})),
+    "direction": Action(direction, frozenset({"attribute", "instead_of", "strength", "num", "count"})),
+    "vary": Action(vary, frozenset({"strength", "count"})),
+    "inpaint": Action(inpaint, frozenset({"mask", "rounds", "count"})),
 }
-OWN_FLAGS: dict[str, set[str]] = {  # of an action; all others are of every action
-    "invert": set(),
-    "interpolate": {"count"},
-    "direction": {"attribute", "instead_of", "strength", "num", "count"},
-    "vary": {"strength", "count"},
-    "inpaint": {"mask", "rounds", "count"},
+CODE_ACTIONS = {
+    "vary": Action(vary_codes, frozenset({"strength", "count"})),
+    "inpaint": Action(inpaint_codes, frozenset({"mask", "count"})),
 }
 COMMAND = Command(main, define_flags, f"give one action of {', '.join(ACTIONS)}; got none")
 

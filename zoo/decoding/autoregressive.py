@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zoo.decoding.draws import draw, fold_each
+from zoo.decoding.draws import draw
+from zoo.method import fold_each
 
 
 def decode(

@@ -19,20 +19,15 @@ def adjusted(logits: jax.Array, temperature: float = 1.0, top_k: int = 0, top_p:
     logits = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
     if 0 < top_k < logits.shape[-1]:
         least = jax.lax.top_k(logits, top_k)[0][..., -1:]
-        logits = jnp.where(logits >= least, logits, -jnp.inf)
+        logits = jax.nn.log_softmax(jnp.where(logits >= least, logits, -jnp.inf))
     if top_p < 1:
-        descending = -jnp.sort(-jax.nn.log_softmax(logits), axis=-1)
+        descending = -jnp.sort(-logits, axis=-1)
         before = jnp.cumsum(jnp.exp(descending), axis=-1) - jnp.exp(descending)
         least = jnp.min(jnp.where(before < top_p, descending, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(jax.nn.log_softmax(logits) >= least, logits, -jnp.inf)
-    return jax.nn.log_softmax(logits)
+        logits = jax.nn.log_softmax(jnp.where(logits >= least, logits, -jnp.inf))
+    return logits
 
 
 def draw(rng: jax.Array, logits: jax.Array) -> jax.Array:
     """Codes of logits (B, ..., V), a key for each of B: int32 (B, ...)."""
     return jax.vmap(jax.random.categorical)(rng, logits).astype(jnp.int32)
-
-
-def fold_each(rng: jax.Array, number: jax.Array | int) -> jax.Array:
-    """Folds one number into each of B keys."""
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(rng, number)

@@ -11,14 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.decoding.draws import fold_each
 from zoo.errors import unknown_name_error
+from zoo.method import fold_each, split_each
 
 SCHEDULES: dict[str, Callable[[Any], Any]] = {  # time from 0 to 1 -> share of masked codes
     "cosine": lambda r: jnp.cos(jnp.pi / 2 * r),
     "arccos": lambda r: 2 / jnp.pi * jnp.arccos(r),
     "linear": lambda r: 1 - r,
 }
+
+
+def check_schedule(name: str) -> None:
+    """Raises UserError for a name that is no key of `SCHEDULES`."""
+    if name not in SCHEDULES:
+        raise unknown_name_error("schedule of masks", name, SCHEDULES)
 
 
 def masked_shares(schedule: str, steps: int) -> np.ndarray:
@@ -28,8 +34,6 @@ def masked_shares(schedule: str, steps: int) -> np.ndarray:
       schedule: a key of `SCHEDULES`: "cosine" draws few codes in the first steps, "arccos" many in the last.
       steps: number of steps.
     """
-    if schedule not in SCHEDULES:
-        raise unknown_name_error("schedule of masks", schedule, SCHEDULES)
     with jax.ensure_compile_time_eval():
         shares = np.asarray(SCHEDULES[schedule](np.arange(1, steps) / steps))
     return np.append(np.clip(shares, 0.0, 1.0), 0.0)
@@ -113,7 +117,7 @@ def decode(
     def step(carry, inputs):
         codes, present, log_probs = carry
         i, share = inputs
-        rng_draw, rng_choose = _two(fold_each(rng, i))
+        rng_draw, rng_choose = split_each(fold_each(rng, i))
         drawn, log_prob = draw_missing(rng_draw, codes, present, i)
         codes = jnp.where(present.reshape(*present.shape, *(1,) * (codes.ndim - 2)), codes, drawn)
         log_probs = jnp.where(present, log_probs, log_prob)
@@ -124,11 +128,6 @@ def decode(
     steps = jnp.arange(len(left)), jnp.asarray(left, jnp.float32)
     (codes, _, _), _ = jax.lax.scan(step, (codes, known, jnp.zeros(known.shape)), steps)
     return codes
-
-
-def _two(rng: jax.Array) -> tuple[jax.Array, jax.Array]:
-    keys = jax.vmap(jax.random.split)(rng)
-    return keys[:, 0], keys[:, 1]
 
 
 def _highest(scores: jax.Array, among: jax.Array, count: jax.Array) -> jax.Array:

@@ -20,7 +20,6 @@ from zoo.evaluation.sharpness import sharpness
 from zoo.families import require
 from zoo.method import Tokenizes
 from zoo.nets.quantisation import frequencies, usage
-from zoo.runs.codec import PIXELS
 from zoo.runs.editor import Editor
 from zoo.runs.recipe import Data
 from zoo.scenes import oracle
@@ -338,7 +337,7 @@ def known_entropy(data: Data, no_captions: bool = False) -> float | None:
 
     A caption may describe the whole scene: given captions it is that of the noise alone.
     """
-    if data.source.partition("?")[0] != "scenes/entropy" or data.codes not in ("", PIXELS):
+    if data.source.partition("?")[0] != "scenes/entropy" or data.of_tokens:
         return None
     return float(entropy_bits_per_dim(data.size) if no_captions else np.log2(NOISE_LEVELS))
 

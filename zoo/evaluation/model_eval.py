@@ -10,7 +10,6 @@ from zoo.config import build_options
 from zoo.errors import UserError
 from zoo.families import require
 from zoo.method import HasLikelihood, Reconstructs, Tokenizes, to_float, to_uint8
-from zoo.runs.codec import PIXELS
 from zoo.runs.run import ClipRun, Run
 from zoo.training import parallel
 
@@ -65,7 +64,7 @@ BITS = {"bits_per_dim": "bits per dimension", "bits_per_token": "bits per token"
 
 def dimension(run: Run) -> str:
     """Returns the key in `BITS` of what `bits_per_dim` computes: tokens where a run draws the codes of a tokenizer."""
-    return "bits_per_dim" if run.recipe.data.codes in ("", PIXELS) else "bits_per_token"
+    return "bits_per_token" if run.recipe.data.of_tokens else "bits_per_dim"
 
 
 def codes(

@@ -13,6 +13,7 @@ from zoo import conditions
 from zoo.conditions import Cond
 from zoo.decoding import autoregressive as decoding
 from zoo.decoding.draws import adjusted
+from zoo.decoding.filling import SamplesByFilling
 from zoo.distributions import code_log_prob
 from zoo.errors import check_ranges
 from zoo.method import Axis, Batch, Output
@@ -47,7 +48,7 @@ class LikelihoodOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoregressive:
+class Autoregressive(SamplesByFilling):
     """The family of autoregressive generators.
 
     Attributes:
@@ -93,11 +94,6 @@ class Autoregressive:
         logits, flat = self._apply(params, batch["inputs"], cond=cond), _flat(batch["inputs"])
         loss = -code_log_prob(logits, flat).mean()
         return loss, Output({"loss": loss, "accuracy": (logits.argmax(axis=-1) == flat).mean()})
-
-    def sample(self, params, rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: SampleOptions) -> jax.Array:
-        """See `Generates.sample`: codes int32 (B, T, h, w, c)."""
-        none = jnp.zeros((len(rng), *shape), jnp.int32)
-        return self.fill(params, rng, none, jnp.zeros(none.shape[:4], bool), cond, options)
 
     def fill(
         self, params, rng: jax.Array, inputs: jax.Array, known: jax.Array, cond: Cond, options: SampleOptions

@@ -13,11 +13,11 @@ import numpy as np
 from zoo import conditions
 from zoo.conditions import Cond
 from zoo.decoding import masked as decoding
-from zoo.decoding.draws import fold_each
+from zoo.decoding.filling import SamplesByFilling
 from zoo.diffusion.paths import LINEAR, draw_times
 from zoo.diffusion.samplers import integrate, time_grid
 from zoo.errors import UserError, check_ranges, unknown_name_error
-from zoo.method import Axis, Batch, Output, normal_each, to_float
+from zoo.method import Axis, Batch, Output, fold_each, normal_each, split_each, to_float
 from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.time import NEW_FOR_VIDEOS
 from zoo.nets.tokens import MaskedVectors
@@ -50,13 +50,12 @@ class SampleOptions:
     def __post_init__(self):
         if self.order not in ORDERS:
             raise unknown_name_error("order of vectors", self.order, ORDERS)
-        if self.schedule not in decoding.SCHEDULES:
-            raise unknown_name_error("schedule of masks", self.schedule, decoding.SCHEDULES)
+        decoding.check_schedule(self.schedule)
         check_ranges(self, steps="[1, inf)", head_steps="[1, inf)", temperature="[0, inf)", guidance="[0, inf)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Continuous:
+class Continuous(SamplesByFilling):
     """The family of masked generators of vectors.
 
     Attributes:
@@ -83,8 +82,7 @@ class Continuous:
 
     def __post_init__(self):
         check_ranges(self, head_width="[1, inf)", head_depth="[1, inf)", caption_drop="[0, 1]")
-        if self.mask_schedule not in decoding.SCHEDULES:
-            raise unknown_name_error("schedule of masks", self.mask_schedule, decoding.SCHEDULES)
+        decoding.check_schedule(self.mask_schedule)
 
     @functools.cached_property
     def network(self) -> Conditioned:
@@ -115,11 +113,6 @@ class Continuous:
         each = (error * masked).sum(axis=(0, 2, 3, 4)) / (DRAWS * masked.sum(axis=(1, 2, 3)))
         return each.mean(), Output({"loss": each.mean()})
 
-    def sample(self, params, rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: SampleOptions) -> jax.Array:
-        """See `Generates.sample`."""
-        none = jnp.zeros((len(rng), *shape))
-        return self.fill(params, rng, none, jnp.zeros(none.shape[:4], bool), cond, options)
-
     def fill(
         self, params, rng: jax.Array, inputs: jax.Array, known: jax.Array, cond: Cond, options: SampleOptions
     ) -> jax.Array:
@@ -140,10 +133,10 @@ class Continuous:
         def step(carry, numbers):
             x, present = carry
             i, share = numbers
-            keys = jax.vmap(jax.random.split)(fold_each(rng, i))
+            rng_choose, rng_draw = split_each(fold_each(rng, i))
             target = jnp.floor(share * count + 1e-4)
             none = jnp.zeros(present.shape)
-            about = decoding.Step(keys[:, 0], none, none, none, ~present, present & ~known, target)
+            about = decoding.Step(rng_choose, none, none, none, ~present, present & ~known, target)
             drawn = ~present & ~decoding.keep(order)(about)
             places = jnp.argsort(~drawn, axis=1)[:, : min(most, size)]  # (B, K), those that are drawn first
             features = self._features(
@@ -151,7 +144,7 @@ class Continuous:
             )
             features = features.reshape(len(features), size, -1)
             features = jnp.take_along_axis(features, twice(places)[..., None], axis=1)
-            made = self._draw_vectors(params, keys[:, 1], features, shape[-1], options)
+            made = self._draw_vectors(params, rng_draw, features, shape[-1], options)
             is_drawn = jnp.take_along_axis(drawn, places, axis=1)[..., None]
             made = jnp.where(is_drawn, made, jnp.take_along_axis(x, places[..., None], axis=1))
             x = jax.vmap(lambda x, at, made: x.at[at].set(made))(x, places, made)

@@ -22,7 +22,7 @@ from zoo.diffusion.paths import Path, Prediction, draw_times, expand, get_path, 
 from zoo.diffusion.samplers import ddim_transition, get_sampler, grid_to_zero, integrate
 from zoo.distributions import LEVELS, normal_log_prob, sum_except_batch, to_bits_per_dim
 from zoo.errors import UserError, check_ranges
-from zoo.method import Axis, Batch, Denoises, Output, normal_each, to_float
+from zoo.method import Axis, Batch, Denoises, Output, fold_each, normal_each, split_each, to_float
 from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.layers import smooth_attention
 from zoo.nets.time import NEW_FOR_VIDEOS
@@ -196,7 +196,7 @@ class Diffusion:
 
     def draw_noise(self, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """See `Invertible.draw_noise`."""
-        rng_start, _ = _split_each(rng)
+        rng_start, _ = split_each(rng)
         return normal_each(rng_start, shape)
 
     def generate(self, params, noise: jax.Array, cond: Cond, options: SampleOptions) -> jax.Array:
@@ -332,7 +332,7 @@ class Diffusion:
         if not 0 < options.start < self._last_time:
             raise UserError(f"start must lie between 0 and {self._last_time:g}, got {options.start}")
         path, x = get_path(self.path), to_float(batch["inputs"])
-        rng_noise, rng_trace = _split_each(rng)
+        rng_noise, rng_trace = split_each(rng)
         start = max(options.start, self._first_time)
         t = jnp.full(len(x), start)
         z = path.interpolate(x, normal_each(rng_noise, x.shape[1:]), t)
@@ -371,10 +371,5 @@ def log_density_of_levels(path: Path, z: jax.Array, t: jax.Array) -> jax.Array:
 
 def _step_noise(rng: jax.Array, shape: tuple[int, ...]) -> Callable[[jax.Array], jax.Array]:
     """Step index -> noise of each image, (B, *shape); rng: (B,)."""
-    _, rng_steps = _split_each(rng)
-    return lambda index: normal_each(jax.vmap(jax.random.fold_in, in_axes=(0, None))(rng_steps, index), shape)
-
-
-def _split_each(rng: jax.Array) -> jax.Array:
-    """A key each (B,) -> two keys each, (2, B)."""
-    return jnp.moveaxis(jax.vmap(jax.random.split)(rng), 1, 0)
+    _, rng_steps = split_each(rng)
+    return lambda index: normal_each(fold_each(rng_steps, index), shape)

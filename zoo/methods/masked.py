@@ -14,9 +14,10 @@ from zoo import conditions
 from zoo.conditions import Cond
 from zoo.decoding import masked as decoding
 from zoo.decoding.draws import adjusted, draw
+from zoo.decoding.filling import SamplesByFilling
 from zoo.distributions import code_log_prob
 from zoo.errors import UserError, check_ranges, unknown_name_error
-from zoo.method import Axis, Batch, Output
+from zoo.method import Axis, Batch, Output, fold_each, split_each
 from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.time import NEW_FOR_VIDEOS
 from zoo.nets.tokens import MaskedTokens
@@ -68,10 +69,10 @@ class SampleOptions:
         for what, name, known in (
             ("order of codes", self.order, ORDERS),
             ("erasing", self.erase, self.ERASES),
-            ("schedule of masks", self.schedule, decoding.SCHEDULES),
         ):
             if name not in known:
                 raise unknown_name_error(what, name, known)
+        decoding.check_schedule(self.schedule)
         check_ranges(self, steps="[1, inf)", noise="[0, inf)", erase_share="[0, 1]", erase_sharpness="[0, inf)")
         check_ranges(self, temperature="[0, inf)", top_k="[0, inf)", top_p="(0, 1]", guidance="[0, inf)")
         check_ranges(self, interval="[0, 1]")
@@ -96,7 +97,7 @@ class LikelihoodOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Masked:
+class Masked(SamplesByFilling):
     """The family of masked generators.
 
     Attributes:
@@ -123,8 +124,7 @@ class Masked:
 
     def __post_init__(self):
         check_ranges(self, caption_drop="[0, 1]")
-        if self.mask_schedule not in decoding.SCHEDULES:
-            raise unknown_name_error("schedule of masks", self.mask_schedule, decoding.SCHEDULES)
+        decoding.check_schedule(self.mask_schedule)
 
     @functools.cached_property
     def network(self) -> Conditioned:
@@ -152,11 +152,6 @@ class Masked:
         loss = _mean_over(masked, -code_log_prob(logits, ids)).mean()
         accuracy = _mean_over(masked, logits.argmax(axis=-1) == ids).mean()
         return loss, Output({"loss": loss, "accuracy": accuracy})
-
-    def sample(self, params, rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: SampleOptions) -> jax.Array:
-        """See `Generates.sample`: codes int32 (B, T, h, w, c)."""
-        none = jnp.zeros((len(rng), *shape), jnp.int32)
-        return self.fill(params, rng, none, jnp.zeros(none.shape[:4], bool), cond, options)
 
     def draw_masks(self, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Masks of training, see `decoding.masked.random_masks`."""
@@ -222,11 +217,10 @@ class Masked:
         size = math.prod(ids.shape[1:])
 
         def one(number):
-            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(rng, number)
-            parts = jax.vmap(jax.random.split)(keys)
-            first = jax.vmap(lambda key: jax.random.uniform(key))(parts[:, 0])
+            rng_count, rng_mask = split_each(fold_each(rng, number))
+            first = jax.vmap(jax.random.uniform)(rng_count)
             count = jnp.floor((first + number) % options.samples / options.samples * size) + 1
-            scores = jax.vmap(lambda key: jax.random.uniform(key, ids.shape[1:]))(parts[:, 1])
+            scores = jax.vmap(lambda key: jax.random.uniform(key, ids.shape[1:]))(rng_mask)
             masked = decoding.lowest(scores, count)
             logits = self.logits(params, jnp.where(masked, self.codes, ids), batch["cond"])
             return _mean_over(masked, -code_log_prob(logits, ids))

@@ -66,20 +66,6 @@ def visible_to_each(lengths: jax.Array, words: int, count: int) -> jax.Array:
     return jnp.concatenate([jnp.broadcast_to(present, (*shape, words)), jnp.broadcast_to(before, (*shape, count))], -1)
 
 
-class Start(NamedTuple):
-    """State before any place of a sequence.
-
-    Attributes:
-      caches: of all layers, stacked on a first axis.
-      visible: see `visible_to_each`.
-      words: number of words, which is the slot of the first place.
-    """
-
-    caches: KVCache
-    visible: jax.Array
-    words: int
-
-
 class CausalTransformer(nn.Module):
     """Layers in which each place attends to the words, to the places before it and to itself.
 
@@ -101,12 +87,11 @@ class CausalTransformer(nn.Module):
         """Builds the layers."""
         self.layers = Layer(self.width, self.heads, self.attention, self.dtype)
 
-    def start(self, text: Text, count: int) -> Start:
-        """Returns the state before any of `count` places."""
+    def start(self, text: Text, count: int) -> tuple[KVCache, jax.Array]:
+        """Returns the state before any of `count` places: the caches of all layers, and `visible_to_each`."""
         begin = lambda layer, words: (words, layer.init_cache(words, count))
         _, caches = stack(begin, self.depth)(self.layers, text.embeddings)
-        words = text.embeddings.shape[1]
-        return Start(caches, visible_to_each(text.lengths, words, count), words)
+        return caches, visible_to_each(text.lengths, text.embeddings.shape[1], count)
 
     def __call__(self, x: jax.Array, caches: KVCache, visible: jax.Array, slot) -> tuple[jax.Array, KVCache]:
         """Places x, (B, n, D), to like x, and the caches with their keys and values; the arguments as in `Layer`."""

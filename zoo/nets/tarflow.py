@@ -64,7 +64,7 @@ class Block(nn.Module):
     def _start(self, text: Text, grid: Grid):
         """Returns the state before any patch: vectors of positions (B, N, D), masks, and the layers' caches."""
         places = self.positions(grid, text.frame_rate) + self.caption(text.pooled)[:, None]
-        caches, visible, _ = self.transformer.start(text, math.prod(grid))
+        caches, visible = self.transformer.start(text, math.prod(grid))
         return places, visible, caches
 
     def _read(self, past, guidance, places, visible, caches, slot):

@@ -115,8 +115,8 @@ class State(NamedTuple):
     """State of a sequence of which some codes are drawn.
 
     Attributes:
-      caches: see `causal.Start`.
-      visible: see `causal.Start`.
+      caches: of all layers, stacked on a first axis.
+      visible: see `causal.visible_to_each`.
       places: vectors of all places, (B, N, D).
     """
 
@@ -166,7 +166,7 @@ class CausalTokens(nn.Module):
     def start(self, grid: Grid, *, text: Text) -> State:
         """Returns the state before any code of a grid."""
         places = self.positions(grid, text.frame_rate) + self.caption(text.pooled)[:, None]  # (B, N, D)
-        caches, visible, _ = self.transformer.start(text, math.prod(grid))
+        caches, visible = self.transformer.start(text, math.prod(grid))
         return State(caches, visible, places)
 
     def step(self, before: jax.Array, i: jax.Array, state: State) -> tuple[jax.Array, State]:

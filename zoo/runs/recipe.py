@@ -21,7 +21,7 @@ from zoo.data.text import Tokenizer
 from zoo.errors import UserError, check_ranges, unknown_name_error
 from zoo.families import build_method
 from zoo.method import Axis, Batch, Generates, Upsamples, may_be_new, to_float, trained
-from zoo.runs.codec import NAME, Codec
+from zoo.runs.codec import NAME, PIXELS, Codec
 from zoo.runs.sampler import Sampler, sample_options
 from zoo.training import cost, optim, parallel, state
 from zoo.trees import completed, first_difference, flatten
@@ -81,6 +81,11 @@ class Data:
             raise UserError(
                 f"data.images {self.images!r} and data.images_batch_size {self.images_batch_size}: give both or none"
             )
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether the inputs are codes of a tokenizer, and not the numbers of the images."""
+        return self.codes not in ("", PIXELS)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

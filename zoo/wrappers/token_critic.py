@@ -16,6 +16,7 @@ from zoo import conditions
 from zoo.conditions import Cond
 from zoo.decoding import masked as decoding
 from zoo.decoding.draws import draw
+from zoo.decoding.filling import SamplesByFilling
 from zoo.errors import UserError
 from zoo.method import Axis, Batch, Fills, HasLikelihood, Output
 from zoo.methods import masked
@@ -46,7 +47,7 @@ class SampleOptions(masked.SampleOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenCritic(Wrapper):
+class TokenCritic(SamplesByFilling, Wrapper):
     """A masked generator with a critic of its codes.
 
     Attributes:
@@ -123,11 +124,6 @@ class TokenCritic(Wrapper):
     def score_codes(self, params, ids: jax.Array, cond: Cond) -> jax.Array:
         """The logit of each code's being real, float32 (B, T, h, w, c)."""
         return self.network.apply({"params": params["critic"]}, ids, cond=cond)[..., 0]
-
-    def sample(self, params, rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: SampleOptions) -> jax.Array:
-        """See `Generates.sample`: codes int32 (B, T, h, w, c)."""
-        none = jnp.zeros((len(rng), *shape), jnp.int32)
-        return self.fill(params, rng, none, jnp.zeros(none.shape[:4], bool), cond, options)
 
     def fill(
         self, params, rng: jax.Array, inputs: jax.Array, known: jax.Array, cond: Cond, options: SampleOptions

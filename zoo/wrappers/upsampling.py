@@ -31,6 +31,7 @@ from zoo.method import (
     Output,
     ReadsGiven,
     normal_each,
+    split_each,
     to_float,
 )
 from zoo.resize import FILTERS, weights
@@ -120,7 +121,7 @@ class Upsampling(Wrapper):
 
     def sample(self, params, rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: Any) -> jax.Array:
         """See `Generates.sample`. Known frames of full size are taken as they are where the level is 0."""
-        rng_base, rng_noise = jnp.moveaxis(jax.vmap(jax.random.split)(rng), 1, 0)
+        rng_base, rng_noise = split_each(rng)
         if "low_res" not in cond:
             raise UserError("a stage of a cascade draws from smaller images: give it a base run, or --input")
         given = {name: cond[name] for name in ("low_res", "known", "level")}
