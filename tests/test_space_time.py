@@ -22,7 +22,7 @@ from zoo.trees import completed, flatten, path_name
 
 NET = dict(width=24, depth=2, heads=2, patch_size=2, conditioner=dict(width=16, depth=1, heads=2))
 SHAPE = 2, 4, 4, 4, 3  # B, T, H, W, C
-KINDS = "spatial", "temporal", "factorized", "joint"
+KINDS = "spatial", "temporal", "factorized", "joint", "none"
 
 
 @functools.cache
@@ -91,6 +91,7 @@ def test_each_kind_reads_the_patches_of_its_name(text, kind):
         "temporal": np.ones((4, 1, 1), bool) & places,
         "factorized": np.ones((4, 2, 2), bool),
         "joint": np.ones((4, 2, 2), bool),
+        "none": frames[:, None, None] & places,
     }
     np.testing.assert_array_equal(patches, expected[kind])
 
@@ -115,6 +116,13 @@ def test_spatial_attention_treats_all_frames_alike():
     net = network(space_time="spatial")
     params = rough(drawn(net))
     np.testing.assert_allclose(run(net, params, Z[:, ::-1].copy())[:, ::-1], run(net, params, Z), atol=1e-5)
+
+
+def test_a_patch_without_attention_has_its_place():
+    net = network(space_time="none")
+    alike = run(net, rough(drawn(net)), np.ones_like(Z))
+    patches = einops.rearrange(alike, "b t (h p) (w q) c -> b t (h w) (p q c)", p=2, q=2)
+    assert np.abs(np.diff(patches, axis=2)).max(axis=-1).min() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["factorized", "joint"])

@@ -36,6 +36,7 @@ SPACE_TIME = {  # kind of attention -> rows of the main attention and their toke
     "temporal": "(b n) t",
     "factorized": "(b t) n",
     "joint": "b (t n)",
+    "none": "(b t n) 1",
 }
 WAVES = 32  # sines and cosines of a frame's time
 
@@ -117,8 +118,9 @@ class Transformer(nn.Module):
       patch_size: pixels along a patch's side; must divide the image's.
       text: "joint" (one softmax over patches and words) or "cross" (a sub-layer of its own).
       space_time: attention of a video's patches: "spatial" (each frame to itself), "temporal" (each place to itself),
-        "factorized" (spatial, then temporal, in every layer) or "joint" (all patches of all frames in one softmax).
-        Attention has positions along the axes that it covers alone, in time in seconds.
+        "factorized" (spatial, then temporal, in every layer), "joint" (all patches of all frames in one softmax) or
+        "none" (each patch reads the words alone: a baseline that shows what attention is for). Attention has positions
+        along the axes that it covers alone, in time in seconds; "none" has those in space.
       positions: "rotary" (axial, plus fixed sines and cosines, since words name absolute places) or "learned"; time is
         rotary, plus sines and cosines.
       time_frequency: the highest, see `TimeEmbedding`; where derivatives by time are taken, it must be low.
@@ -214,8 +216,8 @@ class Transformer(nn.Module):
         space = None
         if self.space_time != "temporal":
             x, space = self._place_in_space(x, rows, columns, 4 * (channels // 6) if joint else channels, origin)
-        if self.space_time == "spatial":
-            return x, space, None
+        if self.space_time in ("spatial", "none"):
+            return x, space if self.space_time == "spatial" else None, None
         seconds = seconds_of((x.shape[0], x.shape[1]), frame_rate)  # (B, T)
         zeros = nn.initializers.zeros
         dense = nn.Dense(self.width, use_bias=False, kernel_init=zeros, dtype=self.dtype, name="seconds")
