@@ -20,7 +20,7 @@ from zoo.__main__ import main
 from zoo.decoding.draws import draw
 from zoo.distributions import code_log_prob
 from zoo.families import FAMILIES, Family
-from zoo.method import Output
+from zoo.method import Output, split_each
 from zoo.methods.masked import Masked
 from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.tokens import MaskedTokens
@@ -52,9 +52,9 @@ class FedNoise(Masked):
     def sample(self, params, rng, cond, shape, options):
         """See `Generates.sample`; of the options it reads none."""
         del options
-        keys = jax.vmap(jax.random.split)(rng)
-        noise = self.codes + jax.vmap(lambda key: jax.random.randint(key, shape, 0, KINDS))(keys[:, 0])
-        return draw(keys[:, 1], self.logits(params, noise, cond))
+        rng_noise, rng_draw = split_each(rng)
+        noise = self.codes + jax.vmap(lambda key: jax.random.randint(key, shape, 0, KINDS))(rng_noise)
+        return draw(rng_draw, self.logits(params, noise, cond))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,13 @@ import json
 import sys
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks import accelerator, attention
+from benchmarks.fed_noise import KINDS, FedNoise
 from zoo import config as configs
 from zoo.families import FAMILIES
 from zoo.nets.transformer import SPACE_TIME
@@ -93,3 +97,18 @@ def test_the_pairs_of_attention_are_counted(kind):
     for frames, side in ((1, 4), (4, 2), (3, 4)):
         assert attention.counted(kind, frames, side) == attention.expected(kind, frames, side**2)
     assert attention.counted("joint", 4, 4) / attention.counted("factorized", 4, 4) == pytest.approx(3.2)
+
+
+def test_noise_that_is_fed_reaches_the_scores_and_samples_are_codes(tiny):
+    fields = {name: value for name, value in tiny({}, "configs/tokens.py:masked,test").method.items() if name != "name"}
+    method = FedNoise(**fields, vocab_size=64, dtype=jnp.float32, codes=11)
+    ids, cond = jnp.zeros((8, 1, 4, 4, 1), jnp.int32), {"tokens": jnp.full((8, 3), 5)}
+    batch, keys = {"inputs": ids, "cond": cond}, jax.random.split(jax.random.key(1), 8)
+    params = method.init(jax.random.key(0), batch)
+    loss, _ = method.loss("model", params, batch, jax.random.key(0), None, 0)
+    np.testing.assert_allclose(loss, np.log(11), rtol=1e-5)  # all scores start at 0
+    rough = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), params)
+    one, other = (method.logits(rough, ids + 11 + kind, cond) for kind in (0, KINDS - 1))
+    assert np.abs(one - other).max() > 1e-3
+    made = method.sample(rough, keys, cond, ids.shape[1:], method.SampleOptions())
+    assert made.shape == ids.shape and made.min() >= 0 and made.max() < 11 and len(np.unique(made)) > 3
