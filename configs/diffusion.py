@@ -81,11 +81,7 @@ def get_config(text=None):
     if {"reward", "policy"} & words:
         _for_rewards(config, "policy" in words)
         if "test" not in words:
-            config.loop.update(dict(steps=240, log_every=10, checkpoint_every=50, grid_every=100))
-            if "policy" in words:
-                config.loop.steps = 450
-                config.data.batch_size, config.method.group_size = 256, 16  # few draws drown the gradient
-                config.players.adapters.learning_rate = 3e-4
+            recipes.for_reward_runs(config, "policy" in words)
     return config
 
 

@@ -7,7 +7,9 @@
 `masked`, the default, draws codes in parallel and in few passes, `autoregressive` draws one after the other.
 `--config.data.codes` names the tokenizer; with "pixels", the codes are the numbers of the images themselves.
 `continuous` draws vectors, of a tokenizer trained with the word `vectors`, which `--config.data.latents` names.
-`critic` adds to `masked` a critic that finds codes which do not fit (Token-Critic 2209.04439). Without `demo` the
+`critic` adds to `masked` a critic that finds codes which do not fit (Token-Critic 2209.04439). With `coarse` the family
+draws every second row and column alone, and a `masked` run, `--config.method.filler`, all codes between them. `policy`
+changes a trained run, `--config.init`, by a reward (REINFORCE, as in DDPO 2305.13301). Without `demo` the
 recipe is for an accelerator (not measured), with `test` it takes two steps, for tests.
 """
 
@@ -16,7 +18,7 @@ from zoo.config import arguments
 from zoo.errors import UserError
 
 FAMILIES = "masked", "autoregressive", "continuous"
-WORDS = (*FAMILIES, "critic", "demo", "test")
+WORDS = (*FAMILIES, "critic", "coarse", "policy", "demo", "test")
 
 
 def get_config(text=None):
@@ -65,6 +67,12 @@ def get_config(text=None):
         _for_tests(config)
     if "critic" in words:
         _plug_in_token_critic(config)
+    if "coarse" in words:
+        _draw_coarse_codes(config, words)
+    if "policy" in words:
+        _for_rewards(config)
+        if "test" not in words:
+            recipes.for_reward_runs(config, policy=True)
     return config
 
 
@@ -76,6 +84,26 @@ def _plug_in_token_critic(config):
     config.method = dict(name="token_critic", base=base, critic=base["net"])
     config.players.critic = dict(config.players.model)
     config.sample.erase = "critic"
+
+
+def _draw_coarse_codes(config, words):
+    """Makes the family that of a coarse grid, which a masked run fills; sampling options are those of that run."""
+    if config.method.name == "continuous" or "critic" in words:
+        raise UserError("coarse is for codes, without a critic: give the word autoregressive or masked")
+    filler = "runs/masked_demo" if "demo" in words else "runs/masked"
+    config.method = dict(name="coarse", base=config.method.to_dict(), filler=filler, stride=2)
+    rest = words - {"coarse", "autoregressive", "masked"}
+    config.sample = get_config(",".join(sorted(rest | {"masked"}))).sample
+
+
+def _for_rewards(config):
+    """Low-rank changes of a trained run, given by --config.init=RUN; places are chosen without regard to the codes."""
+    config.sample.guidance = 0.0
+    sampling = dict(guidance=0.0)
+    if config.method.name == "masked":
+        config.sample.order = "random"
+        sampling |= dict(order="random", steps=config.sample.steps, schedule=config.sample.schedule)
+    recipes.plug_in_reward(config, gradient="policy", reward="oracle", sampling=sampling)
 
 
 def _for_demo(config):

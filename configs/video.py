@@ -61,8 +61,7 @@ def _set_data(config, words):
     """Videos; for `stills` their first frames, twice as many; for `images` these beside them."""
     data, rate, options = dict(source="scenes/video", size=32, frames=16, text_length=48, batch_size=64), 8, ""
     if "demo" in words:
-        # Captions of stills lack the words of motion, which the tokenizer then spells: they need a longer text.
-        data, options = dict(source="scenes/video_one", size=16, frames=8, text_length=32, batch_size=32), "omit=0"
+        data, options = dict(source="scenes/video_one", size=16, frames=8, text_length=20, batch_size=32), "omit=0"
     if "test" in words:
         data, rate = dict(source="scenes/video_one", size=16, frames=4, text_length=16, batch_size=8), 4
         options = "examples=64"
@@ -81,7 +80,7 @@ def _for_diffusion(config, words):
     config.method.net.space_time = "spatial" if stills else "factorized"
     if "demo" in words:
         shift = 1.0 if stills else 3.0  # motion is decided in much noise
-        config.loop.steps = 2200 if stills else 1900
+        config.loop.steps = 2000 if stills else 1900
         # As in `diffusion:cpu`, few tokens.
         config.method.update(dict(prediction="x", time_min=0.05, time_shift=shift, net=dict(patch_size=8)))
         config.sample.update(dict(shift=shift, guidance=0.0))  # guidance makes frames flicker

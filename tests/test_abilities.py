@@ -6,7 +6,7 @@ import pytest
 
 from zoo.errors import UserError
 from zoo.families import FAMILIES, build_method, families_with, family_class, require
-from zoo.method import ABILITIES, Method, Reward, Scorer, members
+from zoo.method import ABILITIES, Fills, Method, Reward, Scorer, members
 from zoo.wrappers.compose import compose, forwarding
 
 RECIPES = {
@@ -31,8 +31,8 @@ OF_FAMILIES = {
     "contrastive": "Scorer Embeds",
     "generator": "Generates HasFakeSample Reconstructs Invertible",
     "patches": "HasFakeSample Reconstructs Autoencodes Tokenizes",
-    "masked": "Generates HasLikelihood Fills",
-    "autoregressive": "Generates HasLikelihood Fills",
+    "masked": "Generates HasLikelihood HasTrajectory Fills",
+    "autoregressive": "Generates HasLikelihood HasTrajectory Fills",
     "continuous": "Generates Fills",
 }
 UNDER_A_CRITIC = {
@@ -53,11 +53,12 @@ BESIDE_IMAGES = {
     for name, able in OF_FAMILIES.items()
 }
 UNDER_A_TOKEN_CRITIC = {"masked": "Generates HasLikelihood Fills"}
+OF_COARSE_CODES = dict.fromkeys(("masked", "autoregressive", "continuous"), "Generates Fills")
 AS_A_STAGE = {
     "diffusion": "Generates HasFakeSample HasLikelihood Denoises Upsamples",
     "mean_flow": "Generates Upsamples",
 }
-REWARD = SimpleNamespace(differentiable=True)
+OPENED = {Reward: SimpleNamespace(differentiable=True), Fills: SimpleNamespace(SampleOptions=object)}
 
 
 @pytest.fixture
@@ -77,10 +78,10 @@ def wrapped(section, tiny):
 
     def wrapped(wrapper, family):
         more = {"adversarial": {"critic": tiny(spec="configs/gan.py:test").method.critic.to_dict()}}
-        more |= {"rewarded": {"reward": "any"}, "upsampling": {"scale": 2}}
+        more |= {"rewarded": {"reward": "any"}, "upsampling": {"scale": 2}, "coarse": {"filler": "any"}}
         more |= {"token_critic": {"critic": tiny(spec="configs/tokens.py:masked,test").method.net.to_dict()}}
         fields = {"name": wrapper, "base": section(family)} | more.get(wrapper, {})
-        opened = lambda key, name, value, protocol: REWARD if protocol is Reward else None
+        opened = lambda key, name, value, protocol: OPENED.get(protocol)
         return build_method(fields, 64, "float32", opened, codes=CODES.get(family))
 
     return wrapped
@@ -95,6 +96,7 @@ def test_every_family_of_the_registry_is_here():
     assert {name for name, family in FAMILIES.items() if not family.wraps} == set(OF_FAMILIES)
     assert {name for name, family in FAMILIES.items() if family.wraps} == {
         "adversarial",
+        "coarse",
         "joint",
         "rewarded",
         "token_critic",
@@ -118,6 +120,7 @@ def test_a_family_has_these_abilities_alone(section, family):
         ("joint", BESIDE_IMAGES),
         ("upsampling", AS_A_STAGE),
         ("token_critic", UNDER_A_TOKEN_CRITIC),
+        ("coarse", OF_COARSE_CODES),
     ],
 )
 def test_a_wrapped_family_has_these_abilities_alone(wrapped, wrapper, expected, family):

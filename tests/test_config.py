@@ -3,6 +3,7 @@ import inspect
 import itertools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_collections
 import pytest
@@ -12,6 +13,7 @@ from zoo import families
 from zoo.errors import MOST_NAMES, UserError, unknown_name_error
 from zoo.loop import Loop
 from zoo.method import Generates, Invertible, Reward
+from zoo.methods import masked
 from zoo.nets.conditioning import Conditioned
 from zoo.runs.recipe import Data, Recipe, check_sections
 from zoo.training.optim import Optimizer
@@ -25,7 +27,14 @@ KINDS = {
     "diffusion": ["critic", "few_steps", "reward", "policy"],
     "gan": ["projected"],
     "patches": ["binary", "vectors", "video", "critic"],
-    "tokens": ["masked,critic", "autoregressive", "continuous"],
+    "tokens": [
+        "masked,critic",
+        "autoregressive",
+        "continuous",
+        "autoregressive,coarse",
+        "policy",
+        "autoregressive,policy",
+    ],
     "video": ["stills", "images", "critic", "vae", "flow", "gan"],
 }
 RECIPES = [
@@ -64,7 +73,7 @@ def options(method):
 
 def static(key, name, value, protocol):
     """Opens no dependency: what a method does with one is tested elsewhere."""
-    return None if protocol is Reward else object()
+    return None if protocol is Reward else SimpleNamespace(SampleOptions=masked.SampleOptions)
 
 
 def build(recipe, section=None):

@@ -273,3 +273,57 @@ def test_guidance_of_logits_is_the_guided_distribution():
 def test_evaluations_count_both_passes_of_guidance():
     assert Exact().evaluations(SampleOptions(steps=6), (1, 4, 4, 1)) == 6
     assert Exact().evaluations(SampleOptions(steps=6, guidance=1.0), (1, 4, 4, 1)) == 12
+
+
+# ---- trajectories
+
+
+def exact_family(**changes):
+    """A masked generator whose logits are the table's conditionals, over places (1, 2, 2) of one channel."""
+
+    class Exact(Masked):
+        def logits(self, params, ids, cond):
+            return conditionals(ids.reshape(len(ids), LENGTH)).reshape(*ids.shape, CODES) * params["scale"]
+
+    return Exact({}, 8, jnp.float32, CODES, **changes)
+
+
+def test_a_trajectory_ends_in_the_sample():
+    method, options = exact_family(), SampleOptions(steps=3, order="random")
+    params, rng, shape = {"scale": 1.0}, keys()[:50], (1, 2, 2, 1)
+    states = method.sample_trajectory(params, rng, {}, shape, options)
+    assert states.shape == (4, 50, *shape) and (states[0] == MASK).all()
+    np.testing.assert_array_equal(states[-1], method.sample(params, rng, {}, shape, options))
+    masked_after = (states == MASK).sum(axis=(2, 3, 4, 5))
+    assert (np.diff(masked_after, axis=0) < 0).all() and (masked_after[-1] == 0).all()
+    kept = states[1:-1] != MASK
+    np.testing.assert_array_equal(states[2:][kept], states[1:-1][kept])
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 0.7}, {"top_k": 2}])
+def test_the_densities_of_all_trajectories_sum_to_one(changes):
+    """With a fixed order the codes at the end say what happened at each step."""
+    method, options = exact_family(), SampleOptions(steps=2, order="halton", **changes)
+    final = jnp.asarray(STATES).reshape(-1, 1, 2, 2, 1)
+    example = method.sample_trajectory({"scale": 1.0}, keys()[: len(final)], {}, (1, 2, 2, 1), options)
+    states = jnp.stack([jnp.where(state == MASK, MASK, final) for state in example])
+    log_prob = method.trajectory_log_prob({"scale": 1.0}, states, {}, options)
+    assert log_prob.shape == (2, len(final))
+    np.testing.assert_allclose(jnp.exp(log_prob.sum(axis=0)).sum(), 1, rtol=1e-5)
+
+
+def test_a_trajectory_of_one_code_a_step_has_the_density_of_the_table():
+    method, options = exact_family(), SampleOptions(steps=LENGTH, order="random")
+    states = method.sample_trajectory({"scale": 1.0}, keys()[:50], {}, (1, 2, 2, 1), options)
+    found = method.trajectory_log_prob({"scale": 1.0}, states, {}, options).sum(axis=0)
+    expected = TABLE[tuple(np.asarray(states[-1]).reshape(50, LENGTH).T)]
+    np.testing.assert_allclose(jnp.exp(found), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"order": "confidence"}, {"order": "random", "erase": "random", "erase_share": 0.1}]
+)
+def test_a_trajectory_whose_density_is_unknown_is_an_error(changes):
+    method, options = exact_family(), SampleOptions(steps=2, **changes)
+    with pytest.raises(UserError, match="the density of a trajectory is known without erasing"):
+        method.sample_trajectory({"scale": 1.0}, keys()[:2], {}, (1, 2, 2, 1), options)

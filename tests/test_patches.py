@@ -14,10 +14,13 @@ from zoo.config import build
 from zoo.errors import UserError
 from zoo.families import build_method, family_class
 from zoo.method import Axis, to_float, to_uint8
+from zoo.methods.autoregressive import SampleOptions as AutoregressiveOptions
+from zoo.methods.masked import SampleOptions as MaskedOptions
 from zoo.nets.patch_encoder import PatchAutoencoder
 from zoo.nets.quantisation import Binary, Levels, Vectors, build_quantiser, frequencies, usage
 from zoo.runs.code_editor import CodeEditor
 from zoo.runs.dependencies import open_run, prepare
+from zoo.wrappers.coarse import Coarse
 
 PATCHES, MASKED, AUTOREGRESSIVE = (
     "configs/patches.py:test",
@@ -416,3 +419,90 @@ def test_each_code_depends_on_those_before_it_alone(tiny):
     logits = lambda ids: method.network.apply({"params": params["model"]}, ids, cond=cond)
     changed = np.abs(logits(ids.at[0, 0, 1, 1].set(7)) - logits(ids)).max(axis=(0, 2)) > 1e-6
     assert changed.tolist() == [False] * 5 + [True] * 4
+
+
+# ---- coarse codes first
+
+
+def test_the_filler_gets_the_coarse_codes_and_each_family_its_options(tiny):
+    class First:
+        SampleOptions = AutoregressiveOptions
+
+        def fill(self, params, rng, inputs, known, cond, options):
+            assert params["model"] == "mine" and inputs.shape == (2, 1, 2, 2, 1) and options.temperature == 0.5
+            return jnp.where(known[..., None], inputs, 7)
+
+        def evaluations(self, options, shape):
+            assert shape == (1, 2, 2, 1)
+            return 1
+
+    class Rest:
+        SampleOptions = MaskedOptions
+
+        def fill(self, params, rng, inputs, known, cond, options):
+            assert params == "its" and options.steps == 3
+            return jnp.where(known[..., None], inputs, 9)
+
+        def evaluations(self, options, shape):
+            assert shape == (1, 4, 3, 1)
+            return options.steps
+
+    method = Coarse(First(), 64, jnp.float32, Rest())
+    options = method.SampleOptions(steps=3, temperature=0.5)
+    assert method.evaluations(options, (1, 4, 3, 1)) == 4
+    inputs, known = jnp.full((2, 1, 4, 3, 1), 1), jnp.zeros((2, 1, 4, 3), bool).at[:, 0, 0, :2].set(True)
+    params = {"model": "mine", "frozen": {"filler": "its"}}
+    made = method.fill(params, jax.random.split(jax.random.key(0), 2), inputs, known, {}, options)
+    expected = [[1, 1, 7], [9, 9, 9], [7, 9, 7], [9, 9, 9]]
+    np.testing.assert_array_equal(made[..., 0], np.broadcast_to(expected, (2, 1, 4, 3)))
+    with pytest.raises(UserError, match="stride must be in"):
+        Coarse(First(), 64, jnp.float32, Rest(), stride=1)
+
+
+@pytest.mark.slow
+def test_a_run_on_coarse_codes_makes_whole_images(tokenizer, tiny, tmp_path):
+    loop.train(on_codes(tiny, tokenizer), tmp_path / "filler")
+    changes = {"data.codes": str(tokenizer), "method.filler": str(tmp_path / "filler")}
+    loop.train(tiny(changes, f"{AUTOREGRESSIVE},coarse"), tmp_path / "run")
+    made = open_run(tmp_path / "run").sample(["a red circle", "a blue star"], steps=3)
+    assert made.shape == (2, 1, 16, 16, 3) and made.dtype == np.uint8
+    with pytest.raises(UserError, match="did you mean 'steps'"):
+        open_run(tmp_path / "run").sample(["a red circle"], step=3)
+
+
+# ---- rewards
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance": 1.5, "temperature": 0.8, "top_k": 7}])
+def test_an_autoregressive_draw_has_the_density_that_it_was_drawn_with(options, tiny):
+    method = build_method(tiny({}, AUTOREGRESSIVE).method.to_dict(), 64, "float32", codes=11)
+    options = method.SampleOptions(**options)
+    cond = {"tokens": jnp.full((11, 4), 5)}
+
+    def params_for(inputs):
+        return {"model": random_like(method.init(jax.random.key(0), {"inputs": inputs, "cond": cond})["model"])}
+
+    one = jnp.arange(11).reshape(11, 1, 1, 1, 1)
+    log_prob = method.trajectory_log_prob(params_for(one), one[None], cond, options)
+    assert log_prob.shape == (1, 11) and np.ptp(log_prob[np.isfinite(log_prob)]) > 0.1
+    np.testing.assert_allclose(np.exp(log_prob).sum(), 1, rtol=1e-5)
+
+    params = params_for(jnp.zeros((11, 1, 2, 3, 1), jnp.int32))
+    made = method.sample_trajectory(params, jax.random.split(jax.random.key(1), 11), cond, (1, 2, 3, 1), options)
+    log_prob = method.trajectory_log_prob(params, made, cond, options)
+    assert made.shape == (1, 11, 1, 2, 3, 1) and np.isfinite(log_prob).all()
+    if options == method.SampleOptions():
+        bits = method.bits_per_dim(params, None, {"inputs": made[0], "cond": cond}, None)
+        np.testing.assert_allclose(log_prob[0], -bits * 6 * np.log(2), rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [MASKED, AUTOREGRESSIVE])
+def test_a_reward_trains_codes_as_a_black_box(recipe, tokenizer, tiny, tmp_path):
+    loop.train(on_codes(tiny, tokenizer, recipe), tmp_path / "base")
+    base = "method.base.net.patch_size"
+    changes = {"data.codes": str(tokenizer), "init": str(tmp_path / "base")} | ({base: 1} if recipe == MASKED else {})
+    loop.train(tiny(changes, f"{recipe},policy"), tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(run.params["adapters"]))
+    assert run.sample(["a red circle"]).shape == (1, 1, 16, 16, 3)

@@ -50,6 +50,7 @@ FAMILIES = {
     "token_critic": Family(
         "zoo.wrappers.token_critic:TokenCritic", "2209.04439", "configs/tokens.py:masked,critic", wraps=True
     ),
+    "coarse": Family("zoo.wrappers.coarse:Coarse", "2206.10789", "configs/tokens.py:autoregressive,coarse", wraps=True),
     "joint": Family("zoo.wrappers.joint:Joint", "2204.03458", "configs/video.py:images", wraps=True),
     "upsampling": Family("zoo.wrappers.upsampling:Upsampling", "2106.15282", "configs/upsample.py:space", wraps=True),
     "rewarded": Family("zoo.wrappers.rewarded:Rewarded", "2309.17400", "configs/diffusion.py:reward", wraps=True),

@@ -190,3 +190,12 @@ def plug_in_reward(config: Config, **changes) -> None:
     config.method = ml_collections.ConfigDict(own | changes)
     adapters = player(learning_rate=1e-3, warmup_steps=0, decay_start=1.0, ema_half_lives=())
     config.players = ml_collections.ConfigDict(dict(adapters=adapters))
+
+
+def for_reward_runs(config: Config, policy: bool) -> None:
+    """The length of runs by a reward; many draws a step for a policy, where few drown the gradient."""
+    config.loop.update(dict(steps=240, log_every=10, checkpoint_every=50, grid_every=100))
+    if policy:
+        config.loop.steps = 450
+        config.data.batch_size, config.method.group_size = 256, 16
+        config.players.adapters.learning_rate = 3e-4

@@ -33,7 +33,8 @@ ROUNDS = 6  # of the shuffle
 class Source(Protocol):
     """Random access to images or videos with captions.
 
-    May have `text(i) -> str`, which decodes no image, and of longer videos `part(i, place)`: the item that begins at a
+    May have `text(i) -> str`, which decodes no image; `learned_text(i) -> str`, what a tokenizer learns in its place,
+    with words that a run started from this one needs; and of longer videos `part(i, place)`: the item that begins at a
     place in [0, 1] of its video.
     """
 
@@ -60,6 +61,10 @@ class Joined:
     def text(self, i: int) -> str:
         """Returns the caption of an item."""
         return text_of(*self._place(i))
+
+    def learned_text(self, i: int) -> str:
+        """Returns what a tokenizer learns of an item."""
+        return learned_text_of(*self._place(i))
 
     def part(self, i: int, place: float) -> dict[str, Any]:
         """Returns an item that begins at a place in [0, 1] of its video."""
@@ -216,8 +221,13 @@ class _Batches:
 
 
 def captions(source: Source, limit: int = 100_000) -> list[str]:
-    """Returns at most `limit` captions, spread evenly over the source: what a tokenizer is trained on."""
+    """Returns at most `limit` captions, spread evenly over the source."""
     return [text_of(source, i) for i in spread(source, limit)]
+
+
+def learned_captions(source: Source, limit: int) -> list[str]:
+    """Returns at most `limit` captions, spread evenly over the source: what a tokenizer is trained on."""
+    return [learned_text_of(source, i) for i in spread(source, limit)]
 
 
 def spread(source: Source, limit: int) -> list[int]:
@@ -229,6 +239,12 @@ def text_of(source: Source, i: int) -> str:
     """Returns the caption of item `i`, without decoding an image where the source can."""
     text = getattr(source, "text", None)
     return source[i]["text"] if text is None else text(i)
+
+
+def learned_text_of(source: Source, i: int) -> str:
+    """Returns what a tokenizer learns of item `i`: its caption, if the source has nothing else."""
+    learned = getattr(source, "learned_text", None)
+    return text_of(source, i) if learned is None else learned(i)
 
 
 def part_of(source: Source, i: int, place: float) -> dict[str, Any]:

@@ -85,13 +85,15 @@ class Step(NamedTuple):
 
 Choose = Callable[[Step], jax.Array]  # -> the codes that are masked after the step, bool (B, N)
 Score = Callable[[Step], jax.Array]  # -> a number for each code, (B, N)
+# See `decode`.
+Draw = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def decode(
     rng: jax.Array,
     codes: jax.Array,
     known: jax.Array,
-    draw_missing: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+    draw_missing: Draw,
     left: np.ndarray,
     choose: Choose,
 ) -> jax.Array:
@@ -112,6 +114,23 @@ def decode(
     Returns:
       Codes like `codes`.
     """
+    (codes, _), _ = _run(rng, codes, known, draw_missing, left, choose)
+    return codes
+
+
+def trajectory(
+    rng: jax.Array,
+    codes: jax.Array,
+    known: jax.Array,
+    draw_missing: Draw,
+    left: np.ndarray,
+    choose: Choose,
+) -> tuple[jax.Array, jax.Array]:
+    """Draws as `decode` does; returns the codes after each step, (steps, B, N, ...), and which are present, bool."""
+    return _run(rng, codes, known, draw_missing, left, choose)[1]
+
+
+def _run(rng, codes, known, draw_missing, left, choose):
     count = (~known).sum(axis=1, keepdims=True)  # (B, 1)
 
     def step(carry, inputs):
@@ -123,11 +142,12 @@ def decode(
         log_probs = jnp.where(present, log_probs, log_prob)
         target = jnp.floor(share * count + 1e-4)
         about = Step(rng_choose, (i + 1) / len(left), codes, log_probs, ~present, present & ~known, target)
-        return (codes, ~choose(about), log_probs), None
+        present = ~choose(about)
+        return (codes, present, log_probs), (codes, present)
 
     steps = jnp.arange(len(left)), jnp.asarray(left, jnp.float32)
-    (codes, _, _), _ = jax.lax.scan(step, (codes, known, jnp.zeros(known.shape)), steps)
-    return codes
+    (codes, present, _), states = jax.lax.scan(step, (codes, known, jnp.zeros(known.shape)), steps)
+    return (codes, present), states
 
 
 def _highest(scores: jax.Array, among: jax.Array, count: jax.Array) -> jax.Array:

@@ -54,12 +54,12 @@ def by_oracle(sample: Sample, context: EvalContext) -> dict[str, Score]:
 
 @measure("one_colour", better="higher")
 def by_one_colour(sample: Sample, context: EvalContext) -> dict[str, Score]:
-    """Share of things, of images that show any, of which at least `ONE_COLOUR` of the area has one colour."""
+    """Share of images that show things, of each of which at least `ONE_COLOUR` of the area has one colour."""
     if context.world is None or sample.images.shape[1] > 1:
         raise UserError("needs images of scenes: nothing else has things of one colour")
     shares = [oracle.colour_shares(image, context.world) for image in sample.images]
-    values = [float(share >= ONE_COLOUR) for image in shares for share in image]
-    return {"one_colour": mean_score(values, f"of {len(values)} things")} if values else {}
+    values = [float(min(image, default=0.0) >= ONE_COLOUR) for image in shares]
+    return {"one_colour": mean_score(values)}
 
 
 @measure("sharpness", better="ceiling")

@@ -69,6 +69,7 @@ class Autoregressive(SamplesByFilling):
     MAY_BE_NEW: ClassVar[tuple[str, ...]] = NEW_FOR_VIDEOS
     SampleOptions = SampleOptions
     LikelihoodOptions = LikelihoodOptions
+    trajectory_options: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self):
         check_ranges(self, caption_drop="[0, 1]")
@@ -104,14 +105,23 @@ class Autoregressive(SamplesByFilling):
         known = jnp.broadcast_to(known[..., None], inputs.shape).reshape(len(inputs), -1)
 
         def next_logits(before: jax.Array, i: jax.Array, state: State):
-            before = jnp.concatenate([before, before]) if options.guidance else before
-            logits, state = self.step(params, before, i, state)
-            if options.guidance:
-                good, bad = jnp.split(jax.nn.log_softmax(logits), 2)
-                logits = conditions.guide(good, bad, options.guidance)
-            return adjusted(logits, options.temperature, options.top_k, options.top_p), state
+            logits, state = self.step(params, _twice(before, options), i, state)
+            return _adjusted(logits, options), state
 
         return decoding.decode(rng, _flat(inputs), known, state, next_logits).reshape(inputs.shape)
+
+    def sample_trajectory(
+        self, params, rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: SampleOptions
+    ) -> jax.Array:
+        """See `HasTrajectory.sample_trajectory`: the sample alone, all codes of which are one draw."""
+        return self.sample(params, rng, cond, shape, options)[None]
+
+    def trajectory_log_prob(self, params, states: jax.Array, cond: Cond, options: SampleOptions) -> jax.Array:
+        """See `HasTrajectory.trajectory_log_prob`: of that one draw, (1, B)."""
+        ids = states[-1]
+        both = conditions.duplicate(cond) if options.guidance else cond
+        logits = _adjusted(self._apply(params, _twice(ids, options), cond=both), options)
+        return code_log_prob(logits, _flat(ids)).sum(axis=1)[None]
 
     def step(self, params, before: jax.Array, i: jax.Array, state: State) -> tuple[jax.Array, State]:
         """See `CausalTokens.step`."""
@@ -130,6 +140,19 @@ class Autoregressive(SamplesByFilling):
 
     def _apply(self, params, *arguments, **keywords):
         return self.network.apply({"params": params["model"]}, *arguments, **keywords)
+
+
+def _twice(x: jax.Array, options: SampleOptions) -> jax.Array:
+    """For the conditions, and for none."""
+    return jnp.concatenate([x, x]) if options.guidance else x
+
+
+def _adjusted(logits: jax.Array, options: SampleOptions) -> jax.Array:
+    """Logits, with those without conditions after them where there is guidance -> those of the codes to draw."""
+    if options.guidance:
+        good, bad = jnp.split(jax.nn.log_softmax(logits), 2)
+        logits = conditions.guide(good, bad, options.guidance)
+    return adjusted(logits, options.temperature, options.top_k, options.top_p)
 
 
 def _flat(ids: jax.Array) -> jax.Array:

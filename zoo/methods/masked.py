@@ -15,7 +15,7 @@ from zoo.conditions import Cond
 from zoo.decoding import masked as decoding
 from zoo.decoding.draws import adjusted, draw
 from zoo.decoding.filling import SamplesByFilling
-from zoo.distributions import code_log_prob
+from zoo.distributions import code_log_prob, sum_except_batch
 from zoo.errors import UserError, check_ranges, unknown_name_error
 from zoo.method import Axis, Batch, Output, fold_each, split_each
 from zoo.nets.conditioning import Conditioned, build_network
@@ -121,6 +121,7 @@ class Masked(SamplesByFilling):
     MAY_BE_NEW: ClassVar[tuple[str, ...]] = NEW_FOR_VIDEOS
     SampleOptions = SampleOptions
     LikelihoodOptions = LikelihoodOptions
+    trajectory_options: ClassVar[Mapping[str, Any]] = {"order": "random"}
 
     def __post_init__(self):
         check_ranges(self, caption_drop="[0, 1]")
@@ -174,26 +175,64 @@ class Masked(SamplesByFilling):
         options: SampleOptions,
     ) -> jax.Array:
         """See `Fills.fill`; `choose` is the rule by which codes are masked after each step."""
-        shape, size = inputs.shape[1:], math.prod(inputs.shape[1:])
+        flat = inputs.reshape(len(inputs), -1).astype(jnp.int32)
+        known = jnp.broadcast_to(known[..., None], inputs.shape).reshape(flat.shape)
+        draw_missing, left = self._draws(params, cond, inputs.shape[1:], options)
+        return decoding.decode(rng, flat, known, draw_missing, left, choose).reshape(inputs.shape)
+
+    def _draws(self, params, cond: Cond, shape: tuple[int, ...], options: SampleOptions):
+        """Returns `draw_missing` and `left` of `decoding.masked.decode`."""
+        size = math.prod(shape)
         if options.steps > size and options.erase == "none":
             raise UserError(f"steps must be at most the {size} codes of an image without erase, got {options.steps}")
         left = decoding.masked_shares(options.schedule, options.steps)
-        scales = jnp.asarray(guidance_scales(options, np.append(1.0, left[:-1])), jnp.float32)
-        both = conditions.duplicate(cond) if options.guidance else cond
+        guided = self._guided(params, cond, left, options)
 
         def draw_missing(rng, flat, present, i):
             ids = jnp.where(present, flat, self.codes).reshape(-1, *shape)
-            logits = self.logits(params, jnp.concatenate([ids, ids]) if options.guidance else ids, both)
-            if options.guidance:
-                good, bad = jnp.split(jax.nn.log_softmax(logits), 2)
-                logits = conditions.guide(good, bad, scales[i])
-            logits = logits.reshape(len(flat), size, self.codes)
-            drawn = draw(rng, adjusted(logits, options.temperature, options.top_k, options.top_p))
+            logits = guided(ids, i).reshape(len(flat), size, self.codes)
+            drawn = draw(rng, _adjusted(logits, options))
             return drawn, code_log_prob(logits, drawn)  # of all codes: those that were cut off count
 
-        flat = inputs.reshape(len(inputs), size).astype(jnp.int32)
-        known = jnp.broadcast_to(known[..., None], inputs.shape).reshape(flat.shape)
-        return decoding.decode(rng, flat, known, draw_missing, left, choose).reshape(inputs.shape)
+        return draw_missing, left
+
+    def _guided(self, params, cond: Cond, left: np.ndarray, options: SampleOptions):
+        """Returns the guided logits as a function of codes, (B, T, h, w, c), and of the number of the step."""
+        scales = jnp.asarray(guidance_scales(options, np.append(1.0, left[:-1])), jnp.float32)
+        both = conditions.duplicate(cond) if options.guidance else cond
+
+        def guided(ids, i):
+            if not options.guidance:
+                return self.logits(params, ids, both)
+            good, bad = jnp.split(jax.nn.log_softmax(self.logits(params, jnp.concatenate([ids, ids]), both)), 2)
+            return conditions.guide(good, bad, scales[i])
+
+        return guided
+
+    def sample_trajectory(
+        self, params, rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: SampleOptions
+    ) -> jax.Array:
+        """See `HasTrajectory.sample_trajectory`: codes and masks at first and after each step."""
+        _check_trajectory(options)
+        masked = jnp.full((len(rng), math.prod(shape)), self.codes)
+        draw_missing, left = self._draws(params, cond, shape, options)
+        rule = self.rule(options, shape)
+        codes, present = decoding.trajectory(rng, masked, jnp.zeros(masked.shape, bool), draw_missing, left, rule)
+        states = jnp.concatenate([masked[None], jnp.where(present, codes, self.codes)])
+        return states.reshape(len(states), len(rng), *shape)
+
+    def trajectory_log_prob(self, params, states: jax.Array, cond: Cond, options: SampleOptions) -> jax.Array:
+        """See `HasTrajectory.trajectory_log_prob`; the choice of places does not depend on the network."""
+        _check_trajectory(options)
+        guided = self._guided(params, cond, decoding.masked_shares(options.schedule, options.steps), options)
+
+        @jax.checkpoint
+        def one(ids, to, i):
+            log_prob = code_log_prob(_adjusted(guided(ids, i), options), jnp.where(to == self.codes, 0, to))
+            return sum_except_batch(jnp.where((ids == self.codes) & (to != self.codes), log_prob, 0.0))
+
+        inputs = states[:-1], states[1:], jnp.arange(len(states) - 1)
+        return jax.lax.scan(lambda _, inputs: (None, one(*inputs)), None, inputs)[1]
 
     def rule(self, options: SampleOptions, shape: tuple[int, ...]) -> decoding.Choose:
         """Returns the rule by which codes of this shape, (T, h, w, c), are masked after each step."""
@@ -235,6 +274,18 @@ class Masked(SamplesByFilling):
     def logits(self, params, ids: jax.Array, cond: Cond) -> jax.Array:
         """Scores of all codes at each place, (B, T, h, w, c, codes), from codes of which some are masked."""
         return self.network.apply({"params": params["model"]}, ids, cond=cond)
+
+
+def _adjusted(logits: jax.Array, options: SampleOptions) -> jax.Array:
+    return adjusted(logits, options.temperature, options.top_k, options.top_p)
+
+
+def _check_trajectory(options: SampleOptions) -> None:
+    if options.order == "confidence" or options.erase != "none":
+        raise UserError(
+            "the density of a trajectory is known without erasing and where places are chosen without regard to codes, "
+            f"by order=random or halton; got order={options.order!r} and erase={options.erase!r}"
+        )
 
 
 def guidance_scales(options: SampleOptions, masked: np.ndarray) -> np.ndarray:

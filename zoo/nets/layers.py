@@ -186,6 +186,11 @@ def head_channels(width: int, heads: int) -> int:
     return width // heads
 
 
+def each_row(y: jax.Array, rows: int) -> jax.Array:
+    """Repeats what samples have for each of their rows: (B, ...) -> (rows, ...)."""
+    return jnp.repeat(y, rows // len(y), axis=0)
+
+
 class Attention(nn.Module):
     """Multi-head attention with normalised queries and keys (2302.05442).
 
@@ -202,7 +207,7 @@ class Attention(nn.Module):
 
         Args:
           x: (B, N, D).
-          context: (B, M, D'), or None.
+          context: (B, M, D'), or (B / k, M, D') of which each is that of k rows of x, or None.
           lengths: (B,) how many of all keys count; x's own keys come first, so padding is at the end.
           to_self: whether x attends to itself; False is plain cross-attention.
           angles: rotary positions of x, (N, d / 2) or (B, N, d / 2). The context has position 0: how its words about
@@ -225,8 +230,8 @@ class Attention(nn.Module):
             keys.append(place(project("key", x, True)))
             values.append(project("value", x, False))
         if context is not None:
-            keys.append(project("context_key", context, True))
-            values.append(project("context_value", context, False))
+            keys.append(each_row(project("context_key", context, True), len(x)))
+            values.append(each_row(project("context_value", context, False), len(x)))
         k, v = jnp.concatenate(keys, axis=1), jnp.concatenate(values, axis=1)  # (B, N + M, heads, d)
         y = attend(q, k, v, self.implementation, lengths, causal=causal)
         return nn.DenseGeneral(width, axis=(-2, -1), use_bias=False, dtype=self.dtype, name="out")(y)

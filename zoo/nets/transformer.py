@@ -15,6 +15,7 @@ from zoo.nets.layers import (
     RMSNorm,
     SwiGLU,
     TimeEmbedding,
+    each_row,
     head_channels,
     patchify,
     rotary_table,
@@ -63,8 +64,8 @@ class Block(nn.Module):
         Args:
           x: in rows of `SPACE_TIME`, (rows, tokens, D).
           condition: (B, D).
-          text: for each row, (rows, L, D).
-          lengths: (rows,).
+          text: of each sample, (B, L, D).
+          lengths: of each row's text, (rows,).
           angles: rotary positions of the main attention, (tokens, d / 2) or (rows, tokens, d / 2), or None.
           frame_angles: those of the attention over time, (B N, T, d / 2), or None.
         """
@@ -103,11 +104,6 @@ class Block(nn.Module):
         y = modulate(RMSNorm(self.dtype, scale=False)(x), shift, scale)
         y = gate * Attention(self.heads, self.dtype, self.attention, name="temporal")(y, angles=angles)
         return einops.rearrange(y, "(b n) t d -> (b t) n d", b=len(condition))
-
-
-def each_row(y: jax.Array, rows: int) -> jax.Array:
-    """Repeats what videos have for each of their rows: (B, ...) -> (rows, ...)."""
-    return jnp.repeat(y, rows // len(y), axis=0)
 
 
 class Transformer(nn.Module):
@@ -191,11 +187,11 @@ class Transformer(nn.Module):
         x, angles, frame_angles = self._place(x, rows, columns, text.frame_rate, origin)
         in_rows = SPACE_TIME[self.space_time]
         x = einops.rearrange(x, f"b t n d -> {in_rows} d")
-        words, lengths = each_row(text.embeddings, len(x)), each_row(text.lengths, len(x))
+        lengths = each_row(text.lengths, len(x))
 
         layers = stack(Block, self.depth, self.remat, in_axes=nn.broadcast)
         x, _ = layers(self.heads, self.text, self.dtype, self.attention, self.space_time, frames, name="layers")(
-            x, condition, words, lengths, angles, frame_angles
+            x, condition, text.embeddings, lengths, angles, frame_angles
         )
 
         zeros = nn.initializers.zeros

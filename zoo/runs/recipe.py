@@ -102,7 +102,7 @@ class Data:
 
     def train_tokenizer(self, source: pipeline.Source) -> Tokenizer:
         """Returns a tokenizer of the source's captions."""
-        captions = pipeline.captions(source, limit=CAPTIONS_FOR_TOKENIZER)
+        captions = pipeline.learned_captions(source, limit=CAPTIONS_FOR_TOKENIZER)
         return Tokenizer.train(captions, self.vocab_size, self.text_length)
 
 

@@ -83,14 +83,20 @@ def make_example(
     omit: float | None = None,
 ) -> tuple[np.ndarray, str, Scene]:
     """Returns example `index`: pixels uint8 (frames, size, size, 3), its caption, and the scene behind it."""
+    scene, rng = _draw(name, split, index)
+    if name in worlds.UNIFORM:
+        text, pixels = describe(scene, rng, omit=0.0), worlds.render(scene, size, frames)
+        return noisy(pixels, rng) if name == "entropy" else pixels, text, scene
+    return worlds.render(scene, size, frames, frame_rate), describe(scene, rng, omit, still=frames == 1), scene
+
+
+def _draw(name: str, split: str, index: int) -> tuple[Scene, np.random.Generator]:
+    """Returns the scene of an example, and what draws the rest of it."""
     rng = np.random.default_rng([worlds.SPLITS.index(split), index])
     if name in worlds.UNIFORM:
         scenes = equal_scenes(name)
-        scene = scenes[int(rng.integers(len(scenes)))]
-        text, pixels = describe(scene, rng, omit=0.0), worlds.render(scene, size, frames)
-        return noisy(pixels, rng) if name == "entropy" else pixels, text, scene
-    scene = worlds.draw_scene(rng, name, split)
-    return worlds.render(scene, size, frames, frame_rate), describe(scene, rng, omit, still=frames == 1), scene
+        return scenes[int(rng.integers(len(scenes)))], rng
+    return worlds.draw_scene(rng, name, split), rng
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -174,6 +180,8 @@ class Source:
             *(config.world, split, config.size, config.frames, config.frame_rate, config.examples, config.omit),
             folder,
         )
+        moves = worlds.world_named(worlds.UNIFORM.get(config.world, config.world)).moves
+        self._still, self._split = config if moves and config.frames == 1 else None, split
         self._rate = {} if config.frame_rate is None else {"frame_rate": config.frame_rate}
         self._shape = (config.frames, config.size, config.size, 3)
         decoders = {"inputs": tfds.decode.SkipDecoding()} if config.frames == 1 else None
@@ -190,6 +198,13 @@ class Source:
     def text(self, index: int) -> str:
         """Returns the caption of an example, without decoding its image."""
         return self._records[index]["text"].decode()
+
+    def learned_text(self, index: int) -> str:
+        """Returns the caption of an example as a video, also where the source has first frames alone."""
+        if not self._still:
+            return self.text(index)
+        scene, rng = _draw(self._still.world, self._split, index)
+        return describe(scene, rng, self._still.omit)
 
     def __getitem__(self, index: int) -> dict:
         if not -len(self) <= index < len(self):
