@@ -329,6 +329,12 @@ def test_options_of_a_run_make_a_curve_of_their_own(command, trained, tmp_path):
     assert done.code == 2 and "'guidance' is not NAME=VALUE" in done.err
 
 
+def test_a_wrong_option_is_found_before_any_run_is_sampled(command, trained, monkeypatch):
+    monkeypatch.setattr("zoo.evaluation.nfe_sweep.nfe_sweep", lambda *_: pytest.fail("sampled"))
+    done = command("-m", "zoo", "nfe_sweep", trained, f"{trained}?sampler=heun&eta=1")
+    assert done.code == 2 and "puts noise back" in done.err
+
+
 @pytest.mark.slow
 def test_captions_without_a_word_to_swap_cannot_be_trusted(command, tmp_path):
     for name in ("one", "two"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zoo import errors
-from zoo.data.pipeline import captions
+from zoo.data.pipeline import Joined, captions, learned_captions
 from zoo.scenes import dataset, grammar, world
 from zoo.scenes.world import SPLITS, WORLDS, Scene, Thing
 
@@ -298,6 +298,17 @@ def test_captions_omit_as_often_as_configured(tmp_path):
     assert _share_silent(captions(none)) == 0
     assert 0.25 < _share_silent(captions(some)) < 0.35  # five standard deviations of 2,000 draws
     assert captions(pickle.loads(pickle.dumps(some))) == captions(some)
+
+
+@pytest.mark.parametrize("omit", [None, 0])
+def test_a_tokenizer_learns_the_words_of_motion_from_first_frames(tmp_path, omit):
+    stills, videos, images = (
+        dataset.open_source(name, "train", 16, frames, examples=30, omit=omit, cache=tmp_path)
+        for name, frames in (("video_one", 1), ("video_one", 8), ("one", 1))
+    )
+    assert learned_captions(stills, 30) == captions(videos) == learned_captions(videos, 30) != captions(stills)
+    assert learned_captions(images, 30) == captions(images)
+    assert learned_captions(Joined([images, stills]), 60) == captions(images) + captions(videos)
 
 
 def _share_silent(texts):

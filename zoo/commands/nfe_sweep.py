@@ -8,6 +8,7 @@ Options after a run's name make a curve of their own: 'runs/masked?order=halton&
 """
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -20,6 +21,7 @@ from zoo.evaluation.nfe_sweep import nfe_sweep
 from zoo.files import write_json
 from zoo.runs.dependencies import open_run
 from zoo.runs.recipe import SEEDS
+from zoo.runs.run import Run
 
 FLAGS = flags.FLAGS
 COST = "evaluations of the network"
@@ -46,14 +48,14 @@ def main(workdirs: list[str]) -> None:
     steps = [to_steps(word) for word in FLAGS.steps]
     networks = {"clip": clip_features()} if registry.needs_clip(FLAGS.measures) else {}
     sizes = (FLAGS.split, FLAGS.num, FLAGS.num_reference, FLAGS.seed)
-    found = {}
-    for word in workdirs:
-        workdir, _, query = word.partition("?")
-        options = [read_option(part, f"the option of {workdir}") for part in query.split("&") if part]
-        given = {name: value for option in options for name, value in option.items()}
-        if "steps" in given:
-            raise UserError(f"{word}: name the steps by --steps")
-        found[word] = nfe_sweep(open_run(workdir), steps, networks, FLAGS.measures, *sizes, **given)
+    runs = {word: _open(word) for word in workdirs}
+    for run, options in runs.values():  # a wrong option is found before any run is sampled
+        for count in steps:
+            run.sampler(**options | {"steps": count})
+    found = {
+        word: nfe_sweep(run, steps, networks, FLAGS.measures, *sizes, **options)
+        for word, (run, options) in runs.items()
+    }
     for workdir, rows in found.items():
         for row in rows:
             scores = ", ".join(f"{name} {value:.4g}" for name, value in row["scores"].items())
@@ -64,6 +66,16 @@ def main(workdirs: list[str]) -> None:
     names = dict.fromkeys(name for rows in curves.values() for row in rows for name in row if name != COST)
     report.to_curves(curves, COST, FLAGS.show or list(names), out, log=True)
     print(f"-> {out}, {out.with_suffix('.json')}")
+
+
+def _open(word: str) -> tuple[Run, dict[str, Any]]:
+    """Returns the run that is named, and the options after its name."""
+    workdir, _, query = word.partition("?")
+    options = [read_option(part, f"the option of {workdir}") for part in query.split("&") if part]
+    given = {name: value for option in options for name, value in option.items()}
+    if "steps" in given:
+        raise UserError(f"{word}: name the steps by --steps")
+    return open_run(workdir), given
 
 
 COMMAND = Command(main, define_flags, "name at least one run: python -m zoo nfe_sweep runs/a runs/b")

@@ -114,10 +114,15 @@ def ddim_transition(predict: Predict, path: Path, z: jax.Array, t, s, eta) -> tu
     return alpha_s * predicted.x + kept * predicted.eps, jnp.sqrt(variance)
 
 
-def get_sampler(name: str) -> Rule:
-    """Returns the sampler called `name`; raises UserError with the known names."""
+def get_sampler(name: str, eta: float = 0.0) -> Rule:
+    """Returns the sampler called `name`; raises UserError with the known names, or if it cannot put noise back."""
     if name not in SAMPLERS:
         raise unknown_name_error("sampler", name, SAMPLERS)
+    if not 0 <= eta <= 1:
+        raise UserError(f"eta must lie in [0, 1], got {eta}")
+    if eta and not SAMPLERS[name].stochastic:
+        able = ", ".join(name for name, other in SAMPLERS.items() if other.stochastic)
+        raise UserError(f"eta={eta} puts noise back, which only {able} does; sampler is {name!r}")
     return SAMPLERS[name]
 
 
@@ -168,12 +173,7 @@ def integrate(
     Returns:
       z at times[-1]; or the trajectory, z at all times, (steps + 1, B, ...).
     """
-    rule = get_sampler(sampler)
-    if not 0 <= eta <= 1:
-        raise UserError(f"eta must lie in [0, 1], got {eta}")
-    if eta and not rule.stochastic:
-        able = ", ".join(name for name, other in SAMPLERS.items() if other.stochastic)
-        raise UserError(f"eta={eta} puts noise back, which only {able} does; sampler is {sampler!r}")
+    rule = get_sampler(sampler, eta)
 
     def body(carry: Carry, inputs):
         index, t, s = inputs

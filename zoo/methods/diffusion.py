@@ -60,6 +60,7 @@ class SampleOptions:
     def __post_init__(self):
         check_ranges(self, steps="[1, inf)", guidance="[0, inf)", interval="[0, 1]", eta="[0, 1]", shift="(0, inf)")
         check_ranges(self, last="[0, inf)")
+        get_sampler(self.sampler, self.eta)
         if len(self.interval) != 2 or self.interval[0] > self.interval[1]:
             raise UserError(f"interval is the earlier and the later time, got {tuple(self.interval)}")
         if not (self.guide is None or isinstance(self.guide, Denoises)):
