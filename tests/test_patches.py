@@ -501,8 +501,8 @@ def test_an_autoregressive_draw_has_the_density_that_it_was_drawn_with(options, 
 def test_a_reward_trains_codes_as_a_black_box(recipe, tokenizer, tiny, tmp_path):
     loop.train(on_codes(tiny, tokenizer, recipe), tmp_path / "base")
     base = "method.base.net.patch_size"
-    changes = {"data.codes": str(tokenizer), "init": str(tmp_path / "base")} | ({base: 1} if recipe == MASKED else {})
-    loop.train(tiny(changes, f"{recipe},policy"), tmp_path / "run")
+    changes = {"data.codes": str(tokenizer), "init": str(tmp_path / "base"), "method.group_size": 2}
+    loop.train(tiny(changes | ({base: 1} if recipe == MASKED else {}), f"{recipe},policy"), tmp_path / "run")
     run = open_run(tmp_path / "run")
     assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(run.params["adapters"]))
     assert run.sample(["a red circle"]).shape == (1, 1, 16, 16, 3)
