@@ -476,7 +476,7 @@ def test_a_strip_can_be_a_gif(zoo_edit, tmp_path):
         (["inpaint", "--item=0"], "inpaint needs --mask"),
         (["inpaint", "--item=0", "--mask=nowhere.png"], "--mask: nowhere.png cannot be read"),
         (["invert", "--item=0", "--option=stps=3"], "'stps': did you mean 'steps'"),
-        (["invert", "--item=0", "--option=eta=0.5"], "eta=0.5 draws noise"),
+        (["invert", "--item=0", "--option=sampler=ddim", "--option=eta=0.5"], "eta=0.5 draws noise"),
         (["invert", "--item=0", "--negative=a ring"], "--negative is for images that --prompt samples"),
     ],
 )
