@@ -9,8 +9,9 @@
 `continuous` draws vectors, of a tokenizer trained with the word `vectors`, which `--config.data.latents` names.
 `critic` adds to `masked` a critic that finds codes which do not fit (Token-Critic 2209.04439). With `coarse` the family
 draws every second row and column alone, and a `masked` run, `--config.method.filler`, all codes between them. `policy`
-changes a trained run, `--config.init`, by a reward (REINFORCE, as in DDPO 2305.13301). Without `demo` the
-recipe is for an accelerator (not measured), with `test` it takes two steps, for tests.
+changes a trained run, `--config.init`, by a reward (REINFORCE, as in DDPO 2305.13301). `video` draws the codes of
+videos, of a tokenizer that was trained with this word. Without `demo` the recipe is for an accelerator (not measured),
+with `test` it takes two steps, for tests.
 """
 
 from zoo import recipes
@@ -18,7 +19,7 @@ from zoo.config import arguments
 from zoo.errors import UserError
 
 FAMILIES = "masked", "autoregressive", "continuous"
-WORDS = (*FAMILIES, "critic", "coarse", "policy", "demo", "test")
+WORDS = (*FAMILIES, "critic", "coarse", "policy", "video", "demo", "test")
 
 
 def get_config(text=None):
@@ -65,6 +66,8 @@ def get_config(text=None):
         _for_demo(config)
     if "test" in words:
         _for_tests(config)
+    if "video" in words:
+        _for_videos(config, words)
     if "critic" in words:
         _plug_in_token_critic(config)
     if "coarse" in words:
@@ -86,11 +89,26 @@ def _plug_in_token_critic(config):
     config.sample.erase = "critic"
 
 
+def _for_videos(config, words):
+    """Codes of chunks of frames; attention over space and over time in turn, where it has no order."""
+    if "test" in words:
+        config.data.update(dict(source="scenes/video_one?examples=64&fps=4", frames=4))
+    elif "demo" in words:
+        config.data.update(dict(source="scenes/video_one?omit=0&fps=8", frames=9, text_length=20))
+    else:
+        config.data.update(dict(source="scenes/video_one?fps=8", frames=17))
+    for kind in ("codes", "latents"):
+        if config.data[kind].startswith("runs/"):
+            config.data[kind] += "_video"
+    if config.method.name != "autoregressive":
+        config.method.net.space_time = "factorized"
+
+
 def _draw_coarse_codes(config, words):
     """Makes the family that of a coarse grid, which a masked run fills; sampling options are those of that run."""
     if config.method.name == "continuous" or "critic" in words:
         raise UserError("coarse is for codes, without a critic: give the word autoregressive or masked")
-    filler = "runs/masked_demo" if "demo" in words else "runs/masked"
+    filler = "runs/masked" + "".join(f"_{word}" for word in ("demo", "video") if word in words)
     config.method = dict(name="coarse", base=config.method.to_dict(), filler=filler, stride=2)
     rest = words - {"coarse", "autoregressive", "masked"}
     config.sample = get_config(",".join(sorted(rest | {"masked"}))).sample

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, attention
+from benchmarks import accelerator, attention, erasing
 from benchmarks.fed_noise import KINDS, FedNoise
 from zoo import config as configs
-from zoo.families import FAMILIES
+from zoo.families import FAMILIES, build_method
 from zoo.nets.transformer import SPACE_TIME
 
 
@@ -112,3 +112,37 @@ def test_noise_that_is_fed_reaches_the_scores_and_samples_are_codes(tiny):
     assert np.abs(one - other).max() > 1e-3
     made = method.sample(rough, keys, cond, ids.shape[1:], method.SampleOptions())
     assert made.shape == ids.shape and made.min() >= 0 and made.max() < 11 and len(np.unique(made)) > 3
+
+
+def test_so_many_codes_are_replaced_and_found():
+    ids = jax.random.randint(jax.random.key(0), (64, 20), 0, 5)
+    alike = lambda wrong: jnp.zeros((*wrong.shape, 5))
+    changed, wrong = erasing.replaced(jax.random.key(1), ids, 0.1, alike)
+    assert ((changed != ids) == wrong).all() and (wrong.sum(axis=1) == 2).all()
+    assert len(np.unique((changed - ids)[wrong] % 5)) == 4  # all others
+    assert (erasing.found(jnp.where(wrong, 0.0, 1.0), wrong) == 1).all()
+    assert (erasing.found(jnp.where(wrong, 1.0, 0.0), wrong) == 0).all()
+    guessed = erasing.found(jax.random.uniform(jax.random.key(2), ids.shape), wrong)
+    assert 0 < guessed.mean() < 0.25
+
+
+def test_each_code_is_judged_by_all_others():
+    def logits(ids):  # a code is the sum of all others, of which a mask is none
+        total = jnp.where(ids == 5, 0, ids).sum(axis=1, keepdims=True)
+        return jnp.log(jax.nn.one_hot((total - jnp.where(ids == 5, 0, ids)) % 5, 5))
+
+    ids = jnp.array([[1, 1, 2, 4], [1, 1, 2, 3]])
+    found = erasing.log_prob_given_others(logits, ids, 5)
+    assert np.exp(found).tolist() == [[(2 * code) % 5 == sum(row) % 5 for code in row] for row in ids.tolist()]
+
+
+@pytest.mark.parametrize("words", ["masked", "masked,critic"])
+def test_every_way_to_find_wrong_codes_is_measured(words, tiny):
+    method = build_method(tiny({}, f"configs/tokens.py:{words},test").method.to_dict(), 64, "float32", codes=11)
+    codes, cond = jax.random.randint(jax.random.key(0), (8, 1, 4, 4, 1), 0, 11), {"tokens": jnp.full((8, 3), 5)}
+    params = method.init(jax.random.key(0), {"inputs": codes, "cond": cond})
+    shares = erasing.shares_found(method, params, cond, codes, jax.random.key(1), 0.25)
+    assert set(shares) == set(erasing.REPLACED)
+    for of in shares.values():
+        assert ("by the critic" in of) == ("critic" in words)
+        assert len(of) == 3 + ("critic" in words) and all(share.shape == (8,) for share in of.values())

@@ -224,6 +224,18 @@ def test_the_halton_order_is_one_and_spreads():
     assert (np.diff(of_video.reshape(-1, 2)) == 1).all()  # the codes of one place follow each other
 
 
+def test_each_sample_begins_the_halton_order_elsewhere():
+    shape, count = (1, 2, 4, 2), 64
+    rank = masked.halton_rank(shape)
+    scores = np.asarray(masked.by_halton(shape, keys()[:count])(None))
+    first = scores.argmax(axis=1)
+    assert scores.shape == (count, 16) and set(first) == set(range(0, 16, 2))  # never between the codes of a place
+    order = np.argsort(-scores, axis=1)
+    assert (np.diff(rank[order], axis=1) % 16 == 1).all()
+    again = np.asarray(masked.by_halton(shape, keys()[3:4])(None))
+    assert (again[0] == scores[3]).all()
+
+
 def test_guidance_scales_follow_the_interval_and_the_ramp():
     share = np.array([1.0, 0.6, 0.2])
     assert guidance_scales(SampleOptions(guidance=2.0, interval=(0.5, 1.0)), share).tolist() == [2, 2, 0]

@@ -20,6 +20,8 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {  # time from 0 to 1 -> share of m
     "linear": lambda r: 1 - r,
 }
 
+NO_STEP = 2**31 - 1  # number of a key beside those of the steps
+
 
 def check_schedule(name: str) -> None:
     """Raises UserError for a name that is no key of `SCHEDULES`."""
@@ -201,9 +203,18 @@ def by_confidence(noise: float) -> Score:
     return lambda step: step.log_prob + noise * (1 - step.done) * gumbel(step)
 
 
-def by_rank(rank: np.ndarray) -> Score:
-    """The codes of the lowest rank stay, (N,): an order that is fixed, and the same for all samples."""
-    return lambda step: jnp.broadcast_to(-jnp.asarray(rank, jnp.float32), step.new.shape)
+def by_halton(shape: tuple[int, ...], rng: jax.Array) -> Score:
+    """The codes stay that come first in `halton_rank`, in which each sample begins at a place of its own.
+
+    Args:
+      shape: of the codes of a sample, (T, h, w, c).
+      rng: a key for each sample, (B,), that of `decode`.
+    """
+    rank, channels = halton_rank(shape), shape[-1]
+    draw_place = lambda key: jax.random.randint(key, (1,), 0, len(rank) // channels)
+    start = channels * jax.vmap(draw_place)(fold_each(rng, NO_STEP))  # (B, 1)
+    turned = (rank - start) % len(rank)
+    return lambda step: -turned.astype(jnp.float32)
 
 
 def halton_rank(shape: tuple[int, ...]) -> np.ndarray:

@@ -34,7 +34,8 @@ class SampleOptions:
     Attributes:
       steps: passes of the transformer, at most as many as there are vectors.
       schedule: how many vectors are still masked after each, a key of `decoding.masked.SCHEDULES`.
-      order: which of the new vectors stay: "random" or "halton" (a fixed order that spreads over the image).
+      order: which of the new vectors stay: "random" or "halton" (an order that spreads over the image, in which each
+        sample begins elsewhere).
       head_steps: steps in which the head draws a vector.
       temperature: standard deviation of the noise from which it begins.
       guidance: scale of guidance on the velocity, see `conditions.guide`; 0 is none.
@@ -122,9 +123,8 @@ class Continuous(SamplesByFilling):
             raise UserError(f"steps must be at most the {size} vectors of an image, got {options.steps}")
         both = conditions.duplicate(cond) if options.guidance else cond
         twice = (lambda x: jnp.concatenate([x, x])) if options.guidance else (lambda x: x)
-        order = decoding.at_random
-        if options.order == "halton":
-            order = decoding.by_rank(decoding.halton_rank((*shape[:3], 1)))
+        halton = options.order == "halton"
+        order = decoding.by_halton((*shape[:3], 1), rng) if halton else decoding.at_random
         left = decoding.masked_shares(options.schedule, options.steps)
         most = int(np.ceil(size * -np.diff(np.append(1.0, left))).max()) + 1
         known = known.reshape(len(inputs), size)

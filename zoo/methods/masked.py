@@ -33,8 +33,8 @@ class SampleOptions:
     Attributes:
       steps: passes of the network; without erasing at most as many as there are codes.
       schedule: how many codes are still masked after each, a key of `decoding.masked.SCHEDULES`.
-      order: which of the new codes stay: "confidence" (the likeliest), "random" or "halton" (a fixed order that
-        spreads over the image).
+      order: which of the new codes stay: "confidence" (the likeliest), "random" or "halton" (an order that spreads
+        over the image, in which each sample begins elsewhere).
       noise: Gumbel noise in the log-probabilities of order="confidence", which falls to 0 with the steps; without,
         images are alike.
       erase: which codes of earlier steps are masked and drawn again: "none", "random", or "confidence", those that
@@ -162,7 +162,7 @@ class Masked(SamplesByFilling):
         self, params, rng: jax.Array, inputs: jax.Array, known: jax.Array, cond: Cond, options: SampleOptions
     ) -> jax.Array:
         """See `Fills.fill`."""
-        return self.fill_by(self.rule(options, inputs.shape[1:]), params, rng, inputs, known, cond, options)
+        return self.fill_by(self.rule(options, inputs.shape[1:], rng), params, rng, inputs, known, cond, options)
 
     def fill_by(
         self,
@@ -216,7 +216,7 @@ class Masked(SamplesByFilling):
         _check_trajectory(options)
         masked = jnp.full((len(rng), math.prod(shape)), self.codes)
         draw_missing, left = self._draws(params, cond, shape, options)
-        rule = self.rule(options, shape)
+        rule = self.rule(options, shape, rng)
         codes, present = decoding.trajectory(rng, masked, jnp.zeros(masked.shape, bool), draw_missing, left, rule)
         states = jnp.concatenate([masked[None], jnp.where(present, codes, self.codes)])
         return states.reshape(len(states), len(rng), *shape)
@@ -234,12 +234,12 @@ class Masked(SamplesByFilling):
         inputs = states[:-1], states[1:], jnp.arange(len(states) - 1)
         return jax.lax.scan(lambda _, inputs: (None, one(*inputs)), None, inputs)[1]
 
-    def rule(self, options: SampleOptions, shape: tuple[int, ...]) -> decoding.Choose:
-        """Returns the rule by which codes of this shape, (T, h, w, c), are masked after each step."""
+    def rule(self, options: SampleOptions, shape: tuple[int, ...], rng: jax.Array) -> decoding.Choose:
+        """Returns the rule by which codes of this shape, (T, h, w, c), are masked after each step; rng as in `fill`."""
         orders = {
             "confidence": decoding.by_confidence(options.noise),
             "random": decoding.at_random,
-            "halton": decoding.by_rank(decoding.halton_rank(shape)),
+            "halton": decoding.by_halton(shape, rng),
         }
         if options.erase == "none":
             return decoding.keep(orders[options.order])
