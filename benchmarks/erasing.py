@@ -49,7 +49,7 @@ def found(scores, wrong):
 
 
 def log_prob_given_others(logits, ids, mask):
-    """log p of each code given all others, (B, N); `logits`: codes (B, N) -> (B, N, V); `mask`: the id of a mask."""
+    """Log-probability of each code given all others, (B, N); `logits`: codes (B, N) -> (B, N, V)."""
 
     def one(i):
         return code_log_prob(logits(ids.at[:, i].set(mask))[:, i], ids[:, i])
@@ -117,7 +117,9 @@ def main():
     if chosen.num < 2 or not 0 < chosen.share < 1:
         raise UserError(f"--num is at least 2 and --share in (0, 1), got {chosen.num} and {chosen.share:g}")
     shares = measure(open_run(chosen.workdir), chosen.num, chosen.share, chosen.seed)
-    print(f"| {chosen.share:.0%} of the codes replaced | " + " | ".join(REPLACED) + " |\n|---|" + "---|" * len(REPLACED))
+    print(
+        f"| {chosen.share:.0%} of the codes replaced | " + " | ".join(REPLACED) + " |\n|---|" + "---|" * len(REPLACED)
+    )
     for name in shares[REPLACED[0]]:
         cells = []
         for by in REPLACED:
