@@ -144,6 +144,13 @@ def command(monkeypatch):
     return command
 
 
+@pytest.fixture
+def x64():
+    """Doubles, within a test."""
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(scope="session")
 def start():
     """start("train.py", "--dry_run", devices=1) -> a program begun in a process of its own."""

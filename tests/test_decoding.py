@@ -314,10 +314,11 @@ def test_a_trajectory_ends_in_the_sample():
 
 @pytest.mark.parametrize("changes", [{}, {"temperature": 0.7}, {"top_k": 2}])
 def test_the_densities_of_all_trajectories_sum_to_one(changes):
-    """With a fixed order the codes at the end say what happened at each step."""
+    """With one order for all the codes at the end say what happened at each step."""
     method, options = exact_family(), SampleOptions(steps=2, order="halton", **changes)
     final = jnp.asarray(STATES).reshape(-1, 1, 2, 2, 1)
-    example = method.sample_trajectory({"scale": 1.0}, keys()[: len(final)], {}, (1, 2, 2, 1), options)
+    one = keys()[jnp.zeros(len(final), int)]
+    example = method.sample_trajectory({"scale": 1.0}, one, {}, (1, 2, 2, 1), options)
     states = jnp.stack([jnp.where(state == MASK, MASK, final) for state in example])
     log_prob = method.trajectory_log_prob({"scale": 1.0}, states, {}, options)
     assert log_prob.shape == (2, len(final))

@@ -18,12 +18,6 @@ BOTH = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
 SHAPE = (64, 2, 3)
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def random_pair(seed=0):
     """x, eps (64, 2, 3) and interior times (64,)."""
     rng = np.random.default_rng(seed)

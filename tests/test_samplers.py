@@ -13,12 +13,6 @@ BOTH = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
 MEAN, STD = 0.7, 0.4  # of the data: a Gaussian, so that everything is known in closed form
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def marginal_std(path, t):
     """Standard deviation of z_t."""
     return jnp.sqrt((path.alpha(t) * STD) ** 2 + path.sigma(t) ** 2)

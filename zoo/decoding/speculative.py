@@ -43,12 +43,14 @@ class Drafter(NamedTuple):
 
 
 class Verify(Protocol):
-    """The model: codes (B, ...), number of those that are drawn, (B,), and state -> log_p (B, K + 1, V), and state.
+    """The model, with a K of its own."""
 
-    `log_p[:, i]` is normalised, the distribution of code number + i given all codes before it; each call has the same K.
-    """
+    def __call__(self, codes: jax.Array, number: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+        """Codes (B, ...), number of those that are drawn, (B,), and state -> log_p (B, K + 1, V), and state.
 
-    def __call__(self, codes: jax.Array, number: jax.Array, state: Any) -> tuple[jax.Array, Any]: ...
+        `log_p[:, i]` is normalised: the distribution of code number + i given all codes before it.
+        """
+        ...
 
 
 def couple(rng: jax.Array, draft: Draft, log_p: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -76,7 +78,7 @@ def couple(rng: jax.Array, draft: Draft, log_p: jax.Array) -> tuple[jax.Array, j
     rest = jnp.where(rest.sum(axis=-1, keepdims=True) > 0, rest, jnp.exp(log_p))  # p = q but for rounding
     drawn = draw(rng_draw, jnp.log(rest))
     codes = jnp.where(jnp.pad(stays, ((0, 0), (0, 1))), jnp.pad(draft.codes, ((0, 0), (0, 1))), drawn)
-    return codes, jnp.cumprod(stays, axis=1).sum(axis=1)
+    return codes, jnp.cumprod(stays, axis=1).sum(axis=1, dtype=jnp.int32)
 
 
 def decode(
@@ -127,7 +129,7 @@ def jacobi(
         made = jax.vmap(jax.vmap(jax.random.categorical))(each, log_p).astype(jnp.int32)
         made = jnp.where(_read(stays, number, length + 1), _read(given, number, length + 1), made)
         right = _read(codes, number, length) == made[:, :-1]
-        return made, jnp.cumprod(right, axis=1).sum(axis=1), state
+        return made, jnp.cumprod(right, axis=1).sum(axis=1, dtype=jnp.int32), state
 
     given, stays = (jnp.pad(x, ((0, 0), (0, length + 1))) for x in (codes, known))
     return _rounds(rng, given, codes.shape[1], start, again)
