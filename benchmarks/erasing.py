@@ -96,7 +96,7 @@ def measure(run, num, share, seed):
     source, parts = recipe.data.open("test"), []
     if not isinstance(method, Masked | TokenCritic):
         raise UserError(f"needs a masked generator, and {type(method).__name__} is none")
-    measured = jax.jit(lambda params, *inputs: shares_found(method, params, *inputs, share))
+    measured = jax.jit(lambda params, cond, codes, rng: shares_found(method, params, cond, codes, rng, share))
     for start in range(0, min(num, len(source)), AT_ONCE):
         items = [source[i] for i in range(start, min(start + AT_ONCE, num, len(source)))]
         images = np.stack([item["inputs"] for item in items])

@@ -126,7 +126,7 @@ def test_so_many_codes_are_replaced_and_found():
     assert 0 < guessed.mean() < 0.25
 
 
-def test_each_code_is_judged_by_all_others():
+def test_each_code_is_scored_by_all_others():
     def logits(ids):  # a code is the sum of all others, of which a mask is none
         total = jnp.where(ids == 5, 0, ids).sum(axis=1, keepdims=True)
         return jnp.log(jax.nn.one_hot((total - jnp.where(ids == 5, 0, ids)) % 5, 5))

@@ -213,7 +213,7 @@ def by_halton(shape: tuple[int, ...], rng: jax.Array) -> Score:
     rank, channels = halton_rank(shape), shape[-1]
     draw_place = lambda key: jax.random.randint(key, (1,), 0, len(rank) // channels)
     start = channels * jax.vmap(draw_place)(fold_each(rng, NO_STEP))  # (B, 1)
-    turned = (rank - start) % len(rank)
+    turned = (jnp.asarray(rank) - start) % len(rank)
     return lambda step: -turned.astype(jnp.float32)
 
 
