@@ -18,6 +18,7 @@ from zoo.decoding.masked import lowest
 from zoo.distributions import code_log_prob
 from zoo.errors import UserError, exit_on_user_error
 from zoo.evaluation.bootstrap import interval
+from zoo.evaluation.registry import first_of
 from zoo.methods.masked import Masked
 from zoo.runs.dependencies import open_run
 from zoo.wrappers.token_critic import TokenCritic
@@ -93,15 +94,14 @@ def shares_found(method, params, cond, codes, rng, share):
 def measure(run, num, share, seed):
     """Returns what `shares_found` does, of so many test images."""
     recipe, method = run.recipe, run.method
-    source, parts = recipe.data.open("test"), []
     if not isinstance(method, Masked | TokenCritic):
         raise UserError(f"needs a masked generator, and {type(method).__name__} is none")
     measured = jax.jit(lambda params, cond, codes, rng: shares_found(method, params, cond, codes, rng, share))
-    for start in range(0, min(num, len(source)), AT_ONCE):
-        items = [source[i] for i in range(start, min(start + AT_ONCE, num, len(source)))]
-        images = np.stack([item["inputs"] for item in items])
-        codes = jnp.asarray(recipe.codec.encode(recipe.dependencies.frozen, images), jnp.int32)
-        cond = recipe.conditions([item["text"] for item in items], inputs=images)
+    real, parts = first_of(recipe.data, "test", num), []
+    for start in range(0, num, AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        codes = jnp.asarray(recipe.codec.encode(recipe.dependencies.frozen, real.images[part]), jnp.int32)
+        cond = recipe.conditions(real.require_captions()[part], inputs=real.images[part])
         parts.append(measured(run.params, cond, codes, jax.random.fold_in(jax.random.key(seed), start)))
     return jax.tree.map(lambda *values: np.concatenate(values), *parts)
 
@@ -117,9 +117,8 @@ def main():
     if chosen.num < 2 or not 0 < chosen.share < 1:
         raise UserError(f"--num is at least 2 and --share in (0, 1), got {chosen.num} and {chosen.share:g}")
     shares = measure(open_run(chosen.workdir), chosen.num, chosen.share, chosen.seed)
-    print(
-        f"| {chosen.share:.0%} of the codes replaced | " + " | ".join(REPLACED) + " |\n|---|" + "---|" * len(REPLACED)
-    )
+    print(f"| {chosen.share:.0%} of the codes replaced | " + " | ".join(REPLACED) + " |")
+    print("|---|" + "---|" * len(REPLACED))
     for name in shares[REPLACED[0]]:
         cells = []
         for by in REPLACED:

@@ -14,8 +14,7 @@ def adjusted(logits: jax.Array, temperature: float = 1.0, top_k: int = 0, top_p:
       top_p: the likeliest codes stay whose probabilities before theirs sum to less than this (1904.09751); 1 for all.
     """
     if not temperature:
-        best = jax.nn.one_hot(logits.argmax(axis=-1), logits.shape[-1], dtype=bool)
-        return jnp.where(best, 0.0, -jnp.inf)
+        return certain(logits.argmax(axis=-1), logits.shape[-1])
     logits = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
     if 0 < top_k < logits.shape[-1]:
         least = jax.lax.top_k(logits, top_k)[0][..., -1:]
@@ -26,6 +25,11 @@ def adjusted(logits: jax.Array, temperature: float = 1.0, top_k: int = 0, top_p:
         least = jnp.min(jnp.where(before < top_p, descending, jnp.inf), axis=-1, keepdims=True)
         logits = jax.nn.log_softmax(jnp.where(logits >= least, logits, -jnp.inf))
     return logits
+
+
+def certain(ids: jax.Array, codes: int) -> jax.Array:
+    """Logits of which all probability is on one of so many codes: int32 (...) -> (..., codes)."""
+    return jnp.where(jax.nn.one_hot(ids, codes, dtype=bool), 0.0, -jnp.inf)
 
 
 def draw(rng: jax.Array, logits: jax.Array) -> jax.Array:

@@ -116,23 +116,11 @@ def decode(
     Returns:
       Codes like `codes`.
     """
-    (codes, _), _ = _run(rng, codes, known, draw_missing, left, choose)
-    return codes
+    return trajectory(rng, codes, known, draw_missing, left, choose)[0]
 
 
-def trajectory(
-    rng: jax.Array,
-    codes: jax.Array,
-    known: jax.Array,
-    draw_missing: Draw,
-    left: np.ndarray,
-    choose: Choose,
-) -> tuple[jax.Array, jax.Array]:
-    """Draws as `decode` does; returns the codes after each step, (steps, B, N, ...), and which are present, bool."""
-    return _run(rng, codes, known, draw_missing, left, choose)[1]
-
-
-def _run(rng, codes, known, draw_missing, left, choose):
+def trajectory(rng, codes, known, draw_missing, left, choose) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draws as `decode` does; returns its codes, those after each step, (steps, B, N, ...), and which are present."""
     count = (~known).sum(axis=1, keepdims=True)  # (B, 1)
 
     def step(carry, inputs):
@@ -148,8 +136,8 @@ def _run(rng, codes, known, draw_missing, left, choose):
         return (codes, present, log_probs), (codes, present)
 
     steps = jnp.arange(len(left)), jnp.asarray(left, jnp.float32)
-    (codes, present, _), states = jax.lax.scan(step, (codes, known, jnp.zeros(known.shape)), steps)
-    return (codes, present), states
+    (codes, _, _), (after, present) = jax.lax.scan(step, (codes, known, jnp.zeros(known.shape)), steps)
+    return codes, after, present
 
 
 def _highest(scores: jax.Array, among: jax.Array, count: jax.Array) -> jax.Array:

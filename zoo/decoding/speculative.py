@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from zoo.decoding.draws import draw
+from zoo.decoding.draws import certain, draw
 from zoo.method import fold_each, split_each
 
 
@@ -126,7 +126,7 @@ def jacobi(
         log_p, state = verify(codes, number, state)
         places = number[:, None] + jnp.arange(length + 1)
         each = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))(rng, places)
-        made = jax.vmap(jax.vmap(jax.random.categorical))(each, log_p).astype(jnp.int32)
+        made = jax.vmap(draw)(each, log_p)
         made = jnp.where(_read(stays, number, length + 1), _read(given, number, length + 1), made)
         right = _read(codes, number, length) == made[:, :-1]
         return made, jnp.cumprod(right, axis=1).sum(axis=1, dtype=jnp.int32), state
@@ -167,8 +167,7 @@ def _write(x: jax.Array, values: jax.Array, number: jax.Array) -> jax.Array:
 
 def _given(log_p: jax.Array, codes: jax.Array, known: jax.Array) -> jax.Array:
     """Puts all probability on the codes that are known."""
-    only = jnp.where(jax.nn.one_hot(codes, log_p.shape[-1], dtype=bool), 0.0, -jnp.inf)
-    return jnp.where(known[..., None], only, log_p)
+    return jnp.where(known[..., None], certain(codes, log_p.shape[-1]), log_p)
 
 
 # ---- drafters
@@ -219,11 +218,7 @@ def by_guess(guess: Callable[[jax.Array, jax.Array], jax.Array], codes: int, len
       codes: number of kinds of codes, V.
       length: codes of a draft.
     """
-
-    def certain(ids, number, state):
-        return jnp.where(jax.nn.one_hot(guess(ids, number), codes, dtype=bool), 0.0, -jnp.inf), state
-
-    return by_model((), certain, length)
+    return by_model((), lambda ids, number, state: (certain(guess(ids, number), codes), state), length)
 
 
 def by_last_round(batch: int, codes: int, length: int) -> Drafter:

@@ -217,7 +217,8 @@ class Masked(SamplesByFilling):
         masked = jnp.full((len(rng), math.prod(shape)), self.codes)
         draw_missing, left = self._draws(params, cond, shape, options)
         rule = self.rule(options, shape, rng)
-        codes, present = decoding.trajectory(rng, masked, jnp.zeros(masked.shape, bool), draw_missing, left, rule)
+        none = jnp.zeros(masked.shape, bool)
+        _, codes, present = decoding.trajectory(rng, masked, none, draw_missing, left, rule)
         states = jnp.concatenate([masked[None], jnp.where(present, codes, self.codes)])
         return states.reshape(len(states), len(rng), *shape)
 
@@ -237,14 +238,15 @@ class Masked(SamplesByFilling):
     def rule(self, options: SampleOptions, shape: tuple[int, ...], rng: jax.Array) -> decoding.Choose:
         """Returns the rule by which codes of this shape, (T, h, w, c), are masked after each step; rng as in `fill`."""
         orders = {
-            "confidence": decoding.by_confidence(options.noise),
-            "random": decoding.at_random,
-            "halton": decoding.by_halton(shape, rng),
+            "confidence": lambda: decoding.by_confidence(options.noise),
+            "random": lambda: decoding.at_random,
+            "halton": lambda: decoding.by_halton(shape, rng),
         }
+        order = orders[options.order]()
         if options.erase == "none":
-            return decoding.keep(orders[options.order])
+            return decoding.keep(order)
         again = decoding.by_improbability(options.erase_sharpness if options.erase == "confidence" else 0.0)
-        return decoding.remask(orders[options.order], again, options.erase_share)
+        return decoding.remask(order, again, options.erase_share)
 
     def bits_per_dim(self, params, rng: jax.Array, batch: Batch, options: LikelihoodOptions) -> jax.Array:
         """See `HasLikelihood`: an estimate of an upper bound, in bits a code, by `samples` masks.

@@ -175,13 +175,8 @@ class Source:
     """
 
     def __init__(self, builder: Scenes, split: str, folder: pathlib.Path):
-        config = builder.builder_config
-        self._opened_with = (
-            *(config.world, split, config.size, config.frames, config.frame_rate, config.examples, config.omit),
-            folder,
-        )
-        moves = worlds.world_named(worlds.UNIFORM.get(config.world, config.world)).moves
-        self._still, self._split = config if moves and config.frames == 1 else None, split
+        self._config = config = builder.builder_config
+        self._split, self._folder = split, folder
         self._rate = {} if config.frame_rate is None else {"frame_rate": config.frame_rate}
         self._shape = (config.frames, config.size, config.size, 3)
         decoders = {"inputs": tfds.decode.SkipDecoding()} if config.frames == 1 else None
@@ -190,7 +185,9 @@ class Source:
         self._example = functools.lru_cache(max(1, MEMORY // math.prod(self._shape)))(self._decode)
 
     def __reduce__(self):
-        return open_source, self._opened_with
+        config = self._config
+        options = config.size, config.frames, config.frame_rate, config.examples, config.omit
+        return open_source, (config.world, self._split, *options, self._folder)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -201,10 +198,11 @@ class Source:
 
     def learned_text(self, index: int) -> str:
         """Returns the caption of an example as a video, also where the source has first frames alone."""
-        if not self._still:
+        world, still = self._config.world, self._config.frames == 1
+        if not still or world in worlds.UNIFORM or not worlds.world_named(world).moves:
             return self.text(index)
-        scene, rng = _draw(self._still.world, self._split, index)
-        return describe(scene, rng, self._still.omit)
+        scene, rng = _draw(world, self._split, index)
+        return describe(scene, rng, self._config.omit)
 
     def __getitem__(self, index: int) -> dict:
         if not -len(self) <= index < len(self):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from zoo.conditions import Cond
 from zoo.decoding.filling import SamplesByFilling
@@ -73,7 +73,7 @@ class Coarse(SamplesByFilling, Wrapper):
 
     def evaluations(self, options: Any, shape: tuple[int, ...]) -> int:
         """See `Generates.evaluations`: the base's and the filler's."""
-        coarse = jnp.zeros((1, *shape))[self._grid].shape[1:]
+        coarse = np.empty((1, *shape))[self._grid].shape[1:]
         return self.base.evaluations(self._of_base(options), coarse) + self.filler.evaluations(options, shape)
 
     @property
