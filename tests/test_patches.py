@@ -424,16 +424,17 @@ def test_each_code_depends_on_those_before_it_alone(tiny):
 # ---- coarse codes first
 
 
-def test_the_filler_gets_the_coarse_codes_and_each_family_its_options(tiny):
+@pytest.mark.parametrize("frames", [1, 3])
+def test_the_filler_gets_the_coarse_codes_and_each_family_its_options(frames):
     class First:
         SampleOptions = AutoregressiveOptions
 
         def fill(self, params, rng, inputs, known, cond, options):
-            assert params["model"] == "mine" and inputs.shape == (2, 1, 2, 2, 1) and options.temperature == 0.5
+            assert params["model"] == "mine" and inputs.shape == (2, frames, 2, 2, 1) and options.temperature == 0.5
             return jnp.where(known[..., None], inputs, 7)
 
         def evaluations(self, options, shape):
-            assert shape == (1, 2, 2, 1)
+            assert shape == (frames, 2, 2, 1)
             return 1
 
     class Rest:
@@ -444,17 +445,17 @@ def test_the_filler_gets_the_coarse_codes_and_each_family_its_options(tiny):
             return jnp.where(known[..., None], inputs, 9)
 
         def evaluations(self, options, shape):
-            assert shape == (1, 4, 3, 1)
+            assert shape == (frames, 4, 3, 1)
             return options.steps
 
     method = Coarse(First(), 64, jnp.float32, Rest())
     options = method.SampleOptions(steps=3, temperature=0.5)
-    assert method.evaluations(options, (1, 4, 3, 1)) == 4
-    inputs, known = jnp.full((2, 1, 4, 3, 1), 1), jnp.zeros((2, 1, 4, 3), bool).at[:, 0, 0, :2].set(True)
+    assert method.evaluations(options, (frames, 4, 3, 1)) == 4
+    inputs, known = jnp.full((2, frames, 4, 3, 1), 1), jnp.zeros((2, frames, 4, 3), bool).at[:, :, 0, :2].set(True)
     params = {"model": "mine", "frozen": {"filler": "its"}}
     made = method.fill(params, jax.random.split(jax.random.key(0), 2), inputs, known, {}, options)
     expected = [[1, 1, 7], [9, 9, 9], [7, 9, 7], [9, 9, 9]]
-    np.testing.assert_array_equal(made[..., 0], np.broadcast_to(expected, (2, 1, 4, 3)))
+    np.testing.assert_array_equal(made[..., 0], np.broadcast_to(expected, (2, frames, 4, 3)))
     with pytest.raises(UserError, match="stride must be in"):
         Coarse(First(), 64, jnp.float32, Rest(), stride=1)
 
