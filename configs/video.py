@@ -79,8 +79,8 @@ def _for_diffusion(config, words):
     stills = "stills" in words
     config.method.net.space_time = "spatial" if stills else "factorized"
     if "demo" in words:
-        shift = 1.0 if stills else 3.0  # motion is decided in much noise
-        config.loop.steps = 2200 if stills else 1500
+        shift = 1.0 if stills else 6.0  # motion is decided in much noise
+        config.loop.steps = 2200 if stills else 2300
         # As in `diffusion:cpu`, few tokens.
         config.method.update(dict(prediction="x", time_min=0.05, time_shift=shift, net=dict(patch_size=8)))
         config.sample.update(dict(shift=shift, guidance=0.0))  # guidance makes frames flicker
