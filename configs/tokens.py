@@ -129,7 +129,8 @@ def _for_demo(config):
     recipes.for_demo(config)
     config.data.update(dict(latents="runs/vectors_demo") if config.data.latents else dict(codes="runs/patches_demo"))
     config.method.net.update(dict(width=192, depth=4, heads=3, conditioner=dict(width=64, depth=2, heads=1)))
-    config.loop.update(dict(steps=1300, checkpoint_every=500, grid_every=500))
+    steps = 2000 if config.method.name == "autoregressive" else 1300
+    config.loop.update(dict(steps=steps, checkpoint_every=500, grid_every=500))
 
 
 def _for_tests(config):
