@@ -55,6 +55,8 @@ def get_config(text=None):
         config.method.net.update(net)
         config.method.mask_schedule = "arccos"
         config.sample.update(dict(steps=16, schedule="arccos", order="random"))
+    if name == "autoregressive":
+        config.sample.draft_length = 4  # read with `sample.py --speculate`
     if name == "masked":
         config.sample.update(dict(order="confidence", noise=1.0, interval=(0.0, 1.0), guidance_ramp=False))
         config.sample.update(dict(erase="none", erase_share=0.0, erase_sharpness=10.0))

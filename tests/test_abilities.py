@@ -31,8 +31,8 @@ OF_FAMILIES = {
     "contrastive": "Scorer Embeds",
     "generator": "Generates HasFakeSample Reconstructs Invertible",
     "patches": "HasFakeSample Reconstructs Autoencodes Tokenizes",
-    "masked": "Generates HasLikelihood HasTrajectory Fills",
-    "autoregressive": "Generates HasLikelihood HasTrajectory Fills",
+    "masked": "Generates HasLikelihood HasTrajectory Fills Drafts",
+    "autoregressive": "Generates HasLikelihood HasTrajectory Fills Drafts Speculates",
     "continuous": "Generates Fills",
 }
 UNDER_A_CRITIC = {

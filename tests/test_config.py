@@ -66,12 +66,12 @@ def parameters(target, *given):
 
 
 def options(method):
-    """Of sampling, where there is any; a guide is given by flags, `last` is for derivatives, and inversion is no
-    sampling."""
+    """Of sampling, where there is any; a guide and a draft are given by flags, `last` is for derivatives, and inversion
+    is no sampling."""
     if not isinstance(method, Generates):
         return set()
     found = {field.name for field in dataclasses.fields(method.SampleOptions)}
-    return found - {"guide", "last", "inversion_steps", "inversion_rate"}
+    return found - {"guide", "draft", "last", "inversion_steps", "inversion_rate"}
 
 
 def static(key, name, value, protocol):

@@ -116,7 +116,8 @@ OPTIONS = {
     "masked": dict.fromkeys(("noise", "erase_sharpness", "temperature", "top_k", "guidance"), (-1,))
     | {"steps": (0,), "erase_share": (1.5,), "top_p": (0, 1.5), "interval": ((0.5,), (0.8, 0.2)), "top_k": (0.5,)},
     "continuous": {"steps": (0,), "head_steps": (0,), "temperature": (-1,), "guidance": (math.inf,)},
-    "autoregressive": dict.fromkeys(("temperature", "top_k", "guidance"), (-1,)) | {"top_p": (0, math.nan)},
+    "autoregressive": dict.fromkeys(("temperature", "top_k", "guidance"), (-1,))
+    | {"top_p": (0, math.nan), "draft_length": (0,)},
 }
 
 

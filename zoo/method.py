@@ -394,6 +394,44 @@ class Fills(Protocol):
         ...
 
 
+@runtime_checkable
+class Drafts(Protocol):
+    """Ability to guess the next codes of a sequence, which another family then checks, see `decoding.speculative`."""
+
+    def drafter(
+        self, params: Mapping[str, Params], cond: Cond, shape: tuple[int, ...], length: int, options: Options
+    ) -> Any:
+        """Returns a `decoding.speculative.Drafter`.
+
+        Args:
+          params: see the module; its own ones.
+          cond: conditions (B, ...).
+          shape: shape of one sample of codes, (T, h, w, c).
+          length: codes of a draft.
+          options: the other family's, of which it reads temperature, top_k, top_p and guidance.
+        """
+        ...
+
+
+@runtime_checkable
+class Speculates(Protocol):
+    """Ability to draw codes one after the other, and several in a call of the network where a draft is right.
+
+    Attributes:
+      SampleOptions: frozen dataclass of the options. `draft` is None, "jacobi" or something with the ability `Drafts`,
+        whose parameters are `params["frozen"]["draft"]`.
+    """
+
+    SampleOptions: type
+
+    def sample_counted(
+        self, params: Mapping[str, Params], rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: Options
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns samples, see `Generates.sample`, and calls of the network until each was done, int32 (B,)."""
+        ...
+
+
+@runtime_checkable
 class Reward(Protocol):
     """A reward of samples.
 
@@ -424,6 +462,8 @@ ABILITIES: tuple[type, ...] = (
     Autoencodes,
     Tokenizes,
     Fills,
+    Drafts,
+    Speculates,
 )
 
 

@@ -145,9 +145,10 @@ def draw(sampling: Sampling, prompts: list[str]) -> Made:
     sampler, cond = sampling.sampler(), sampling.conditions([prompt for prompt in prompts for _ in range(count)])
     sampler.compile(run.params, cond)
     began = time.perf_counter()
-    images = sampler(run.params, cond, sampling.seed)
+    images, calls = sampler.draw(run.params, cond, sampling.seed)
     seconds = time.perf_counter() - began
     rate = f"{len(images)} images in {seconds:.2f} s, {len(images) / seconds:.1f} images/s"
+    rate += "" if calls is None else f", {calls.mean():.1f} calls of the network an image"
     numbers = np.arange(len(images))
     if reward:
         numbers, rewards = best_of(images, prompts, count, reward, FLAGS.keep)

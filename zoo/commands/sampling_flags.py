@@ -18,13 +18,14 @@ from zoo.runs.dependencies import check_shared, open_run
 from zoo.runs.recipe import SEEDS
 from zoo.runs.run import Run
 from zoo.runs.sampler import Sampler
+from zoo.runs.speculation import NAMES, with_draft
 from zoo.training import processes
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # they belong to the command, whose --help lists them
 OF_SAMPLES = (  # all but --workdir and --seed
     *("checkpoint", "ema", "steps", "sampler", "guidance", "option", "negative", "frames", "fps", "per_device"),
-    *("guide_workdir", "guide_checkpoint", "guide_ema", "upsample", "level"),
+    *("guide_workdir", "guide_checkpoint", "guide_ema", "speculate", "upsample", "level"),
 )
 
 
@@ -48,6 +49,12 @@ def define(workdir_required: bool = True) -> None:
     flags.DEFINE_string("guide_workdir", None, "Autoguidance: run to guide away from; by default --workdir itself.")
     flags.DEFINE_integer("guide_checkpoint", None, "Autoguidance: checkpoint to guide away from.")
     flags.DEFINE_string("guide_ema", None, "Autoguidance: half-life of the average to guide away from.")
+    flags.DEFINE_string(
+        "speculate",
+        None,
+        f"What guesses codes of an autoregressive run, so that it draws several at once: {', '.join(NAMES)}, or a "
+        "workdir. The samples have the same distribution. --option draft_length=K codes are guessed at once.",
+    )
     if workdir_required:
         flags.mark_flag_as_required("workdir")
 
@@ -72,7 +79,7 @@ class Sampling:
       frames: number of frames; None for that of the data.
       frame_rate: frames/s of videos; None for images.
       options: sampling options that were given; the others are the config's.
-      guided: option `guide`, if there is one.
+      guided: options `guide` and `draft`, where they are given.
       runs: workdir and run of each stage, in order: of --upsample, and before them the run itself if it is one.
       cascade: stages that upsample what the run makes, or what is given to it; None without any.
     """
@@ -141,6 +148,8 @@ class Sampling:
         stages = self.cascade.stages if self.cascade else ()
         frames, rate = stages[-1].frames if stages else self.frames or self.run.shape[0], self.final_frame_rate
         video = {} if rate is None else {"frames": frames, "fps": rate}
+        if FLAGS.speculate:
+            about["speculate"] = FLAGS.speculate
         above = {"stages": [{"run": one.name, "checkpoint": one.run.step, "level": one.level} for one in stages]}
         return about | {"negative": self.negative, "settings": settings} | video | (above if stages else {})
 
@@ -155,6 +164,9 @@ def read() -> Sampling:
     guided = {}
     if FLAGS.guide_workdir or FLAGS.guide_checkpoint is not None or FLAGS.guide_ema:
         run, guided = _with_guide(run)
+    if FLAGS.speculate:
+        run, drafted = with_draft(run, FLAGS.workdir, FLAGS.speculate)
+        guided |= drafted
     flags_of_run = FLAGS.workdir, FLAGS.ema, FLAGS.seed, FLAGS.per_device, FLAGS.negative
     runs = [(name, open_run(name)) for name in FLAGS.upsample] if "upsample" in FLAGS else []
     note_other_data(FLAGS.workdir, run, runs)

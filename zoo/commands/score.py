@@ -141,7 +141,7 @@ def of_run(sampling: Sampling, split: str, num: int, references: str | None, ref
     that makes no samples, as a tokenizer, reconstructs the split's images, and those are scored.
     """
     last = sampling.runs[-1][1] if sampling.runs else sampling.run
-    recipe, is_stage, evaluations = last.recipe, sampling.is_stage, 0
+    recipe, is_stage, evaluations, calls = last.recipe, sampling.is_stage, 0, None
     longer = {"frames": sampling.frames} if is_stage and sampling.frames and recipe.frame_rate else {}
     real = first_of(dataclasses.replace(recipe.data, **longer), split, num)
     texts = real.require_captions()
@@ -157,8 +157,8 @@ def of_run(sampling: Sampling, split: str, num: int, references: str | None, ref
         sampler, cond = sampling.sampler(), sampling.conditions(list(texts))
         sampler.compile(sampling.run.params, cond)
         began = time.perf_counter()
-        made = [sampler(sampling.run.params, cond, sampling.seed)]
-        evaluations = sampler.evaluations
+        drawn = sampler.draw(sampling.run.params, cond, sampling.seed)
+        made, evaluations, calls = [drawn.images], sampler.evaluations, drawn.calls
     made += sampling.upsampled(made[0], texts)
     about = sampling.about() | {
         "split": split,
@@ -166,6 +166,7 @@ def of_run(sampling: Sampling, split: str, num: int, references: str | None, ref
         "samples_per_second": len(texts) / (time.perf_counter() - began),
         "evaluations": evaluations + (sampling.cascade.evaluations if sampling.cascade else 0),
     }
+    about |= {} if calls is None else {"calls": float(calls.mean())}
     rate = sampling.final_frame_rate
     data = dataclasses.replace(recipe.data, source=reference or recipe.data.source, frames=made[-1].shape[1])
     if reference is None and rate not in (None, recipe.frame_rate):  # real videos of the rate that was sampled

@@ -102,8 +102,8 @@ def decode(
     def again(rng, codes, number, states):
         rng_draft, rng_couple = split_each(rng)
         draft, drafts = drafter.draw(rng_draft, codes, number, states[1])
-        log_p, state = verify(_write(codes, draft.codes, number), number, states[0])
-        log_p = _given(log_p, *(_read(x, number, length + 1) for x in (given, stays)))
+        log_p, state = verify(write(codes, draft.codes, number), number, states[0])
+        log_p = _given(log_p, *(read(x, number, length + 1) for x in (given, stays)))
         made, count = couple(rng_couple, draft, log_p)
         return made, count, (state, drafter.learn(log_p, count, drafts))
 
@@ -127,8 +127,8 @@ def jacobi(
         places = number[:, None] + jnp.arange(length + 1)
         each = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))(rng, places)
         made = jax.vmap(draw)(each, log_p)
-        made = jnp.where(_read(stays, number, length + 1), _read(given, number, length + 1), made)
-        right = _read(codes, number, length) == made[:, :-1]
+        made = jnp.where(read(stays, number, length + 1), read(given, number, length + 1), made)
+        right = read(codes, number, length) == made[:, :-1]
         return made, jnp.cumprod(right, axis=1).sum(axis=1, dtype=jnp.int32), state
 
     given, stays = (jnp.pad(x, ((0, 0), (0, length + 1))) for x in (codes, known))
@@ -147,7 +147,7 @@ def _rounds(rng, codes, size, states, again):
         codes, number, calls, states = carry
         made, count, states = again(jax.vmap(jax.random.fold_in)(rng, number), codes, number, states)
         calls = calls + (number < size)
-        return _write(codes, made, number), jnp.minimum(number + count + 1, size), calls, states
+        return write(codes, made, number), jnp.minimum(number + count + 1, size), calls, states
 
     zeros = jnp.zeros(len(codes), jnp.int32)
     carry = codes.astype(jnp.int32), zeros, zeros, states
@@ -155,12 +155,12 @@ def _rounds(rng, codes, size, states, again):
     return codes[:, :size], calls
 
 
-def _read(x: jax.Array, number: jax.Array, count: int) -> jax.Array:
-    """`count` of each row of x, (B, ...), from its number on."""
+def read(x: jax.Array, number: jax.Array, count: int) -> jax.Array:
+    """`count` values of each row of x, (B, ...), from its number on, (B,)."""
     return jax.vmap(lambda row, i: jax.lax.dynamic_slice_in_dim(row, i, count))(x, number)
 
 
-def _write(x: jax.Array, values: jax.Array, number: jax.Array) -> jax.Array:
+def write(x: jax.Array, values: jax.Array, number: jax.Array) -> jax.Array:
     """Rows of x with values from their numbers on."""
     return jax.vmap(lambda row, new, i: jax.lax.dynamic_update_slice_in_dim(row, new, i, axis=0))(x, values, number)
 
@@ -187,10 +187,11 @@ def by_model(start: Any, next_log_q: Callable[..., tuple[jax.Array, Any]], lengt
             codes, state = carry
             log_q, state = next_log_q(codes, number + i, state)
             code = draw(fold_each(rng, i), log_q)
-            return (_write(codes, code[:, None], number + i), state), (code, log_q)
+            return (write(codes, code[:, None], number + i), state), (code, log_q)
 
-        (_, state), (made, log_q) = jax.lax.scan(step, (codes, state), jnp.arange(length))
-        return Draft(made.T, jnp.moveaxis(log_q, 0, 1)), state
+        # One more than are drawn, so that the state has read the draft's last code too, should all of them stay.
+        (_, state), (made, log_q) = jax.lax.scan(step, (codes, state), jnp.arange(length + 1))
+        return Draft(made[:-1].T, jnp.moveaxis(log_q[:-1], 0, 1)), state
 
     return Drafter(start, draft)
 
@@ -236,7 +237,7 @@ def by_last_round(batch: int, codes: int, length: int) -> Drafter:
 
     def draft(rng, ids, number, state):
         log_q, left = state
-        old = _read(ids, number, length)
+        old = read(ids, number, length)
         return Draft(jnp.where(jnp.arange(length) < left[:, None], old, draw(rng, log_q)), log_q), state
 
     def learn(log_p, count, state):

@@ -13,6 +13,7 @@ import numpy as np
 from zoo import conditions
 from zoo.conditions import Cond
 from zoo.decoding import masked as decoding
+from zoo.decoding import speculative
 from zoo.decoding.draws import adjusted, draw
 from zoo.decoding.filling import SamplesByFilling
 from zoo.distributions import code_log_prob, sum_except_batch
@@ -201,13 +202,27 @@ class Masked(SamplesByFilling):
         scales = jnp.asarray(guidance_scales(options, np.append(1.0, left[:-1])), jnp.float32)
         both = conditions.duplicate(cond) if options.guidance else cond
 
-        def guided(ids, i):
-            if not options.guidance:
-                return self.logits(params, ids, both)
-            good, bad = jnp.split(jax.nn.log_softmax(self.logits(params, jnp.concatenate([ids, ids]), both)), 2)
-            return conditions.guide(good, bad, scales[i])
+        return lambda ids, i: self._logits(params, ids, both, scales[i] if options.guidance else None)
 
-        return guided
+    def _logits(self, params, ids: jax.Array, both: Cond, scale: jax.Array | float | None) -> jax.Array:
+        """Logits with this scale of guidance, for which the conditions are duplicated; without any for None."""
+        if scale is None:
+            return self.logits(params, ids, both)
+        good, bad = jnp.split(jax.nn.log_softmax(self.logits(params, jnp.concatenate([ids, ids]), both)), 2)
+        return conditions.guide(good, bad, scale)
+
+    def drafter(self, params, cond: Cond, shape: tuple[int, ...], length: int, options: Any) -> speculative.Drafter:
+        """See `Drafts.drafter`: draws them at once, each by itself."""
+        both = conditions.duplicate(cond) if options.guidance else cond
+        size = math.prod(shape)
+
+        def log_q_of_all(codes, number):
+            ids = jnp.where(jnp.arange(size) < number[:, None], codes[:, :size], self.codes).reshape(-1, *shape)
+            logits = self._logits(params, ids, both, options.guidance or None).reshape(len(ids), size, self.codes)
+            room = jnp.pad(logits, ((0, 0), (0, length), (0, 0)))  # past the end any codes do
+            return _adjusted(speculative.read(room, number, length), options)
+
+        return speculative.at_once(log_q_of_all)
 
     def sample_trajectory(
         self, params, rng: jax.Array, cond: Cond, shape: tuple[int, ...], options: SampleOptions
@@ -278,7 +293,7 @@ class Masked(SamplesByFilling):
         return self.network.apply({"params": params["model"]}, ids, cond=cond)
 
 
-def _adjusted(logits: jax.Array, options: SampleOptions) -> jax.Array:
+def _adjusted(logits: jax.Array, options: Any) -> jax.Array:
     return adjusted(logits, options.temperature, options.top_k, options.top_p)
 
 

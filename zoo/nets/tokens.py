@@ -163,25 +163,27 @@ class CausalTokens(nn.Module):
         y, _ = self.transformer(x, state.caches, state.visible, text.embeddings.shape[1])
         return self.out(self.norm(y))
 
-    def start(self, grid: Grid, *, text: Text) -> State:
-        """Returns the state before any code of a grid."""
+    def start(self, grid: Grid, room: int = 0, *, text: Text) -> State:
+        """Returns the state before any code of a grid, with places for `room` codes after it, which mean nothing."""
         places = self.positions(grid, text.frame_rate) + self.caption(text.pooled)[:, None]  # (B, N, D)
-        caches, visible = self.transformer.start(text, math.prod(grid))
-        return State(caches, visible, places)
+        caches, visible = self.transformer.start(text, math.prod(grid) + room)
+        return State(caches, visible, jnp.pad(places, ((0, 0), (0, room), (0, 0))))
 
-    def step(self, before: jax.Array, i: jax.Array, state: State) -> tuple[jax.Array, State]:
-        """The logits of code i, (B, codes), and the state after it, from the code before it.
+    def read(self, before: jax.Array, i: jax.Array, state: State) -> tuple[jax.Array, State]:
+        """The logits of n codes, each given those before it, (B, n, codes), and the state that has read them.
 
         Args:
-          before: code i - 1, (B,); ignored for the first.
-          i: number of the code, a scalar.
-          state: state after the codes up to i - 2.
+          before: codes i - 1 to i + n - 2, (B, n); the one before the first code of all is ignored.
+          i: number of the first of the n codes, a scalar.
+          state: state that has read the codes up to i - 2; it may have read anything for later ones.
         """
-        at = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, i, 1, axis)
-        x = jnp.where(i > 0, self.embedding(before)[:, None], 0) + at(state.places, 1)  # (B, 1, D)
+        count = before.shape[1]
+        at = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, i, count, axis)
+        is_code = (i + jnp.arange(count) > 0)[:, None]
+        x = jnp.where(is_code, self.embedding(before), 0) + at(state.places, 1)  # (B, n, D)
         words = state.visible.shape[-1] - state.places.shape[1]
         y, caches = self.transformer(x, state.caches, at(state.visible, 2), words + i)
-        return self.out(self.norm(y))[:, 0], state._replace(caches=caches)
+        return self.out(self.norm(y)), state._replace(caches=caches)
 
 
 def grid_of(shape: tuple[int, ...]) -> Grid:

@@ -14,6 +14,7 @@ from zoo.method import Embeds, Method, Scorer
 from zoo.pretrained.clip import Clip
 from zoo.runs.recipe import Recipe
 from zoo.runs.sampler import Sampler
+from zoo.training import parallel
 from zoo.trees import tree_hash
 
 
@@ -65,7 +66,14 @@ class Run:
 
     def guided_by(self, guide: "Run") -> "Run":
         """Returns this run with the parameters of a guide, for a sampler with the option `guide=guide.method`."""
-        frozen = self.params["frozen"] | {"guide": guide.params}
+        return self._with_frozen("guide", guide.params)
+
+    def drafted_by(self, draft: Any) -> "Run":
+        """Returns this run with the parameters of what guesses its codes, for a sampler with the option `draft`."""
+        return self._with_frozen("draft", draft)
+
+    def _with_frozen(self, name: str, params: Any) -> "Run":
+        frozen = self.params["frozen"] | {name: parallel.place(params)}
         return dataclasses.replace(self, params=self.params | {"frozen": frozen})
 
     def sample(

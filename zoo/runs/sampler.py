@@ -1,6 +1,6 @@
 """A run's sampling, compiled for all local devices."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -9,11 +9,24 @@ from zoo.conditions import NEGATIVE, Cond
 from zoo.config import build_options
 from zoo.errors import UserError
 from zoo.families import require
-from zoo.method import Generates, Method, to_uint8
+from zoo.method import Generates, Method, Speculates, to_uint8
 from zoo.runs.codec import Codec
 from zoo.training.parallel import pmap_in_batches
 
 SEPARATE = 2**31  # above all indices of rows
+
+
+class Drawn(NamedTuple):
+    """Images, and what they took.
+
+    Attributes:
+      images: uint8 (N, T, H, W, C).
+      calls: calls of the network until each was done, one after the other, int32 (N,); None where that is
+        `Sampler.evaluations`.
+    """
+
+    images: Any
+    calls: Any
 
 
 class Sampler:
@@ -47,15 +60,15 @@ class Sampler:
         frames: int | None = None,
     ):
         generates = require(method, Generates)
-        sample = generates.sample
+        sample = _counted(generates)
         self.per_device, self.options = per_device, sample_options(generates, options)
         self.evaluations = generates.evaluations(self.options, shape)
 
         def make(shared, rows):
             params, key = shared
             keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows["index"])
-            made = sample(params, keys, rows["cond"], shape, self.options)
-            return to_uint8(codec.decode(params["frozen"], made) if codec else made)[:, :frames]
+            made, calls = sample(params, keys, rows["cond"], shape, self.options)
+            return Drawn(to_uint8(codec.decode(params["frozen"], made) if codec else made)[:, :frames], calls)
 
         self._make = pmap_in_batches(make, per_device)
 
@@ -74,6 +87,10 @@ class Sampler:
         Returns:
           uint8 (N, T, H, W, C).
         """
+        return self.draw(params, cond, seed, part, numbers).images
+
+    def draw(self, params: Any, cond: Cond, seed: int, part: int = 0, numbers: np.ndarray | None = None) -> "Drawn":
+        """Makes images, and counts calls of the network; arguments as those of `__call__`."""
         return self._make(*self._arguments(params, cond, seed, part, numbers))
 
     def compile(self, params: Any, cond: Cond) -> None:
@@ -93,6 +110,13 @@ class Sampler:
         key = jax.random.key(seed)
         key = jax.random.fold_in(key, SEPARATE + part) if part else key  # rows fold in their index, which is smaller
         return (params, key), {"index": index.astype(np.int32), "cond": dict(cond)}
+
+
+def _counted(method: Any) -> Any:
+    """The family's `sample_counted`, or its `sample` with None for the count."""
+    if isinstance(method, Speculates):
+        return method.sample_counted
+    return lambda *arguments: (method.sample(*arguments), None)
 
 
 def sample_options(method: Any, values: dict[str, Any]) -> Any:
