@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks import speculation
 from tests.test_patches import random_like
 from zoo import loop
 from zoo.decoding import lookup
 from zoo.families import build_method
 from zoo.method import Drafts
+from zoo.runs.dependencies import open_run
 from zoo.runs.speculation import NAMES
 
 CODES, SHAPE = 11, (1, 3, 3, 2)
@@ -161,6 +163,15 @@ def test_sampling_with_a_draft(runs, command, tmp_path, name):
     words = "--prompt=a red circle", f"--speculate={draft}", "--option=draft_length=3", f"--out={tmp_path / 'out.png'}"
     done = command("sample.py", f"--workdir={runs / 'model'}", *words)
     assert done.code == 0 and "calls of the network an image" in done.out, done.err
+
+
+@pytest.mark.slow
+def test_drafts_are_timed_in_turn(runs, command, tmp_path):
+    drafts = ["none", "jacobi", str(runs / "smaller")]
+    run = open_run(runs / "model")
+    seconds, calls = speculation.measure(run, "model", drafts, length=3, batch=2, rounds=2)
+    assert all(seconds[draft].shape == (2,) and calls[draft].shape == (2, 2) for draft in drafts)
+    assert (calls["none"] == np.prod(run.recipe.shape)).all() and (calls["jacobi"] < calls["none"]).all()
 
 
 @pytest.mark.slow
