@@ -43,7 +43,7 @@ def get_config(text=None):
         ),
         players=dict(model=recipes.player(learning_rate=5e-4, warmup_steps=500, ema_half_lives=(500.0, 5000.0))),
         loop=dict(steps=60_000, steps_per_call=10, log_every=200, checkpoint_every=5000, grid_every=5000),
-        sample=dict(guidance=0.0, temperature=1.0, denoise=True, cache=True),
+        sample=dict(guidance=0.0, temperature=1.0, denoise=True, inverse="cached", tolerance=1e-3),
     )
     if "jet" in words:
         config.method.architecture = "jet"

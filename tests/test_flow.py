@@ -113,11 +113,23 @@ def test_noise_comes_back_from_the_image_made_of_it(architecture):
     np.testing.assert_allclose(found, noise, atol=1e-4)
 
 
-def test_the_cache_changes_nothing():
+@pytest.mark.parametrize("inverse", ["whole", "jacobi"])
+def test_each_inverse_is_that_of_the_cache(inverse):
     flow, params = trained("tarflow")
     noise = flow.draw_noise(keys(0, 1, 2, 3), SHAPE)
-    a, b = (run(flow.generate, params, noise, TOKENS, guidance=1.0, cache=cache) for cache in (True, False))
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    made = lambda how: run(flow.generate, params, noise, TOKENS, guidance=1.0, inverse=how, tolerance=0.0)
+    np.testing.assert_allclose(made("cached"), made(inverse), rtol=1e-5, atol=1e-5)
+
+
+def test_jacobis_iteration_ends_at_the_tolerance_in_each_sample_by_itself():
+    flow, params = trained("tarflow")
+    noise = flow.draw_noise(keys(0, 1, 2, 3), SHAPE)
+    made = lambda noise, tokens, how, tolerance: run(
+        flow.generate, params, noise, tokens, denoise=False, inverse=how, tolerance=tolerance
+    )
+    exact, rough = made(noise, TOKENS, "cached", 0.0), made(noise, TOKENS, "jacobi", 0.8)
+    assert 1e-4 < np.abs(exact - rough).max() < 2
+    np.testing.assert_allclose(made(noise[1:2], TOKENS[1:2], "jacobi", 0.8)[0], rough[1], atol=1e-5)
 
 
 @each_net
@@ -437,11 +449,11 @@ def test_captions_are_dropped_for_the_loss(monkeypatch):
     [
         ("tarflow", "gaussian", dict(denoise=False), 1),
         ("tarflow", "gaussian", dict(denoise=False, guidance=1.0), 2),
-        ("tarflow", "gaussian", dict(denoise=False, cache=False), 6),
-        ("tarflow", "gaussian", dict(guidance=1.0, cache=False), 12 + 2),  # denoising takes a derivative
+        ("tarflow", "gaussian", dict(denoise=False, inverse="whole"), 6),
+        ("tarflow", "gaussian", dict(guidance=1.0, inverse="whole"), 12 + 2),  # denoising takes a derivative
         ("tarflow", "gaussian", dict(), 1 + 2),
         ("tarflow", "uniform", dict(), 1),
-        ("jet", "gaussian", dict(cache=False), 1 + 2),
+        ("jet", "gaussian", dict(inverse="whole"), 1 + 2),
         ("jet", "uniform", dict(guidance=0.5), 2),
     ],
 )

@@ -110,7 +110,7 @@ OPTIONS = {
         "guide": ("foo",),
     },
     "mean_flow": {"steps": (0,), "shift": (math.nan,)},
-    "flow": {"guidance": (-1,), "temperature": (-1,)},
+    "flow": {"guidance": (-1,), "temperature": (-1,), "tolerance": (-1,)},
     "vae": {"temperature": (-1,)},
     "generator": {"temperature": (-1,), "inversion_steps": (-1,), "inversion_rate": (0,)},
     "masked": dict.fromkeys(("noise", "erase_sharpness", "temperature", "top_k", "guidance"), (-1,))

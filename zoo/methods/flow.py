@@ -35,6 +35,7 @@ from zoo.nets.time import NEW_FOR_VIDEOS
 
 NETS = {"tarflow": TarFlow, "jet": Jet}
 NOISES = ("gaussian", "uniform")
+INVERSES = ("cached", "whole", "jacobi")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +47,20 @@ class SampleOptions:
       temperature: standard deviation of the noise from which samples are made.
       denoise: whether to remove the Gaussian noise of training by one step along the score; without effect where
         training added none.
-      cache: see `TarFlow.inverse`; without effect for other networks.
+      inverse: "cached", "whole" or "jacobi", see `TarFlow.inverse`; without effect for other networks.
+      tolerance: of "jacobi", see there.
     """
 
     guidance: float = 0.0
     temperature: float = 1.0
     denoise: bool = True
-    cache: bool = True
+    inverse: str = "cached"
+    tolerance: float = 1e-3
 
     def __post_init__(self):
-        check_ranges(self, guidance="[0, inf)", temperature="[0, inf)")
+        if self.inverse not in INVERSES:
+            raise unknown_name_error("inverse of a flow", self.inverse, INVERSES)
+        check_ranges(self, guidance="[0, inf)", temperature="[0, inf)", tolerance="[0, inf)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +167,9 @@ class Flow:
     def generate(self, params, noise: jax.Array, cond: Cond, options: SampleOptions) -> jax.Array:
         """See `Invertible.generate`."""
         z, scale = noise * options.temperature, options.guidance
-        y = self._apply(params, z, scale, options.cache, cond=_doubled(cond, scale), call="inverse")
+        y = self._apply(
+            params, z, scale, options.inverse, options.tolerance, cond=_doubled(cond, scale), call="inverse"
+        )
         if options.denoise and self.noise == "gaussian":
             y = self.denoised(params, y, cond)
         return y / self._level_centre
@@ -221,11 +228,12 @@ class Flow:
     def evaluations(self, options: SampleOptions, shape: tuple[int, ...]) -> int:
         """See `Generates.evaluations`.
 
-        The inverse is one evaluation, for TarFlow without `cache` one for each patch; denoising takes a derivative.
+        The inverse is one evaluation, of TarFlow's "whole" and, at most, of "jacobi" one for each patch; denoising
+        takes a derivative.
         """
         net, (frames, height, width, _) = self.network.network, shape
         patches = frames * height * width // net.patch_size**2
-        passes = 1 if options.cache or self.architecture == "jet" else patches
+        passes = 1 if options.inverse == "cached" or self.architecture == "jet" else patches
         denoises = options.denoise and self.noise == "gaussian"
         return (2 if options.guidance else 1) * passes + (2 if denoises else 0)
 

@@ -99,12 +99,14 @@ class Jet(nn.Module):
         z, log_dets = stack(forward, self.couplings, self.remat)(self.steps, x, self._halves(grid, x.shape[-1]))
         return from_sequence(z, self.patch_size, grid), log_dets.sum(axis=0)
 
-    def inverse(self, z: jax.Array, guidance: float = 0.0, cache: bool = True, *, text: Text) -> jax.Array:
-        """The x from which `__call__` with the same text and guidance makes z, in one pass: `cache` has no use.
+    def inverse(
+        self, z: jax.Array, guidance: float = 0.0, how: str = "cached", tolerance: float = 0.0, *, text: Text
+    ) -> jax.Array:
+        """The x from which `__call__` with the same text and guidance makes z, in one pass: the rest has no use.
 
         The half that a coupling reads is the same in z as in x.
         """
-        del cache
+        del how, tolerance
         z, grid = to_sequence(z, self.patch_size)  # (B, N, P)
         backward = lambda coupling, z, kept: (coupling.predict(z, grid, text, guidance, kept).reverse(z), None)
         loop = stack(backward, self.couplings, self.remat, reverse=True)

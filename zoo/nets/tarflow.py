@@ -50,9 +50,13 @@ class Block(nn.Module):
         """x: (B, N, P), patches of the grid -> z like x, and the log-determinant (B,)."""
         return self.predict(x, grid, text, guidance).forward(x)
 
-    def reverse(self, z: jax.Array, grid: Grid, text: Text, guidance: float, cache: bool) -> jax.Array:
-        """The inverse, patch by patch in one compiled loop; without `cache`, the whole sequence for each patch."""
-        return (self._reverse_cached if cache else self._reverse_uncached)(z, grid, text, guidance)
+    def reverse(
+        self, z: jax.Array, grid: Grid, text: Text, guidance: float, how: str = "cached", tolerance: float = 0.0
+    ) -> jax.Array:
+        """The inverse of z, (B, N, P), in one compiled loop; `how` and `tolerance` as `TarFlow.inverse` takes them."""
+        if how == "jacobi":
+            return self._reverse_at_once(z, grid, text, guidance, tolerance)
+        return (self._reverse_cached if how == "cached" else self._reverse_whole)(z, grid, text, guidance)
 
     def predict(self, x: jax.Array, grid: Grid, text: Text, guidance: float) -> Affine:
         """The affine of all patches of x, (B, N, P)."""
@@ -89,7 +93,19 @@ class Block(nn.Module):
         last = jnp.zeros_like(z[:, : grid[1] * grid[2] if grid[0] > 1 else 1])
         return loop(self, (last, caches), z, places, visible, slots)[1]
 
-    def _reverse_uncached(self, z: jax.Array, grid: Grid, text: Text, guidance: float) -> jax.Array:
+    def _reverse_at_once(self, z: jax.Array, grid: Grid, text: Text, guidance: float, tolerance: float) -> jax.Array:
+        def again(block, x, done):
+            new = block.predict(x, grid, text, guidance).reverse(z)
+            change = jnp.abs(new - x).max(axis=(1, 2))
+            return jnp.where(done[:, None, None], x, new), done | (change <= tolerance)  # no sample waits for others
+
+        def step(block, carry, _):
+            return nn.cond(carry[1].all(), lambda block, *carry: carry, again, block, *carry), None
+
+        loop = scan(step, variable_broadcast="params", split_rngs={"params": False}, length=z.shape[1])
+        return loop(self, (jnp.zeros_like(z), jnp.zeros(len(z), bool)), None)[0][0]
+
+    def _reverse_whole(self, z: jax.Array, grid: Grid, text: Text, guidance: float) -> jax.Array:
         def step(block, x, z, i):
             affine = Affine(*(part[:, i] for part in block.predict(x, grid, text, guidance)))
             return x.at[:, i].set(affine.reverse(z)), None
@@ -141,16 +157,21 @@ class TarFlow(nn.Module):
         x, log_dets = stack(forward, self.blocks, self.remat)(self.steps, x)
         return from_sequence(x, self.patch_size, grid), log_dets.sum(axis=0)
 
-    def inverse(self, z: jax.Array, guidance: float = 0.0, cache: bool = True, *, text: Text) -> jax.Array:
+    def inverse(
+        self, z: jax.Array, guidance: float = 0.0, how: str = "cached", tolerance: float = 0.0, *, text: Text
+    ) -> jax.Array:
         """The x from which `__call__` with the same text and guidance makes z.
 
         Args:
           z: noise (B, T, H, W, C).
           guidance: see `apply_guidance`.
-          cache: keep keys and values of the patches that are done; without, each costs a pass of the whole sequence.
+          how: "cached" keeps keys and values of the patches that are done, "whole" reads the whole sequence again for
+            each patch. "jacobi" guesses all patches at once and reads its guess again until none of a sample changes by
+            more than `tolerance` in a block, at most once for each patch, which is exact (2511.20462, section 3.4).
+          tolerance: see `how`.
           text: as for `__call__`.
         """
         z, grid = to_sequence(z, self.patch_size)  # (B, N, P)
-        backward = lambda block, z: (block.reverse(z[:, ::-1], grid, text, guidance, cache), None)
+        backward = lambda block, z: (block.reverse(z[:, ::-1], grid, text, guidance, how, tolerance), None)
         x, _ = stack(backward, self.blocks, self.remat, reverse=True)(self.steps, z)
         return from_sequence(x, self.patch_size, grid)
