@@ -1,6 +1,7 @@
 """Speculative decoding by networks: several codes are read at once, and each source of drafts leaves the samples."""
 
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from tests.test_patches import random_like
 from zoo import loop
 from zoo.decoding import lookup
 from zoo.families import build_method
+from zoo.media import read_metadata
 from zoo.method import Drafts
 from zoo.runs.dependencies import open_run
 from zoo.runs.speculation import NAMES
@@ -190,3 +192,12 @@ def test_what_cannot_guess_is_one_line(runs, trained, command, tmp_path, workdir
     given = f"--workdir={runs / workdir}", "--prompt=a red circle", f"--out={tmp_path / 'out.png'}"
     done = command("sample.py", *given, *words)
     assert done.code == 2 and message in done.err and done.err.count("\n") == 1, done.err
+
+
+@pytest.mark.slow
+def test_a_draft_speeds_edits_too(runs, command, tmp_path):
+    words = "vary", "--item=0", "--strength=0.5", f"--out={tmp_path / 'out.png'}"
+    plain = command("-m", "zoo", "edit", *words, f"--workdir={runs / 'model'}")
+    same = command("-m", "zoo", "edit", *words, f"--workdir={runs / 'model'}", "--speculate=jacobi")
+    assert plain.code == same.code == 0, (plain.err, same.err)
+    assert json.loads(read_metadata(tmp_path / "out.png")["zoo"])["speculate"] == "jacobi"

@@ -54,7 +54,7 @@ def main(_: list[str]) -> None:
         for way, of in arithmetic.scores(kind, strengths).items():
             scores[way] |= of
     print(report.to_table(scores))
-    settings = {name: value for name, value in editor.settings.items() if name != "guide"}
+    settings = {name: value for name, value in editor.settings.items() if name not in sampling.guided}
     about = sampling.about() | {"settings": settings, "num": len(test.scenes), "num_train": len(train.scenes)}
     out = Path(FLAGS.out or f"{sampling.workdir}/attribute_editing.json")
     write_json(out, report.to_json(scores, about))

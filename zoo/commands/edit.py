@@ -117,7 +117,7 @@ def main(words: list[str]) -> None:
     request = Request(**{field.name: getattr(FLAGS, field.name) for field in dataclasses.fields(Request)})
     editor = make(sampling.run, sampling.per_device, sampling.seed, **sampling.options, **sampling.guided)
     images, names = action.function(sampling, editor, request)
-    settings = {name: value for name, value in editor.settings.items() if name != "guide"}
+    settings = {name: value for name, value in editor.settings.items() if name not in sampling.guided}
     about = sampling.about() | {"action": words[0], "settings": settings, "flags": dataclasses.asdict(request)}
     media.save(FLAGS.out, laid_out(images, names, Path(FLAGS.out)), sampling.frame_rate, media.note(about))
     print(f"{', '.join(names)} -> {FLAGS.out}")

@@ -43,7 +43,7 @@ def main(_: list[str]) -> None:
     sampling = sampling_flags.read()
     run, options = sampling.run, dict(sampling.options)
     if sampling.guided or sampling.negative:
-        raise UserError("a likelihood uses no guidance: drop --negative and the --guide_ flags")
+        raise UserError("a likelihood uses no guidance: drop --negative, the --guide_ flags and --speculate")
     refuse(("frames", "fps"), "is for samples, and likelihoods are of the data: drop it")
     method = require(run.method, HasLikelihood)
     defaults = dataclasses.asdict(method.LikelihoodOptions())
