@@ -69,7 +69,7 @@ def test_a_recipe_trains_saves_goes_on_and_samples(recipe, command, tmp_path):
     done = command("sample.py", f"--workdir={tmp_path / 'run'}", *PROMPTS, f"--out={out}", "--per_device=1")
     method = open_run(tmp_path / "run").method
     if isinstance(method, Upsamples):
-        assert done.code == 2 and "give it a base run, or --input" in done.err
+        assert done.code == 2 and "give it a base run by --workdir BASE --upsample STAGE, or --input" in done.err
     elif isinstance(method, Generates):
         assert done.code == 0, done.err
         assert out.exists() or out.with_suffix(".gif").exists()

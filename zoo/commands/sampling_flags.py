@@ -14,6 +14,7 @@ from zoo.families import require
 from zoo.method import Denoises, Upsamples
 from zoo.runs.cascade import Cascade
 from zoo.runs.cascade import build as build_cascade
+from zoo.runs.cascade import rate_of
 from zoo.runs.dependencies import check_shared, open_run
 from zoo.runs.recipe import SEEDS
 from zoo.runs.run import Run
@@ -191,8 +192,11 @@ def note_other_data(name: str, run: Run, stages: Sequence[tuple[str, Run]]) -> N
 
 def _with_stages(run: Run, runs: list[tuple[str, Run]]) -> tuple[int | None, float | None, Cascade]:
     """Frames and frame rate of the run, and the stages; --frames and --fps are of what comes out at the end."""
-    after = math.prod(require(stage.method, Upsamples).rate for _, stage in runs)
+    after = rate_of(runs)
     wanted, own = FLAGS.frames or run.shape[0] * after, run.shape[0]
+    last = runs[-1][1].recipe.frame_rate
+    if FLAGS.fps and last and not math.isclose(FLAGS.fps, last):
+        raise UserError(f"--fps {FLAGS.fps:g}: {runs[-1][0]} makes {last:g} frames/s alone: drop it")
     rate = read_frame_rate(run, FLAGS.fps and FLAGS.fps / after)
     frames = max(1, min(own, wanted // after))  # longer ones are continued by the stages
     shape = (frames, *run.shape[1:])

@@ -2,12 +2,13 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from zoo.errors import UserError
+from zoo.errors import UserError, named
 from zoo.families import require
 from zoo.method import Upsamples
 from zoo.runs.run import Run
@@ -171,7 +172,7 @@ def build(
     if len(levels) not in (1, len(runs)):
         raise UserError(f"give one level for all stages or one for each of the {len(runs)}, got {len(levels)}")
     levels = levels * len(runs) if len(levels) == 1 else levels
-    wanted, after = frames, int(np.prod([require(run.method, Upsamples).rate for _, run in runs]))
+    wanted, after = frames, rate_of(runs)
     if wanted is None:
         wanted = shape[0] * after
     if wanted % after:
@@ -192,6 +193,11 @@ def build(
         options = {}
         name, shape, frame_rate = stage, (counted, *run.shape[1:]), run.recipe.frame_rate
     return Cascade(tuple(stages))
+
+
+def rate_of(runs: Sequence[tuple[str, Run]]) -> int:
+    """Returns by how much stages raise the frame rate; raises UserError where a run is no stage."""
+    return math.prod(named(name, lambda run=run: require(run.method, Upsamples).rate) for name, run in runs)
 
 
 def _check_fit(name, shape, frame_rate, stage: str, run: Run, level: float) -> None:
@@ -217,7 +223,7 @@ def _check_length(stage: str, run: Run, frames: int, there: int) -> None:
     window, method = run.shape[0], require(run.method, Upsamples)
     rate = method.rate
     if frames < window:
-        raise UserError(f"{stage} draws at least {window} frames, and {frames} are wanted of it")
+        raise UserError(f"{stage} draws at least {window} frames, and {frames} are wanted of it: give more")
     if there * rate < window:
         raise UserError(f"{stage} is given {there} frames, and upsamples at least {window // rate}")
     if frames > window == rate:

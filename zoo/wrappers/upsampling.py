@@ -123,7 +123,9 @@ class Upsampling(Wrapper):
         """See `Generates.sample`. Known frames of full size are taken as they are where the level is 0."""
         rng_base, rng_noise = split_each(rng)
         if "low_res" not in cond:
-            raise UserError("a stage of a cascade draws from smaller images: give it a base run, or --input")
+            raise UserError(
+                "a stage of a cascade draws from smaller images: give it a base run by --workdir BASE --upsample STAGE, or --input"
+            )
         given = {name: cond[name] for name in ("low_res", "known", "level")}
         noisy = given | {"low_res": _noisy(rng_noise, given)}
         made = self.base.sample(params, rng_base, self._read(cond, noisy, shape), shape, options)
