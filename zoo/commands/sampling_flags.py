@@ -12,9 +12,8 @@ from absl import flags
 from zoo.errors import UserError, named
 from zoo.families import require
 from zoo.method import Denoises, Upsamples
-from zoo.runs.cascade import Cascade
+from zoo.runs.cascade import Cascade, rate_of
 from zoo.runs.cascade import build as build_cascade
-from zoo.runs.cascade import rate_of
 from zoo.runs.dependencies import check_shared, open_run
 from zoo.runs.recipe import SEEDS
 from zoo.runs.run import Run

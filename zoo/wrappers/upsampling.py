@@ -124,7 +124,7 @@ class Upsampling(Wrapper):
         rng_base, rng_noise = split_each(rng)
         if "low_res" not in cond:
             raise UserError(
-                "a stage of a cascade draws from smaller images: give it a base run by --workdir BASE --upsample STAGE, or --input"
+                "a stage draws from smaller images: give it a base run by --workdir BASE --upsample STAGE, or --input"
             )
         given = {name: cond[name] for name in ("low_res", "known", "level")}
         noisy = given | {"low_res": _noisy(rng_noise, given)}
