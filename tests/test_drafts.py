@@ -92,10 +92,9 @@ def test_without_chance_each_draft_leaves_the_codes(model, draft, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("length", [1, 2, 4])
-@pytest.mark.parametrize("name", ["smaller", "masked", *TABLES])
+@pytest.mark.parametrize("name, length", [("smaller", 2), ("masked", 4), ("ngram", 1), ("search", 2), ("last_call", 2)])
 def test_the_distribution_is_that_of_the_network(model, draft, name, length):
-    codes, shape, count = 4, (1, 2, 2, 1), 200_000
+    codes, shape, count = 4, (1, 2, 2, 1), 50_000
     method, params = model("autoregressive", codes, shape, depth=2)
     guess, own = draft(name, codes, shape)
     cond = {"tokens": jnp.repeat(COND["tokens"][:1], count, axis=0)}
@@ -109,7 +108,7 @@ def test_the_distribution_is_that_of_the_network(model, draft, name, length):
     expected = p / p.sum() * count
     few = expected < 5
     pool = lambda x: np.append(x[~few], x[few].sum()) if few.any() else x
-    assert stats.chisquare(pool(found), pool(expected)).pvalue > 0.01 / 15
+    assert stats.chisquare(pool(found), pool(expected)).pvalue > 0.01 / 5
     assert calls.mean() < 4
 
 
