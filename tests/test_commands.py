@@ -22,6 +22,7 @@ from zoo.evaluation.rerank import get_reward
 from zoo.families import FAMILIES
 from zoo.method import Generates, Upsamples, to_float
 from zoo.runs.dependencies import open_run, prepare
+from zoo.runs.sampler import Sampler
 from zoo.scenes.dataset import open_source
 from zoo.training.checkpoint import Checkpoints
 
@@ -585,6 +586,39 @@ def test_what_cannot_be_scored_is_an_error(command, tmp_path, words, message):
     assert done.code == 2 and message in done.err and len(done.err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--measures="], "name at least one measure of oracle, "),
+        (["--measures=pair"], "pair: needs images that a stage of a cascade upsampled"),
+        (["--measures=fid"], "fid: needs inception: give its network by --inception"),
+        (["--measures=bits_per_dim", "--upsample=RUN"], "Diffusion lacks the ability Upsamples"),
+        (["--out=W/scores.png"], "is not named .json: give it that suffix"),
+        (["--out=W/file/scores.json"], "file is a file; name another file"),
+        (["--references=W/nowhere"], "no such file"),
+        (["--reference=folder:W/nowhere"], "--reference: "),
+    ],
+)
+def test_what_cannot_be_scored_is_found_before_anything_is_sampled(command, place, monkeypatch, words, message):
+    monkeypatch.setattr(Sampler, "draw", lambda *_: pytest.fail("sampled"))
+    given = "--workdir=RUN", "--num=4", "--measures=oracle", *words
+    assert one_error(command("zoo/commands/score.py", *map(place, given)), message)
+
+
+@pytest.mark.parametrize(
+    "file, words",
+    [
+        ("likelihood", ["--workdir=RUN", "--out=W/a.txt"]),
+        ("nfe_sweep", ["RUN", "--out=W/a.json"]),
+        ("curves", ["RUN", "--out=W/a"]),
+        ("compare", ["RUN", "--out=W/a.png"]),
+    ],
+)
+def test_files_are_named_by_what_is_in_them(command, place, tmp_path, file, words):
+    done = command(f"zoo/commands/{file}.py", *map(place, words))
+    assert one_error(done, "give it that suffix") and not list(tmp_path.glob("a*"))
+
+
 def test_bench_reports_the_step_alone(command, trained):
     del trained  # its data are built, else the report on stdout begins with a note
     done = command("zoo/commands/bench.py", "--config=configs/diffusion.py:test", "--seconds=0.1", "--part=step")
@@ -677,6 +711,15 @@ BAD_SAMPLING = {
     "no text": (["--workdir=RUN", "--prompts_file=RUN/samples/step_0000004.png"], "is not UTF-8"),
     "suffix": (["--workdir=RUN", "--prompt=a star", "--out=W/out.bmp"], "bmp"),
     "bucket": (["--workdir=RUN", "--prompt=a star", "--out=gs://b/out.png"], "is no path of this machine"),
+    "suffix alone": (["--workdir=RUN", "--prompt=a star", "--out=W/.gif"], "is a suffix alone: put a name before it"),
+    "no place": (["--workdir=RUN", "--prompt=a star", "--out=/proc/out.png"], "cannot be written"),
+    "long name": (["--workdir=RUN", "--prompt=a star", f"--out=W/{'x' * 240}.png"], "give a shorter one"),
+    "long path": (["--workdir=RUN", "--prompt=a star", f"--prompts_file=W/{'x' * 300}"], "give a shorter one"),
+    "no home": (["--workdir=~nobodyhere/run"], "begins with a user who has no home folder"),
+    "empty flag": (["--workdir=RUN", "--input="], "--input is empty: give it a value, or drop it"),
+    "no stage": (["--workdir=RUN", "--upsample="], "no such run: '' is no name of a folder"),
+    "frames": (["--workdir=RUN", "--frames=10000000"], "not an integer in the range [1, 100000]"),
+    "no clip": (["--workdir=RUN", "--prompt=a star", "--score", "--clip=W/nowhere"], "nowhere"),
     "nan": (["--workdir=RUN", "--prompt=a star", "--guidance=nan"], "--guidance must be a finite number, got nan"),
     "word": (["--workdir=RUN", "a star"], "--prompt"),
     "reward": (["--workdir=RUN", "--prompt=a star", "--best_of=2", "--reward=orcale"], "did you mean 'oracle'"),

@@ -190,6 +190,16 @@ def cascade(runs, names=("time", "space"), **fields):
 
 
 @pytest.mark.slow
+def test_a_guide_raises_size_and_rate_as_the_stage_does(runs, command, monkeypatch, tmp_path):
+    small = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    media.save(tmp_path / "small.gif", small, runs["space"].recipe.frame_rate)
+    monkeypatch.setattr(sampling_flags, "check_shared", lambda *_: None)  # which asks for images of one size
+    words = f"--input={tmp_path / 'small.gif'}", f"--guide_workdir={runs['folder'] / 'time'}", "--guidance=1"
+    done = command("sample.py", f"--workdir={runs['folder'] / 'space'}", *words, f"--out={tmp_path / 'out.gif'}")
+    assert done.code == 2 and "raises size and frame rate by (2, 1), " in done.err and "by (1, 2)" in done.err
+
+
+@pytest.mark.slow
 def test_a_cascade_draws_what_does_not_depend_on_what_is_beside_it(runs):
     captions = ["a small red star", "a large blue circle", "a green square"]
     small = runs["base"].sample(captions, per_device=1)
@@ -495,10 +505,16 @@ def test_a_stage_upsamples_a_file_and_scores_on_real_pairs(runs, command, tmp_pa
         ("time", [], "give it a base run by --workdir BASE --upsample STAGE, or --input"),
         ("time", ["--input=none.gif"], "--input: there is no file none.gif"),
         ("time", ["--input={}/small.png"], "unknown kind of video '.png'"),
-        ("time", ["--input={}/large.gif"], "^error: --input: .*large.gif is 32 x 32 px, not 16 x 16 px$"),
+        (
+            "time",
+            ["--input={}/large.gif"],
+            "^error: --input: .*large.gif is 32 x 32 px, not 16 x 16 px: give one of this size$",
+        ),
         ("time", ["--input={}/fast.gif"], "fast.gif has 8 frames/s, and this stage upsamples 4"),
         ("time", ["--input={}/broken.gif"], "broken.gif cannot be read"),
         ("time", ["--input={}/small.gif", "--fps=4"], "--fps 4: the stages make 8 frames/s of .*small.gif"),
+        ("time", ["--input={}/small.gif", "--fps=0"], "--fps 0: the stages make 8 frames/s of .*small.gif"),
+        ("time", ["--input={}/small.gif", "--guide_workdir={}/space"], "guide_workdir"),
         ("time", ["--input={}/small.gif", "--steps=0"], "steps"),
         ("base", ["--input={}/small.gif"], "--input is for a stage of a cascade, and .*base draws from text: drop it"),
         ("time", ["--input={}/small.gif", "--guide_workdir={}/base"], "guide_workdir"),
@@ -510,6 +526,7 @@ def test_a_stage_upsamples_a_file_and_scores_on_real_pairs(runs, command, tmp_pa
         ("base", ["--upsample={}/base"], "base: .*lacks the ability Upsamples"),
         ("base", ["--upsample={}/space"], "space upsamples videos of 8 frames/s, and .*base has 4 frames/s"),
         ("base", ["--upsample={}/time", "--frames=7"], "the stages multiply frames by 2: give a multiple"),
+        ("base", ["--upsample={}/time", "--fps=0"], "--fps 0: .*time makes 8 frames/s alone: drop it"),
         ("base", ["--upsample={}/time", "--fps=12"], "--fps 12: .*time makes 8 frames/s alone: drop it"),
     ],
 )

@@ -6,21 +6,56 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
 
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes
+UNFINISHED = ".unfinished_{}_"  # before the name of a file that is not yet whole
+
 
 def local(path: str | os.PathLike) -> Path:
     """Returns a path of this machine, with ~ for the home folder; raises UserError for an address, as gs://bucket/run.
 
-    Where a bucket is mounted, it has a path.
+    Where a bucket is mounted, it has a path. A user without a home folder, and names that no file can have, are errors
+    too.
     """
     if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):  # pathlib makes one slash of two
         raise UserError(f"{path} is no path of this machine: mount the bucket, and give the path that it then has")
-    return Path(path).expanduser()
+    try:
+        found = Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path} begins with a user who has no home folder: give the whole path") from None
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in found.parts) or len(os.fsencode(found)) > LONGEST_PATH:
+        raise UserError(f"{str(path)[:40]}... is longer than a path can be: give a shorter one")
+    return found
+
+
+def check_output(path: str | os.PathLike, suffixes: Sequence[str] = ()) -> Path:
+    """Returns the path of a file to write later; raises UserError where it cannot be written. Nothing is left there.
+
+    Args:
+      path: path of the file; the folders above it may be missing.
+      suffixes: those that it may have; none for any.
+    """
+    found = local(path)
+    if suffixes and found.suffix.lower() not in suffixes:
+        raise UserError(f"{path} is not named {' or '.join(suffixes)}: give it that suffix")
+    if len(os.fsencode(found.name)) > LONGEST_NAME - len(UNFINISHED.format(secrets.token_hex(4))):
+        raise UserError(f"{found.name[:40]}... is a longer name than can be written: give a shorter one")
+    there = next(parent for parent in found.parents if parent.exists())
+    blocking = found if found.is_dir() else None if there.is_dir() else there
+    if blocking:
+        kind = "folder" if blocking.is_dir() else "file"
+        raise UserError(f"{path} cannot be written: {blocking} is a {kind}; name another file")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return found
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): name another file") from None
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -44,7 +79,7 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     path = local(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Random, not the process id: containers that share a folder have equal ids. Writers need the suffix to stay.
-    unfinished = path.with_name(f".unfinished_{secrets.token_hex(4)}_{path.name}")
+    unfinished = path.with_name(UNFINISHED.format(secrets.token_hex(4)) + path.name)
     try:
         yield unfinished
         os.replace(unfinished, path)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from zoo.errors import UserError, unknown_name_error
-from zoo.files import atomic, local
+from zoo.files import atomic, check_output, local
 
 VISIBLE = 96  # pixels: an image is scaled up by whole numbers until it is this wide
 _GAP = 8
@@ -172,10 +172,7 @@ def _draw(lines: list[str], height: int, width: int, font) -> np.ndarray:
 
 def _writer(path: Path, frames: int, fps: float | None = None) -> Callable:
     write = _for_suffix(path, {".png": _write_png, ".gif": _write_gif, ".mp4": _write_video, ".webm": _write_video})
-    blocking = path if path.is_dir() else next((parent for parent in path.parents if parent.is_file()), None)
-    if blocking:
-        kind = "folder" if blocking.is_dir() else "file"
-        raise UserError(f"{path} cannot be written: {blocking} is a {kind}; name another file")
+    check_output(path)
     if write is _write_png and frames != 1:
         raise UserError(f"a PNG holds one frame, not {frames}: name the file .gif, .mp4 or .webm")
     if write is _write_video:
@@ -187,6 +184,8 @@ def _writer(path: Path, frames: int, fps: float | None = None) -> Callable:
 
 def _for_suffix(path: Path, functions: dict[str, Callable]) -> Callable:
     suffix = path.suffix.lower()
+    if path.name.lower() in functions:
+        raise UserError(f"{path} is a suffix alone: put a name before it")
     if suffix not in functions:
         raise unknown_name_error("kind of file", suffix or path.name, functions)
     return functions[suffix]

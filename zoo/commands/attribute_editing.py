@@ -62,7 +62,7 @@ def main(_: list[str]) -> None:
     print(f"{len(test.scenes)} images -> {out}, {out.with_suffix('.png')}")
 
 
-COMMAND = Command(main, define_flags)
+COMMAND = Command(main, define_flags, suffixes=(".json",))
 
 
 def to_chart(scores: report.Scores, kinds: Sequence[str], strengths: Sequence[float], path: Path, title: str) -> None:

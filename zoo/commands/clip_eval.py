@@ -73,4 +73,4 @@ def main(_: list[str]) -> None:
         write_json(FLAGS.out, report)
 
 
-COMMAND = Command(main, define_flags)
+COMMAND = Command(main, define_flags, suffixes=(".json",))

@@ -46,7 +46,7 @@ def main(runs: list[str]) -> None:
     print(f"{table}\n-> {out}, {out.with_suffix('.png')}")
 
 
-COMMAND = Command(main, define_flags, "name at least one run: python -m zoo compare runs/a runs/b")
+COMMAND = Command(main, define_flags, "name at least one run: python -m zoo compare runs/a runs/b", suffixes=(".md",))
 
 
 def read_scores(workdir: Path) -> dict[str, Score]:

@@ -29,7 +29,9 @@ def main(workdirs: list[str]) -> None:
     print(f"-> {FLAGS.out}")
 
 
-COMMAND = Command(main, define_flags, "name at least one run: python -m zoo curves runs/a runs/b")
+COMMAND = Command(
+    main, define_flags, "name at least one run: python -m zoo curves runs/a runs/b", suffixes=report.CHARTS
+)
 
 
 def read_metrics(workdir: Path) -> list[dict[str, float]]:

@@ -85,4 +85,4 @@ def main(_: list[str]) -> None:
         print(f"{options['steps']} steps; half as many change no image by more than {change:.4f}")
 
 
-COMMAND = Command(main, define_flags)
+COMMAND = Command(main, define_flags, suffixes=(".json",))

@@ -51,4 +51,4 @@ def main(_: list[str]) -> None:
     print(f"{FLAGS.num} images -> {out}")
 
 
-COMMAND = Command(main, define_flags)
+COMMAND = Command(main, define_flags, suffixes=(".json",))

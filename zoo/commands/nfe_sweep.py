@@ -45,7 +45,7 @@ def main(workdirs: list[str]) -> None:
     of_runs = [name for name in named if registry.MEASURES[name].of_run]
     if of_runs:
         raise UserError(f"--measures: {of_runs[0]} is not of samples, so it has no steps; see python -m zoo score")
-    steps = [to_steps(word) for word in FLAGS.steps]
+    steps = [to_steps(word) for word in FLAGS.steps or [""]]
     networks = {"clip": clip_features()} if registry.needs_clip(FLAGS.measures) else {}
     sizes = (FLAGS.split, FLAGS.num, FLAGS.num_reference, FLAGS.seed)
     runs = {word: _open(word) for word in workdirs}
@@ -78,7 +78,9 @@ def _open(word: str) -> tuple[Run, dict[str, Any]]:
     return open_run(workdir), given
 
 
-COMMAND = Command(main, define_flags, "name at least one run: python -m zoo nfe_sweep runs/a runs/b")
+COMMAND = Command(
+    main, define_flags, "name at least one run: python -m zoo nfe_sweep runs/a runs/b", suffixes=report.CHARTS
+)
 
 
 def to_steps(word: str) -> int:

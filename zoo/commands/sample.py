@@ -106,6 +106,7 @@ def main(_: list[str]) -> None:
     if FLAGS.input:
         sampling, small = read_input(sampling)
     media.check_file(FLAGS.out, fps=sampling.final_frame_rate)
+    clip_score = clip_reward(FLAGS.clip) if FLAGS.score else None
     made = draw(sampling, prompts) if small is None else upsample(sampling, small, prompts)
     images, fps = made.parts[-1]
     prompts = made.prompts
@@ -123,8 +124,8 @@ def main(_: list[str]) -> None:
             frames = einops.rearrange(image, "t h w c -> 1 h (t w) c") if in_a_row else image
             media.save(file_of(i), frames, fps, note)
         print(f"each by itself -> {out.with_suffix('')}/")
-    if FLAGS.score:
-        print(f"CLIPScore: {clip_reward(FLAGS.clip)(images, prompts).mean():.4f}")
+    if clip_score:
+        print(f"CLIPScore: {clip_score(images, prompts).mean():.4f}")
     print_oracle(images, prompts, data, fps)
 
 
@@ -202,7 +203,9 @@ def read_small(name: str, shape: tuple[int, ...], frame_rate: float | None) -> n
     def fit(image):
         width, height = files.size_of(image)
         if (width, height) != (shape[2], shape[1]):
-            raise UserError(f"--input: {name} is {width} x {height} px, not {shape[2]} x {shape[1]} px")
+            raise UserError(
+                f"--input: {name} is {width} x {height} px, not {shape[2]} x {shape[1]} px: give one of this size"
+            )
         return files.fit(image, shape[2])
 
     path = named("--input", lambda: folder.find_file(name, video=frame_rate is not None))
@@ -218,7 +221,9 @@ def read_small(name: str, shape: tuple[int, ...], frame_rate: float | None) -> n
     except Exception as error:  # a decoder may raise anything on a damaged file
         raise UserError(f"--input: {name} cannot be read ({error}): give another file") from None
     if not math.isclose(video.rate, frame_rate, rel_tol=RATE_OF_FILES):
-        raise UserError(f"--input: {name} has {video.rate:.3g} frames/s, and this stage upsamples {frame_rate:g}")
+        raise UserError(
+            f"--input: {name} has {video.rate:.3g} frames/s, and this stage upsamples {frame_rate:g}: give one of that"
+        )
     return video.frames[video.order]
 
 

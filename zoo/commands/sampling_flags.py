@@ -22,6 +22,7 @@ from zoo.runs.speculation import NAMES, with_draft
 from zoo.training import processes
 
 FLAGS = flags.FLAGS
+MOST_FRAMES, MOST_AT_ONCE = 100_000, 4096  # an hour of video; beyond them a slip of the finger
 flags.disclaim_key_flags()  # they belong to the command, whose --help lists them
 OF_SAMPLES = (  # all but --workdir and --seed
     *("checkpoint", "ema", "steps", "sampler", "guidance", "option", "negative", "frames", "fps", "per_device"),
@@ -41,11 +42,15 @@ def define(workdir_required: bool = True) -> None:
     flags.DEFINE_float("guidance", None, "Guidance scale, 0 for none.")
     flags.DEFINE_multi_string("option", [], "NAME=VALUE: another sampling option of the run's family.")
     flags.DEFINE_string("negative", "", "Text from which guidance leads away; by default the empty caption.")
-    flags.DEFINE_integer("frames", None, "Frames of a video; by default those of the run's data.", lower_bound=1)
+    flags.DEFINE_integer(
+        "frames", None, "Frames of a video; by default those of the run's data.", lower_bound=1, upper_bound=MOST_FRAMES
+    )
     flags.DEFINE_float("fps", None, "Frames per second of a video; by default that of the run's data.")
     about = "Seed of the images; the same seed gives the same images."
     flags.DEFINE_integer("seed", 0, about, lower_bound=0, upper_bound=SEEDS - 1)
-    flags.DEFINE_integer("per_device", 16, "Images that a device makes at once.", lower_bound=1)
+    flags.DEFINE_integer(
+        "per_device", 16, "Images that a device makes at once.", lower_bound=1, upper_bound=MOST_AT_ONCE
+    )
     flags.DEFINE_string("guide_workdir", None, "Autoguidance: run to guide away from; by default --workdir itself.")
     flags.DEFINE_integer("guide_checkpoint", None, "Autoguidance: checkpoint to guide away from.")
     flags.DEFINE_string("guide_ema", None, "Autoguidance: half-life of the average to guide away from.")
@@ -131,7 +136,7 @@ class Sampling:
         options = {**self.options, **self.guided}
         common = {"levels": FLAGS.level, "frames": FLAGS.frames, "per_device": self.per_device, "options": options}
         cascade = build_cascade(name, shape, frame_rate, self.runs, **common)
-        if FLAGS.fps and not math.isclose(FLAGS.fps, cascade.frame_rate or 0.0):
+        if FLAGS.fps is not None and not math.isclose(FLAGS.fps, cascade.frame_rate or 0.0):
             made = "images" if cascade.frame_rate is None else f"{cascade.frame_rate:g} frames/s"
             raise UserError(f"--fps {FLAGS.fps:g}: the stages make {made} of {name}: drop it")
         return dataclasses.replace(self, cascade=cascade, frame_rate=frame_rate)
@@ -194,9 +199,9 @@ def _with_stages(run: Run, runs: list[tuple[str, Run]]) -> tuple[int | None, flo
     after = rate_of(runs)
     wanted, own = FLAGS.frames or run.shape[0] * after, run.shape[0]
     last = runs[-1][1].recipe.frame_rate
-    if FLAGS.fps and last and not math.isclose(FLAGS.fps, last):
+    if FLAGS.fps is not None and last and not math.isclose(FLAGS.fps, last):
         raise UserError(f"--fps {FLAGS.fps:g}: {runs[-1][0]} makes {last:g} frames/s alone: drop it")
-    rate = read_frame_rate(run, FLAGS.fps and FLAGS.fps / after)
+    rate = read_frame_rate(run, None if FLAGS.fps is None else FLAGS.fps / after)
     frames = max(1, min(own, wanted // after))  # longer ones are continued by the stages
     shape = (frames, *run.shape[1:])
     cascade = build_cascade(
@@ -237,7 +242,17 @@ def _with_guide(run: Run) -> tuple[Run, dict[str, Any]]:
     check_shared("--guide_workdir", name, guide, run.recipe)
     if isinstance(guide.method, Upsamples) != isinstance(run.method, Upsamples):
         raise UserError(f"--guide_workdir: of {FLAGS.workdir} and {name} one is a stage of a cascade: name another run")
+    if (own := _factors(run)) != (other := _factors(guide)):
+        raise UserError(
+            f"--guide_workdir: {FLAGS.workdir} raises size and frame rate by {own}, {name} by {other}: name another run"
+        )
     return run.guided_by(guide), {"guide": require(guide.method, Denoises)}
+
+
+def _factors(run: Run) -> tuple[int, int] | None:
+    """By how much a stage raises size and frame rate; None for a run that is no stage."""
+    stage = run.method
+    return (stage.scale, stage.rate) if isinstance(stage, Upsamples) else None
 
 
 def _value(text: str) -> Any:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from absl import app, flags
 
 from zoo import config
-from zoo.errors import UserError, exit_on_user_error
+from zoo.errors import UserError, exit_on_user_error, named
+from zoo.files import check_output
 from zoo.training import parallel
 from zoo.training.diagnosis import out_of_memory
 
@@ -35,12 +36,14 @@ class Command:
       define_flags: defines the flags.
       arguments: what to give, e.g. "name at least one run: ..."; "" for a command without arguments.
       hint: advice for an argument where there should be none.
+      suffixes: those that the file --out may have; none where `main` checks it.
     """
 
     main: Callable[[list[str]], None]
     define_flags: Callable[[], None] = no_flags
     arguments: str = ""
     hint: str = "flags begin with --"
+    suffixes: tuple[str, ...] = ()
 
     def run(self, argv: list[str] | None = None) -> None:
         """Runs the command as a program. A `UserError` is one line on stderr and exit code 2."""
@@ -60,10 +63,14 @@ class Command:
             value = FLAGS[name].value
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"--{name} must be a finite number, got {value}")
+            if value == "" and FLAGS[name].default is None:
+                raise UserError(f"--{name} is empty: give it a value, or drop it")
         if argv[1:] and not self.arguments:
             raise UserError(f"no such argument: {argv[1]!r}; {self.hint}")
         if self.arguments and not argv[1:]:
             raise UserError(self.arguments)
+        if self.suffixes and FLAGS.out:
+            named("--out", lambda: check_output(FLAGS.out, self.suffixes))
         parallel.use_compilation_cache()
         with out_of_memory("make fewer items at once, by --per_device or data.batch_size"):
             self.main(argv[1:])

@@ -84,8 +84,11 @@ def main(_: list[str]) -> None:
         networks["inception"] = inception_features(FLAGS.inception, FLAGS.inception_resize)
     if FLAGS.motion:
         networks["motion"] = motion_features(open_run(FLAGS.motion))
-    if FLAGS.workdir:
-        subject = of_run(sampling_flags.read(), FLAGS.split, FLAGS.num, FLAGS.references, FLAGS.reference)
+    sampling = sampling_flags.read() if FLAGS.workdir else None
+    upsampled = sampling is not None and (sampling.is_stage or bool(FLAGS.upsample))
+    registry.check(FLAGS.measures, networks, upsampled, bool(FLAGS.workdir) and not FLAGS.upsample)
+    if sampling is not None:
+        subject = of_run(sampling, FLAGS.split, FLAGS.num, FLAGS.references, FLAGS.reference)
         name, out = FLAGS.workdir, f"{FLAGS.workdir}/{'upsampled_' if FLAGS.upsample else ''}scores.json"
     else:
         refuse(sampling_flags.OF_SAMPLES, "is for runs: drop it, or give --workdir in place of --images")
@@ -105,7 +108,7 @@ def main(_: list[str]) -> None:
     print(f"{len(subject.sample.images)} images -> {out}, {out.with_suffix('.png')}")
 
 
-COMMAND = Command(main, define_flags)
+COMMAND = Command(main, define_flags, suffixes=(".json",))
 
 
 def score(
@@ -142,7 +145,12 @@ def of_run(sampling: Sampling, split: str, num: int, references: str | None, ref
     """
     last = sampling.runs[-1][1] if sampling.runs else sampling.run
     recipe, is_stage, evaluations, calls = last.recipe, sampling.is_stage, 0, None
+    others = read_references(references, num)
+    if reference:
+        named("--reference", lambda: dataclasses.replace(recipe.data, source=reference).open("test"))
     longer = {"frames": sampling.frames} if is_stage and sampling.frames and recipe.frame_rate else {}
+    if longer:
+        check_length(sampling, longer["frames"])
     real = first_of(dataclasses.replace(recipe.data, **longer), split, num)
     texts = real.require_captions()
     if is_stage:
@@ -174,8 +182,15 @@ def of_run(sampling: Sampling, split: str, num: int, references: str | None, ref
     exact = real.images if is_stage else None
     cascade = sampling.cascade
     pair = Pair(require(last.method, Upsamples), made[-2], exact, cascade.stages[-1].seams) if cascade else None
-    sample = Sample(made[-1], texts, read_references(references, len(texts)), rate, pair)
+    sample = Sample(made[-1], texts, others, rate, pair)
     return Subject(sample, data, about, None if FLAGS.upsample else last)
+
+
+def check_length(sampling: Sampling, frames: int) -> None:
+    """Raises UserError where so many frames have no small version for a stage and those after it."""
+    for name, run in sampling.runs[::-1]:
+        shape = (frames, *run.shape[1:])
+        frames = named(name, lambda run=run, shape=shape: require(run.method, Upsamples).small_shape(shape))[0]
 
 
 def given_small(sampling: Sampling, real: np.ndarray, frame_rate: float | None) -> tuple[Sampling, np.ndarray]:

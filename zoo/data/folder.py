@@ -125,7 +125,7 @@ def read_file(name: str, size: int, frames: int, fps: float | None = None) -> np
 
 def find_file(name: str, video: bool) -> Path:
     """Returns the path of an image or a video. Raises UserError if there is none, or its suffix is another kind's."""
-    path, suffixes = Path(name).expanduser(), videos.SUFFIXES if video else IMAGES
+    path, suffixes = local(name), videos.SUFFIXES if video else IMAGES
     if not path.is_file():
         raise UserError(f"there is no file {name}: give a path that exists")
     if _suffix(path.name) not in suffixes:

@@ -256,6 +256,7 @@ def by_pair(sample: Sample, context: EvalContext) -> dict[str, Score]:
 def by_seams(sample: Sample, context: EvalContext) -> dict[str, Score]:
     """Change from frame to frame where the windows of a long video meet, and within them; of scenes also coherence."""
     seams = sample.require_pair().seams
+    sample.require_videos()
     if not seams:
         raise UserError("needs long videos, which stages draw in windows: give more --frames")
     functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {"change": coherence.change}

@@ -279,11 +279,32 @@ def measure(name: str, *, better: str, network: str = "", floor: str = "scramble
 
 
 def chosen(names: Sequence[str]) -> list[str]:
-    """Returns the measures that `--measures` names; "all" is all. Raises UserError on one that does not exist."""
+    """Returns the measures that are named; "all" is all. Raises UserError on one that does not exist, or on none."""
+    if not names:
+        raise UserError(f"name at least one measure of {', '.join(MEASURES)}, or all")
     for name in names:
         if name not in (*MEASURES, "all"):
             raise unknown_name_error("measure", name, (*MEASURES, "all"))
     return list(MEASURES) if "all" in names else list(names)
+
+
+def check(names: Sequence[str], networks: Mapping[str, Any], upsampled: bool, has_run: bool) -> None:
+    """Raises UserError where a measure that is named cannot be of these images, before they are made.
+
+    Args:
+      names: names of measures; with "all", what cannot be computed is left out.
+      networks: the feature networks, by name.
+      upsampled: whether a stage of a cascade makes the images.
+      has_run: whether the run that makes them is at hand.
+    """
+    for name in [] if "all" in names else chosen(names):
+        need = MEASURES[name]
+        if need.network and need.network not in networks:
+            raise UserError(f"{name}: needs {need.network}: give its network by --{need.network}")
+        if need.floor == "none" and not upsampled:
+            raise UserError(f"{name}: needs images that a stage of a cascade upsampled")
+        if need.of_run and not has_run:
+            raise UserError(f"{name}: needs a run to evaluate on real images: give it by --workdir, without --upsample")
 
 
 def needs_clip(names: Sequence[str]) -> bool:

@@ -9,6 +9,7 @@ from zoo.errors import unknown_name_error
 from zoo.evaluation.registry import Score
 from zoo.files import atomic
 
+CHARTS = ".png", ".pdf", ".svg"  # that a file of one may end with
 BETTER = {"lower": " (lower is better)", "ceiling": " (near the ceiling is better)"}
 Scores = Mapping[str, Mapping[str, Score]]  # row -> name -> score
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tqdm
 
 from zoo.errors import UserError, named
 from zoo.families import require
@@ -90,7 +91,8 @@ class Stage:
         window, rate = self.run.shape[0], self.method.rate
         cond = self.run.recipe.conditions(captions, negative)
         made = np.zeros((len(small), 0, *self.run.shape[1:]), np.uint8)
-        for count, (start, kept) in enumerate(self.windows):
+        windows = tqdm.tqdm(self.windows, "windows", unit=" windows", leave=False, disable=None)
+        for count, (start, kept) in enumerate(windows):
             prefix = made[:, start : start + kept] if kept and self.method.prefix else None
             shown = small[:, start // rate : (start + window) // rate]
             given = self.method.given_of(shown, window, prefix, self.level)
@@ -223,7 +225,9 @@ def _check_length(stage: str, run: Run, frames: int, there: int) -> None:
     window, method = run.shape[0], require(run.method, Upsamples)
     rate = method.rate
     if frames < window:
-        raise UserError(f"{stage} draws at least {window} frames, and {frames} are wanted of it: give more")
+        raise UserError(
+            f"{stage} draws at least {window} frames, and makes {frames} of the {there} it is given: give more"
+        )
     if there * rate < window:
         raise UserError(f"{stage} is given {there} frames, and upsamples at least {window // rate}")
     if frames > window == rate:

@@ -49,6 +49,8 @@ def open_run(workdir: str | Path, step: int | None = None, ema: str | None = Non
     Raises:
       UserError: no such folder, no checkpoint, or one that does not fit its config.
     """
+    if not str(workdir):
+        raise UserError("no such run: '' is no name of a folder")
     workdir = local(workdir)
     if not processes.from_first(workdir.is_dir):
         raise UserError(f"no such run: {str(workdir)!r} is not a folder")
