@@ -302,7 +302,7 @@ def fake(shape, frame_rate=None, **fields):
         ([fake((16, 16, 16, 3), 16.0, scale=1, rate=2)], {"frames": 17}, "multiply frames by 2: give a multiple"),
         ([fake((8, 32, 32, 3), 8.0)], {"levels": [0.6]}, "level 0.6: stage was trained on levels from 0 to 0.5"),
         ([fake((8, 32, 32, 3), 8.0)], {"levels": [0.1, 0.2]}, "one for each of the 1, got 2"),
-        ([fake((16, 32, 32, 3), 8.0)], {}, "draws at least 16 frames, and 8 are wanted"),
+        ([fake((16, 32, 32, 3), 8.0)], {}, "draws at least 16 frames, and the 8 it is given make 8: give more"),
         ([fake((16, 32, 32, 3), 8.0, prefix=0.5)], {"frames": 32}, "is given 8 frames, and upsamples at least 16"),
         ([fake((2, 16, 16, 3), 16.0, scale=1, rate=2, prefix=0.5)], {}, "draws 2 frames of one: 16 need a stage that"),
         ([fake((8, 32, 32, 3), 8.0)] * 16, {}, "at most 15 stages"),

@@ -225,9 +225,7 @@ def _check_length(stage: str, run: Run, frames: int, there: int) -> None:
     window, method = run.shape[0], require(run.method, Upsamples)
     rate = method.rate
     if frames < window:
-        raise UserError(
-            f"{stage} draws at least {window} frames, and makes {frames} of the {there} it is given: give more"
-        )
+        raise UserError(f"{stage} draws at least {window} frames, and the {there} it is given make {frames}: give more")
     if there * rate < window:
         raise UserError(f"{stage} is given {there} frames, and upsamples at least {window // rate}")
     if frames > window == rate:
