@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from zoo.decoding.draws import certain, draw
 from zoo.method import fold_each, split_each
 
+JACOBI = "jacobi"  # stands for `jacobi` where a drafter is named
+
 
 class Draft(NamedTuple):
     """Guesses at the next codes.

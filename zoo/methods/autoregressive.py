@@ -23,8 +23,6 @@ from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.time import NEW_FOR_VIDEOS
 from zoo.nets.tokens import CausalTokens, State, grid_of
 
-JACOBI = "jacobi"
-
 
 @dataclasses.dataclass(frozen=True)
 class SampleOptions:
@@ -50,7 +48,7 @@ class SampleOptions:
     def __post_init__(self):
         check_ranges(self, temperature="[0, inf)", top_k="[0, inf)", top_p="(0, 1]", guidance="[0, inf)")
         check_ranges(self, draft_length="[1, inf)")
-        if not (self.draft in (None, JACOBI) or isinstance(self.draft, Drafts)):
+        if not (self.draft in (None, speculative.JACOBI) or isinstance(self.draft, Drafts)):
             raise UserError(f"draft is something that guesses codes, got {self.draft!r}: name it by --speculate")
 
 
@@ -133,7 +131,7 @@ class Autoregressive(SamplesByFilling):
         length = options.draft_length
         state = self._start(params, cond, shape, length + 1, options)
         verify = lambda codes, number, state: self._next_of_each(params, codes, number, length + 1, state, options)
-        if options.draft == JACOBI:
+        if options.draft == speculative.JACOBI:
             codes, calls = speculative.jacobi(rng, flat, known, state, verify, length)
         else:
             drafter = cast(Drafts, options.draft).drafter(params["frozen"]["draft"], cond, shape, length, options)

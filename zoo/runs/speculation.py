@@ -5,10 +5,10 @@ from typing import Any, cast
 import numpy as np
 
 from zoo.decoding import lookup
+from zoo.decoding.speculative import JACOBI
 from zoo.errors import named
 from zoo.families import require
 from zoo.method import Drafts, Speculates
-from zoo.methods.autoregressive import JACOBI
 from zoo.runs.codec import Codec
 from zoo.runs.dependencies import check_shared, open_run
 from zoo.runs.run import Run
