@@ -151,6 +151,7 @@ def runs(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     loop.train(tiny({}, "configs/patches.py:test"), folder / "patches")
     on_codes = {"data.codes": str(folder / "patches"), "loop.grid_every": 0}
+    loop.train(tiny({"loop.grid_every": 0}, "configs/tokens.py:autoregressive,test"), folder / "pixels")
     for name, spec in (("model", "autoregressive"), ("smaller", "autoregressive"), ("masked", "masked")):
         patches = {"method.net.patch_size": 1} if name == "masked" else {}
         loop.train(tiny(on_codes | patches, f"configs/tokens.py:{spec},test"), folder / name)
@@ -183,11 +184,11 @@ def test_drafts_are_timed_in_turn(runs, command, tmp_path):
         ("masked", ["--speculate=ngram"], "Masked lacks the ability Speculates; families with it: autoregressive"),
         ("model", ["--speculate=RUNS/patches"], "lacks the ability Drafts; families with it: masked, autoregressive"),
         ("model", ["--speculate=ngram", "--option=draft_length=0"], "draft_length must be in [1, inf), got 0"),
-        ("model", ["--speculate=TRAINED"], "was trained with another data.latents or data.codes; give both the same"),
+        ("model", ["--speculate=RUNS/pixels"], "pixels was trained with another data.latents or data.codes; give both"),
     ],
 )
-def test_what_cannot_guess_is_one_line(runs, trained, command, tmp_path, workdir, words, message):
-    words = [word.replace("RUNS", str(runs)).replace("TRAINED", str(trained)) for word in words]
+def test_what_cannot_guess_is_one_line(runs, command, tmp_path, workdir, words, message):
+    words = [word.replace("RUNS", str(runs)) for word in words]
     given = f"--workdir={runs / workdir}", "--prompt=a red circle", f"--out={tmp_path / 'out.png'}"
     done = command("sample.py", *given, *words)
     assert done.code == 2 and message in done.err and done.err.count("\n") == 1, done.err

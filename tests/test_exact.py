@@ -84,7 +84,7 @@ def test_inversion_and_the_generation_that_undoes_it(opened, seen):
 def test_sampling_computes_as_the_run_does(opened, seen):
     run, _ = opened("configs/diffusion.py:test")
     seen.clear()
-    run.sample(CAPTIONS)
+    run.sampler().draw(run.params, run.conditions(CAPTIONS), seed=0)
     assert seen == {("bfloat16", None)}
 
 

@@ -142,6 +142,11 @@ class Sampling:
         return dataclasses.replace(self, cascade=cascade, frame_rate=frame_rate)
 
     @property
+    def final_frames(self) -> int:
+        """Frames of what comes out at the end; of an image one."""
+        return self.cascade.stages[-1].frames if self.cascade else self.frames or self.run.shape[0]
+
+    @property
     def final_frame_rate(self) -> float | None:
         """Frames/s of what comes out at the end; None for images."""
         return self.cascade.frame_rate if self.cascade else self.frame_rate
@@ -151,8 +156,8 @@ class Sampling:
         settings = dict(self.run.recipe.config.sample) | dict(self.options)
         about = {"run": self.workdir, "checkpoint": self.run.step, "ema": self.ema, "seed": self.seed}
         stages = self.cascade.stages if self.cascade else ()
-        frames, rate = stages[-1].frames if stages else self.frames or self.run.shape[0], self.final_frame_rate
-        video = {} if rate is None else {"frames": frames, "fps": rate}
+        rate = self.final_frame_rate
+        video = {} if rate is None else {"frames": self.final_frames, "fps": rate}
         if FLAGS.speculate:
             about["speculate"] = FLAGS.speculate
         above = {"stages": [{"run": one.name, "checkpoint": one.run.step, "level": one.level} for one in stages]}

@@ -147,7 +147,8 @@ def of_run(sampling: Sampling, split: str, num: int, references: str | None, ref
     recipe, is_stage, evaluations, calls = last.recipe, sampling.is_stage, 0, None
     others = read_references(references, num)
     if reference:
-        named("--reference", lambda: dataclasses.replace(recipe.data, source=reference).open("test"))
+        compared = dataclasses.replace(recipe.data, source=reference, frames=sampling.final_frames)
+        named("--reference", lambda: compared.open("test"))
     longer = {"frames": sampling.frames} if is_stage and sampling.frames and recipe.frame_rate else {}
     if longer:
         check_length(sampling, longer["frames"])

@@ -318,7 +318,7 @@ def evaluate(sample: Sample, context: EvalContext, names: Sequence[str]) -> tupl
     Args:
       sample: images.
       context: see `EvalContext`.
-      names: names of measures, or "all": then what cannot be computed is left out.
+      names: names of measures, or none, or "all": then what cannot be computed is left out.
 
     Returns:
       Scores by name, and the reasons of the measures that were left out.
@@ -327,7 +327,7 @@ def evaluate(sample: Sample, context: EvalContext, names: Sequence[str]) -> tupl
       UserError: a measure that was named lacks what it needs.
     """
     scores, missing = {}, {}
-    for name in chosen(names):
+    for name in chosen(names) if names else ():
         try:
             made = MEASURES[name].function(sample, context)
             better = MEASURES[name].better
