@@ -35,8 +35,9 @@ from zoo.families import get_dtype
 from zoo.methods.diffusion import Diffusion, SampleOptions
 from zoo.nets.conditioning import Conditioned, TextTransformer
 from zoo.nets.layers import rotary_table, sincos_table
+from zoo.runs.data import Data
 from zoo.runs.dependencies import Dependencies
-from zoo.runs.recipe import Data, Recipe
+from zoo.runs.recipe import Recipe
 from zoo.training import cost, parallel
 from zoo.training.lengths import Loop
 from zoo.training.optim import Optimizer
@@ -439,7 +440,7 @@ def compare_training(recipe: Recipe, loop: Loop, rounds: int, steps: int) -> dic
     taken = in_turns(sides, rounds, calls=max(1, steps // loop.steps_per_call))
     seconds = {name: both / loop.steps_per_call for name, both in taken.items()}
     flops = recipe.step_flops(loop.accumulate)
-    report = {"steps": steps, "batch_size": recipe.data.batch_size, "flops_per_step": flops}
+    report: dict[str, Any] = {"steps": steps, "batch_size": recipe.data.batch_size, "flops_per_step": flops}
     report["matmul_peak_flops_per_s"] = peaks
     for name, both in seconds.items():
         report[name] = side_report(both, seconds["jax"]) | {"flops_per_s": flops / np.median(both[:, 0])}

@@ -79,6 +79,7 @@ def wrapped(section, tiny):
     def wrapped(wrapper, family):
         more = {"adversarial": {"critic": tiny(spec="configs/gan.py:test").method.critic.to_dict()}}
         more |= {"rewarded": {"reward": "any"}, "upsampling": {"scale": 2}, "coarse": {"filler": "any"}}
+        more |= {"personalized": {"token_ids": (2,), "start_ids": (), "base_step": 0}}
         more |= {"token_critic": {"critic": tiny(spec="configs/tokens.py:masked,test").method.net.to_dict()}}
         fields = {"name": wrapper, "base": section(family)} | more.get(wrapper, {})
         opened = lambda key, name, value, protocol: OPENED.get(protocol)
@@ -98,6 +99,7 @@ def test_every_family_of_the_registry_is_here():
         "adversarial",
         "coarse",
         "joint",
+        "personalized",
         "rewarded",
         "token_critic",
         "upsampling",
@@ -118,6 +120,7 @@ def test_a_family_has_these_abilities_alone(section, family):
         ("adversarial", UNDER_A_CRITIC),
         ("rewarded", BY_A_REWARD),
         ("joint", BESIDE_IMAGES),
+        ("personalized", BESIDE_IMAGES),
         ("upsampling", AS_A_STAGE),
         ("token_critic", UNDER_A_TOKEN_CRITIC),
         ("coarse", OF_COARSE_CODES),

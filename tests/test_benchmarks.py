@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, attention, erasing
+from benchmarks import accelerator, attention, equal_bits, erasing
 from benchmarks.fed_noise import KINDS, FedNoise
 from zoo import config as configs
+from zoo import loop
 from zoo.families import FAMILIES, build_method
 from zoo.nets.transformer import SPACE_TIME
 
@@ -62,7 +63,9 @@ def test_every_part_of_the_plan_runs_its_own_rows(tmp_path, monkeypatch):
 def test_every_family_has_a_row():
     methods = [configs.load(spec).method for spec, *_ in accelerator.RECIPES.values()]
     named = {method.name for method in methods} | {method.base.name for method in methods if "base" in method}
-    assert named == set(FAMILIES) - {"rewarded", "coarse"}, "give the new family a row"  # these need trained runs
+    assert named == set(FAMILIES) - {"rewarded", "personalized", "coarse"}, (
+        "give the new family a row"
+    )  # these need trained runs
 
 
 @pytest.mark.parametrize("name", accelerator.RECIPES)
@@ -146,3 +149,34 @@ def test_every_way_to_find_wrong_codes_is_measured(words, tiny):
     for of in shares.values():
         assert ("by the critic" in of) == ("critic" in words)
         assert len(of) == 3 + ("critic" in words) and all(share.shape == (8,) for share in of.values())
+
+
+# ---- small images of as many bits as a tokenizer's codes
+
+
+def test_rivals_take_no_more_bits_than_there_are():
+    found = list(equal_bits.rivals(8, 16, 640.0))
+    assert {t for t, _, _ in found} == {1, 2, 4, 8}
+    for t, s, levels in found:
+        assert 2 <= levels <= 256 and 3 * t * s * s * np.log2(levels) <= 640 + 1e-6
+        assert levels == 256 or 3 * t * s * s * np.log2(levels + 1) > 640
+    assert (1, 5, 256) in found and (1, 6, 60) in found  # 640 / 108 bits a number
+
+
+def test_a_sample_that_stays_large_with_all_levels_is_itself_and_a_small_one_is_its_mean():
+    samples = np.random.default_rng(0).integers(0, 256, (2, 4, 8, 8, 3), np.uint8)
+    np.testing.assert_array_equal(equal_bits.through(samples, 4, 8, 256), samples)
+    one = equal_bits.through(samples, 1, 1, 256)
+    np.testing.assert_allclose(one, np.broadcast_to(samples.mean((1, 2, 3), keepdims=True), samples.shape), atol=1.01)
+    assert set(np.unique(equal_bits.through(samples, 4, 8, 2))) == {0, 255}
+    assert (one[:, 0] == one[:, 3]).all()
+
+
+@pytest.mark.slow
+def test_a_tokenizer_and_its_rival_are_printed(tiny, tmp_path, capsys, monkeypatch):
+    loop.train(tiny({"loop.steps": 1}, "configs/patches.py:test"), tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["equal_bits", f"--workdir={tmp_path / 'run'}", "--num=4"])
+    equal_bits.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"| {16 * np.log2(12):.0f} bits | PSNR | SSIM | oracle, all |") and len(lines) == 4
+    assert "area and bicubic: 1 x " in lines[3] and all(line.count("|") == 5 for line in lines)

@@ -70,6 +70,7 @@ def shorten(line, home):
     """Returns the file and the flags of the short form of a command."""
     line = re.sub(rf"(?<![\w/.])({FILES})", lambda found: str(home / found[0]), line)
     line = re.sub(r"(configs/\w+\.py)(:[\w,]+)?", r"\1\2", line)
+    line = line.replace("fps=8", "fps=4").replace("frames=8", "frames=4")  # as the videos of tests have
     words = shlex.split(line.removeprefix("python "))
     if words[0] == "-m":
         file, words = f"zoo/commands/{words[2]}.py", words[3:] + MORE.get(words[2], [])

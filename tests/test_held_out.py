@@ -11,8 +11,8 @@ from zoo import loop
 from zoo.evaluation.held_out import LEVELS, HeldOut
 from zoo.method import Axis, to_float
 from zoo.methods.diffusion import Diffusion
+from zoo.runs.data import Data
 from zoo.runs.dependencies import prepare
-from zoo.runs.recipe import Data
 from zoo.training import parallel
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 from zoo import loop
 from zoo.errors import UserError
 from zoo.nets.layers import SwiGLU
+from zoo.runs.data import Data
 from zoo.runs.dependencies import open_run
-from zoo.runs.recipe import Data
 from zoo.training import metrics
 from zoo.training.checkpoint import Checkpoints
 from zoo.training.diagnosis import Profile, stopping_at_nans

@@ -27,7 +27,7 @@ from zoo.evaluation.registry import (
 from zoo.evaluation.report import show, to_json, to_markdown, to_table
 from zoo.evaluation.rerank import best_of, get_reward
 from zoo.pretrained import clip as clips
-from zoo.runs.recipe import Data
+from zoo.runs.data import Data
 from zoo.scenes.dataset import make_example
 
 CLIP = Path(__file__).parent / "fixtures" / "clip" / "gelu"  # random weights: features, but no sense

@@ -27,8 +27,9 @@ from zoo.nets.tarflow import TarFlow
 from zoo.nets.tokens import CausalTokens
 from zoo.nets.transformer import Transformer
 from zoo.pretrained import clip as clips
+from zoo.runs.data import Data
 from zoo.runs.dependencies import prepare
-from zoo.runs.recipe import Data, Recipe
+from zoo.runs.recipe import Recipe
 from zoo.runs.sampler import Sampler
 from zoo.training.lengths import Loop
 from zoo.training.optim import Optimizer, build_all

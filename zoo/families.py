@@ -53,6 +53,9 @@ FAMILIES = {
     "coarse": Family("zoo.wrappers.coarse:Coarse", "2206.10789", "configs/tokens.py:autoregressive,coarse", wraps=True),
     "joint": Family("zoo.wrappers.joint:Joint", "2204.03458", "configs/video.py:images", wraps=True),
     "upsampling": Family("zoo.wrappers.upsampling:Upsampling", "2106.15282", "configs/upsample.py:space", wraps=True),
+    "personalized": Family(
+        "zoo.wrappers.personalized:Personalized", "2208.12242", "configs/personalize.py", wraps=True
+    ),
     "rewarded": Family("zoo.wrappers.rewarded:Rewarded", "2309.17400", "configs/diffusion.py:reward", wraps=True),
 }
 

@@ -18,8 +18,9 @@ from zoo.evaluation.evaluator import Evaluator
 from zoo.evaluation.held_out import HeldOut, explain
 from zoo.families import get_dtype
 from zoo.files import atomic, local, read_text
+from zoo.runs.data import build_data
 from zoo.runs.dependencies import prepare
-from zoo.runs.recipe import Data
+from zoo.runs.inherit import completed
 from zoo.runs.run import pick_params
 from zoo.runs.sampler import Sampler
 from zoo.training import cost, metrics, parallel, processes
@@ -80,6 +81,7 @@ class Training:
         self.debug_nans = debug_nans
         self.checkpoints = Checkpoints(workdir, max_to_keep=self.loop.max_to_keep)
         self.newest, saved = self.checkpoints.metadata() or (None, None)
+        config = completed(config, saved)
         there = json.dumps(saved["config"]) if saved else None
         processes.check_same("config", configs.to_json(config))
         processes.from_first(lambda: check_workdir(workdir, config, there))
@@ -89,7 +91,7 @@ class Training:
 
     def check_lengths(self, config: configs.Config) -> None:
         """Raises UserError where batches cannot be dealt out evenly, or calls do not end at the last step."""
-        data = configs.build(Data, config.data, "data")
+        data = build_data(config.data)
         parallel.per_device(data.batch_size, self.loop.accumulate)
         if data.images:
             parallel.per_device(data.images_batch_size, self.loop.accumulate, "data.images_batch_size")

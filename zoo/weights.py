@@ -41,6 +41,13 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return {name: _numbers(tensor["data"], tensor["dtype"]).reshape(tensor["shape"]) for name, tensor in tensors}
 
 
+def metadata(path: str | os.PathLike) -> dict[str, str]:
+    """Returns the texts that a safetensors file has beside its tensors. Raises UserError as `read`."""
+    read(path)
+    with safetensors.safe_open(path, framework="numpy") as opened:
+        return dict(opened.metadata() or {})
+
+
 def check_shapes(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, np.ndarray], path) -> None:
     """Compares what a network needs with what a file has; what it has beside that does not matter.
 

@@ -26,6 +26,7 @@ from zoo.families import get_dtype
 from zoo.files import write_json
 from zoo.method import Generates
 from zoo.runs.dependencies import prepare
+from zoo.runs.inherit import completed
 from zoo.runs.recipe import Recipe
 from zoo.training import cost, parallel
 from zoo.training.lengths import Loop
@@ -52,7 +53,7 @@ class Bench:
 
     def __init__(self, config):
         self.loop = configs.build(Loop, config.loop, "loop")
-        self.source, self.recipe = prepare(config)
+        self.source, self.recipe = prepare(completed(config))
         self.data = self.recipe.data
         parallel.per_device(self.data.batch_size, self.loop.accumulate)
 

@@ -8,6 +8,7 @@ from zoo import media
 from zoo.data import pipeline
 from zoo.method import to_uint8
 from zoo.runs.dependencies import prepare
+from zoo.runs.inherit import completed
 from zoo.runs.recipe import Recipe
 from zoo.training import cost, parallel
 from zoo.training.lengths import Loop
@@ -28,7 +29,7 @@ def preview(config: configs.Config, out: str | None = None) -> str:
     Returns:
       Parameters per module, FLOPs per step, memory against the device's, five captions, and the share that is cut.
     """
-    loop = configs.build(Loop, config.loop, "loop")
+    loop, config = configs.build(Loop, config.loop, "loop"), completed(config)
     out = out or f"dry_run.{'png' if config.data.frames == 1 else 'gif'}"
     media.check_file(out)
     source, recipe = prepare(config)

@@ -24,7 +24,7 @@ from zoo.errors import UserError, named
 from zoo.evaluation.rerank import best_of, clip_reward, get_reward
 from zoo.files import read_text
 from zoo.method import Upsamples
-from zoo.runs.recipe import Data
+from zoo.runs.data import Data, SubjectData
 from zoo.scenes import oracle
 
 FLAGS = flags.FLAGS
@@ -102,6 +102,8 @@ def main(_: list[str]) -> None:
     data = sampling.run.recipe.data
     none = [""] if FLAGS.input and not (FLAGS.prompt or FLAGS.prompts_file) else []  # a file has no caption
     prompts = read_prompts(FLAGS.prompt or none, FLAGS.prompts_file, FLAGS.num, lambda: data.open("test"))
+    if isinstance(data, SubjectData):
+        prompts = [data.filled(text) for text in prompts]
     small = None
     if FLAGS.input:
         sampling, small = read_input(sampling)

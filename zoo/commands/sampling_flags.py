@@ -12,6 +12,7 @@ from absl import flags
 from zoo.errors import UserError, named
 from zoo.families import require
 from zoo.method import Denoises, Upsamples
+from zoo.runs.adapters import Adapter, with_adapters
 from zoo.runs.cascade import Cascade, rate_of
 from zoo.runs.cascade import build as build_cascade
 from zoo.runs.dependencies import check_shared, open_run
@@ -26,7 +27,7 @@ MOST_FRAMES, MOST_AT_ONCE = 100_000, 4096  # an hour of video; beyond them a sli
 flags.disclaim_key_flags()  # they belong to the command, whose --help lists them
 OF_SAMPLES = (  # all but --workdir and --seed
     *("checkpoint", "ema", "steps", "sampler", "guidance", "option", "negative", "frames", "fps", "per_device"),
-    *("guide_workdir", "guide_checkpoint", "guide_ema", "speculate", "upsample", "level"),
+    *("guide_workdir", "guide_checkpoint", "guide_ema", "speculate", "adapter", "upsample", "level"),
 )
 
 
@@ -59,6 +60,11 @@ def define(workdir_required: bool = True) -> None:
         None,
         f"What guesses codes of an autoregressive run, so that it draws several at once: {', '.join(NAMES)}, or a "
         "workdir. The samples have the same distribution. --option draft_length=K codes are guessed at once.",
+    )
+    flags.DEFINE_multi_string(
+        "adapter",
+        [],
+        "FILE or FILE@STRENGTH: a file of python -m zoo adapters export, added to the run; several add up.",
     )
     if workdir_required:
         flags.mark_flag_as_required("workdir")
@@ -160,6 +166,8 @@ class Sampling:
         video = {} if rate is None else {"frames": self.final_frames, "fps": rate}
         if FLAGS.speculate:
             about["speculate"] = FLAGS.speculate
+        if FLAGS.adapter:
+            about["adapters"] = FLAGS.adapter
         above = {"stages": [{"run": one.name, "checkpoint": one.run.step, "level": one.level} for one in stages]}
         return about | {"negative": self.negative, "settings": settings} | video | (above if stages else {})
 
@@ -171,6 +179,8 @@ def read() -> Sampling:
       UserError: as `open_run`; an invalid option or guide; or stages that do not fit.
     """
     run = open_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.ema)
+    if FLAGS.adapter:
+        run = named("--adapter", lambda: with_adapters(run, [Adapter.of(word) for word in FLAGS.adapter]))
     guided = {}
     if FLAGS.guide_workdir or FLAGS.guide_checkpoint is not None or FLAGS.guide_ema:
         run, guided = _with_guide(run)

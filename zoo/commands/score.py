@@ -29,8 +29,8 @@ from zoo.evaluation.registry import MEASURES, EvalContext, Pair, Sample, Score, 
 from zoo.families import require
 from zoo.files import read_text, write_json
 from zoo.method import Generates, Reconstructs, Upsamples
+from zoo.runs.data import Data
 from zoo.runs.dependencies import open_run
-from zoo.runs.recipe import Data
 from zoo.runs.run import Run
 
 FLAGS = flags.FLAGS

@@ -1,8 +1,9 @@
 """Captions to numbers and back: a byte-level BPE that any unicode text survives."""
 
 import json
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import tokenizers
@@ -16,6 +17,8 @@ RARE = 64  # slots, ids 2 .. 65: words that mean nothing until a run is personal
 # PAD and END are kept out of the library's vocabulary, so that no text can spell them.
 _OWN = 2
 _OWN_WORDS = {"<|pad|>": PAD, "<|endoftext|>": END}  # as they are spelled where a library needs them to be
+ONLY = "V"  # stands for the name of the only learned word
+_NAME = re.compile(r"\s*\[([^\[\]]+)\]")
 _BYTES = 256
 SMALLEST = _OWN + RARE + _BYTES
 
@@ -27,17 +30,21 @@ class Tokenizer:
       vocab_size: number of ids, hence the rows of an embedding. It is smaller than the requested one if the
         captions do not yield that many merges.
       length: ids in a row, END included.
+      names: ids of learned words by their names: "a small [teapot]" in a text stands for the word `teapot`, "[V]" for
+        the only one.
 
     Args:
       bpe: trained byte-level BPE.
       length: ids in a row, END included.
+      names: see above.
     """
 
-    def __init__(self, bpe: tokenizers.Tokenizer, length: int):
+    def __init__(self, bpe: tokenizers.Tokenizer, length: int, names: Mapping[str, Sequence[int]] | None = None):
         self._bpe = bpe
         self._noted_too_long = False
         self.length = length
         self.vocab_size = _OWN + bpe.get_vocab_size()
+        self.names = {name: [int(i) for i in ids] for name, ids in (names or {}).items()}
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int, length: int) -> "Tokenizer":
@@ -73,18 +80,48 @@ class Tokenizer:
         A text that is too long keeps its beginning and END; the first time a note is printed.
         """
         rows = np.full((len(texts), self.length), PAD, np.int32)
-        encoded = self._bpe.encode_batch([_clean(text) for text in texts])
-        for row, text, ids in zip(rows, texts, (e.ids for e in encoded), strict=True):
+        for row, text, ids in zip(rows, texts, self._ids_of(texts), strict=True):
             if len(ids) >= self.length:
                 self._note_too_long(text, len(ids))
                 ids = ids[: self.length - 1]
-            row[: len(ids)] = np.asarray(ids, np.int32) + _OWN
+            row[: len(ids)] = ids
             row[len(ids)] = END
         return rows
 
+    def ids(self, text: str) -> list[int]:
+        """Returns the ids of a text, of any number, without END."""
+        return self._ids_of([text])[0]
+
     def is_cut(self, texts: Sequence[str]) -> np.ndarray:
         """Returns for each text whether `encode` cuts it, bool (B,)."""
-        return np.array([len(e.ids) >= self.length for e in self._bpe.encode_batch([_clean(text) for text in texts])])
+        return np.array([len(ids) >= self.length for ids in self._ids_of(texts)])
+
+    def _ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without END."""
+        rows = [self._pieces(text) for text in texts]
+        pieces = [_clean(piece) for row in rows for piece in row if isinstance(piece, str)]
+        spelled = iter(self._bpe.encode_batch(pieces))
+        ids = lambda piece: [i + _OWN for i in next(spelled).ids] if isinstance(piece, str) else piece
+        return [[i for piece in row for i in ids(piece)] for row in rows]
+
+    def _pieces(self, text: str) -> list[str | list[int]]:
+        """Splits a text into parts that are spelled, and the ids of names.
+
+        A name takes the place of the space before it too, which elsewhere belongs to the word after it.
+        """
+        pieces: list[str | list[int]] = []
+        end = 0
+        for match in _NAME.finditer(text) if self.names else ():
+            name = match[1]
+            if name == ONLY and name not in self.names:
+                if len(self.names) > 1:
+                    known = ", ".join(f"[{name}]" for name in self.names)
+                    raise UserError(f"[{ONLY}] is the only learned word, and there are several: write one of {known}")
+                name = next(iter(self.names))
+            if name in self.names:
+                pieces += [text[end : match.start()], self.names[name]]
+                end = match.end()
+        return [*pieces, text[end:]]
 
     def decode(self, tokens: np.ndarray) -> list[str]:
         """Returns the B texts of `tokens`, int (B, length); what follows a row's first END is ignored."""
@@ -124,13 +161,23 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """Returns everything that `from_json` needs."""
-        return json.dumps({"length": self.length, "bpe": json.loads(self._bpe.to_str())})
+        names = {"names": self.names} if self.names else {}
+        return json.dumps({"length": self.length, "bpe": json.loads(self._bpe.to_str())} | names)
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
         """Returns the tokenizer that `to_json` wrote."""
         saved = json.loads(text)
-        return cls(tokenizers.Tokenizer.from_str(json.dumps(saved["bpe"])), saved["length"])
+        return cls(tokenizers.Tokenizer.from_str(json.dumps(saved["bpe"])), saved["length"], saved.get("names"))
+
+    def is_like(self, other: "Tokenizer") -> bool:
+        """Whether another tokenizer gives the same ids, names aside."""
+        bare = [Tokenizer(tokenizer._bpe, tokenizer.length).to_json() for tokenizer in (self, other)]
+        return bare[0] == bare[1]
+
+    def with_name(self, name: str, ids: Sequence[int]) -> "Tokenizer":
+        """Returns a tokenizer of the same ids with one more name, see `names`."""
+        return type(self)(self._bpe, self.length, self.names | {name: ids})
 
     def _note_too_long(self, text: str, count: int) -> None:
         if self._noted_too_long:

@@ -20,8 +20,8 @@ from zoo.evaluation.sharpness import sharpness
 from zoo.families import require
 from zoo.method import Tokenizes
 from zoo.nets.quantisation import frequencies, usage
+from zoo.runs.data import Data
 from zoo.runs.editor import Editor
-from zoo.runs.recipe import Data
 from zoo.scenes import oracle
 from zoo.scenes.dataset import NOISE_LEVELS, entropy_bits_per_dim
 from zoo.scenes.grammar import parse

@@ -17,7 +17,7 @@ from zoo.evaluation import model_eval
 from zoo.evaluation.features import Features, of_source
 from zoo.method import Upsamples, to_float, to_uint8
 from zoo.resize import resize
-from zoo.runs.recipe import Data
+from zoo.runs.data import Data
 from zoo.runs.run import Run
 from zoo.scenes import oracle
 

@@ -27,8 +27,10 @@ from zoo.files import atomic, local
 from zoo.method import Autoencodes, Reward, Tokenizes, trained
 from zoo.pretrained import clip as clips
 from zoo.runs import codec as codecs
+from zoo.runs import prior
 from zoo.runs.codec import Codec, Pixels
-from zoo.runs.recipe import Data, Recipe, check_sections
+from zoo.runs.data import Data, SubjectData, build_data
+from zoo.runs.recipe import Recipe, check_sections
 from zoo.runs.rewards import build_reward
 from zoo.runs.run import ClipRun, Run, chosen_fields, pick_params
 from zoo.training import parallel, processes
@@ -128,9 +130,10 @@ def prepare(
       UserError: something in the config cannot be used, or the latents would lack a condition of the data.
     """
     check_sections(config)
-    data = configs.build(Data, config.data, "data")
+    data = build_data(config.data)
     source = data.open("train")
     processes.check_same("number of training items", len(source))
+    init = None
     if saved:
         dependencies = Dependencies(saved, functools.partial(read_frozen, Path(workdir)))
         tokenizer = Tokenizer.from_json(json.dumps(saved["tokenizer"]))
@@ -139,10 +142,19 @@ def prepare(
         init = dependencies.init_run(config)
         made = processes.from_first(lambda: first_tokenizer(config.init, init, data, source).to_json())
         tokenizer = Tokenizer.from_json(made)
-    names, frame_rate = _of_data(saved or processes.from_first(lambda: about_data(data, source[0])))
+        if isinstance(data, SubjectData):
+            tokenizer = tokenizer.with_name(data.name, config.method.token_ids)
+            if len(source) == 1:
+                processes.note(f"data.subject: {data.subject} has one image to train on: its place is learned with it")
+    if isinstance(data, SubjectData) and init is not None:
+        names, frame_rate = init.recipe.names, init.recipe.frame_rate
+    else:
+        names, frame_rate = _of_data(saved or processes.from_first(lambda: about_data(data, source[0])))
     recipe = Recipe(config, tokenizer, dependencies, names, frame_rate)
     if data.images:
         processes.check_same("number of training images beside videos", len(recipe.images("train")))
+    if isinstance(data, SubjectData) and getattr(recipe.method, "READS_PRIOR", False):
+        recipe.prior = _prior(recipe, data, Path(workdir) if workdir else None)
     if recipe.codec:
         source = recipe.encoded(source, "train")
         lost = set(names) - set(conditions.of_item(source[0]))
@@ -151,6 +163,13 @@ def prepare(
                 f"data.source: latents and codes keep captions alone, and the data has {', '.join(sorted(lost))}"
             )
     return source, recipe
+
+
+def _prior(recipe: Recipe, data: SubjectData, workdir: Path | None) -> pipeline.Source:
+    """Returns images of the class that the base made, as the network gets them."""
+    base = cast(Run, recipe.dependencies.runs["base"])
+    made: Any = prior.made_by(base, lambda: data.class_captions("train", data.prior_num), workdir)
+    return recipe.codec.source(recipe.dependencies.frozen, made, made.about) if recipe.codec else made
 
 
 def about_data(data: Data, item: Mapping[str, Any]) -> dict[str, Any]:
@@ -352,7 +371,7 @@ def check_shared(key: str, value: str, run: Any, recipe: Recipe) -> None:
     """Raises UserError unless a network has the tokenizer, conditions, image shape and latents of a recipe."""
     if not isinstance(run, Run):
         raise UserError(f"{key}: {value} has a tokenizer of its own; name a run")
-    if run.recipe.tokenizer.to_json() != recipe.tokenizer.to_json():
+    if not run.recipe.tokenizer.is_like(recipe.tokenizer):
         raise UserError(
             f"{key}: {value} has another tokenizer; train it on the same data, or start from it by "
             f"--config.init={value}"

@@ -1,6 +1,5 @@
 """A config with the objects built from it: data, method, optimizers, and frozen networks."""
 
-import dataclasses
 import functools
 import json
 import math
@@ -18,92 +17,17 @@ from zoo.compiling import compiled_for_once
 from zoo.conditions import NEGATIVE
 from zoo.data import pipeline
 from zoo.data.text import Tokenizer
-from zoo.errors import UserError, check_ranges, unknown_name_error
+from zoo.errors import UserError, unknown_name_error
 from zoo.families import build_method
 from zoo.method import Axis, Batch, Generates, Upsamples, may_be_new, to_float, trained
-from zoo.runs.codec import NAME, PIXELS, Codec
+from zoo.runs.codec import NAME, Codec
+from zoo.runs.data import Data, build_data
 from zoo.runs.sampler import Sampler, sample_options
 from zoo.training import cost, optim, parallel, state
 from zoo.trees import completed, first_difference, flatten
 
-CAPTIONS_FOR_TOKENIZER = 20_000
 SEEDS = 2**32  # as many as numpy has
 GRID = 16  # captions of the sample grid
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """The training data of a run; the fields are the keys of `config.data`.
-
-    Attributes:
-      source: see `data.pipeline.open_source`.
-      size: pixels along a side.
-      frames: frames of a video, 1 for images.
-      batch_size: items over all devices of all processes.
-      text_length: tokens of a caption.
-      vocab_size: most tokens of the tokenizer.
-      flip: whether to mirror a random half of the images; wrong where captions contain "left".
-      negatives: whether to give with each caption one that is wrong by a word, see `scenes.negatives`.
-      latents: workdir of a trained autoencoder, whose latents are the inputs; "" for images.
-      codes: workdir of a trained tokenizer, whose codes are the inputs, or "pixels": the numbers of images themselves;
-        "" for images.
-      images: images beside videos, a source like `source`, for methods that read both; "" for none.
-      images_batch_size: images over all devices of all processes; 0 without `images`.
-      threads: threads that prepare batches ahead of need; 0 for one a core, at most 8.
-      workers: processes that prepare batches, each with so many threads; 0 for the training process alone.
-
-    Raises:
-      UserError: a number is out of its range, there are images without a batch size or the other way round, or both
-        latents and codes.
-    """
-
-    source: str
-    size: int
-    frames: int = 1
-    batch_size: int = 64
-    text_length: int = 32
-    vocab_size: int = 1024
-    flip: bool = False
-    negatives: bool = False
-    latents: str = ""
-    codes: str = ""
-    images: str = ""
-    images_batch_size: int = 0
-    threads: int = 0
-    workers: int = 0
-
-    def __post_init__(self):
-        at_least_one = ("size", "frames", "batch_size", "text_length", "vocab_size")
-        check_ranges(self, threads="[0, inf)", workers="[0, inf)", **dict.fromkeys(at_least_one, "[1, inf)"))
-        if self.latents and self.codes:
-            raise UserError(f"data.latents {self.latents!r} and data.codes {self.codes!r}: give one of them")
-        if bool(self.images) != (self.images_batch_size > 0):
-            raise UserError(
-                f"data.images {self.images!r} and data.images_batch_size {self.images_batch_size}: give both or none"
-            )
-
-    @property
-    def of_tokens(self) -> bool:
-        """Whether the inputs are codes of a tokenizer, and not the numbers of the images."""
-        return self.codes not in ("", PIXELS)
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Shape of one image or video, (T, H, W, C)."""
-        return self.frames, self.size, self.size, 3
-
-    def open(self, split: str) -> pipeline.Source:
-        """Opens a split of the source."""
-        return pipeline.open_source(self.source, split, self.size, self.frames)
-
-    def open_images(self, split: str) -> pipeline.Source:
-        """Opens a split of the images beside videos."""
-        return pipeline.open_source(self.images, split, self.size, 1)
-
-    def train_tokenizer(self, source: pipeline.Source) -> Tokenizer:
-        """Returns a tokenizer of the source's captions."""
-        captions = pipeline.learned_captions(source, limit=CAPTIONS_FOR_TOKENIZER)
-        return Tokenizer.train(captions, self.vocab_size, self.text_length)
 
 
 class Opens(Protocol):
@@ -169,6 +93,7 @@ class Recipe:
       names: names of the conditions that its data has.
       frame_rate: frames/s of its data; None for images.
       new_parts: names of modules that the run of `config.init` lacks.
+      prior: images that the base made, for methods that read them; None before they are made.
 
     Args:
       config: whole config.
@@ -194,7 +119,7 @@ class Recipe:
         check_sections(config)
         self.frame_rate = frame_rate
         self.config, self.tokenizer, self.dependencies, self.names = config, tokenizer, dependencies, names
-        self.data = configs.build(Data, config.data, "data")
+        self.data = build_data(config.data)
         self.codec = dependencies.codec(self.data)
         if self.codec and self.data.flip:
             raise UserError("data.flip mirrors images, and data.latents and data.codes encode them before: drop one")
@@ -217,6 +142,7 @@ class Recipe:
         elif config.sample:
             raise unknown_name_error("sampling option", next(iter(config.sample)), ())
         self.new_parts: list[str] = []
+        self.prior: pipeline.Source | None = None
         self._start = self._params_of_init()
         dependencies.release_init()
 
@@ -330,7 +256,7 @@ class Recipe:
         return self.encoded(self.data.open_images(split), split, images=True)
 
     def stream(self, source: pipeline.Source, start: int = 0, split: str = "train") -> Iterator[Batch]:
-        """Returns this process's part of each batch, with `images` where the data has them.
+        """Returns this process's part of each batch, with `images` or `prior` where there are any.
 
         Args:
           source: opened split of `data.source`.
@@ -338,10 +264,12 @@ class Recipe:
           split: name of the split, for the images.
         """
         batches = self._stream(source, self.data.batch_size, start)
-        if not self.data.images:
-            return batches
-        more = self._stream(self.images(split), self.data.images_batch_size, start)
-        return ({**batch, "images": one} for batch, one in zip(batches, more, strict=True))
+        beside = {}
+        if self.data.images:
+            beside["images"] = self._stream(self.images(split), self.data.images_batch_size, start)
+        if self.prior is not None:
+            beside["prior"] = self._stream(self.prior, self.data.batch_size, start)
+        return ({**batch, **{name: next(more) for name, more in beside.items()}} for batch in batches)
 
     def _stream(self, source: pipeline.Source, batch_size: int, start: int) -> Iterator[Batch]:
         return pipeline.stream(
@@ -363,6 +291,8 @@ class Recipe:
         batch = self._blank(count, frames or self.shape[0])
         if self.data.images:
             batch["images"] = self._blank(max(1, count * self.data.images_batch_size // self.data.batch_size), 1)
+        if getattr(self.method, "READS_PRIOR", False):
+            batch["prior"] = self._blank(count, frames or self.shape[0])
         return batch
 
     def _blank(self, count: int, frames: int) -> dict[str, Any]:

@@ -3,9 +3,9 @@
     source = open_source("one", "train", size=16)
     source[0]  # {"inputs": uint8 (1, 16, 16, 3), "text": "a large red star ...", "attributes": "{...}"}
 
-Names: `one`, `full`, `video_one` and `video` (see `zoo.scenes.world`), the last two of videos, or of their first frames
-for images; `modes`: 1,152 scenes, all equally likely; and `entropy`:
-the same with noise in their low bits, so that their entropy is known.
+Names: `one`, `pairs`, `full`, `video_one` and `video` (see `zoo.scenes.world`), the last two of videos, or of their
+first frames for images; `modes`: 1,152 scenes, all equally likely; and `entropy`: the same with noise in their low
+bits, so that their entropy is known.
 Example i of a split is a function of (split, i) alone: at every size, number of frames and frame rate it shows the
 same scene under the same caption (of one frame, without its motion), and more examples only add to fewer.
 """
@@ -38,7 +38,7 @@ from zoo.scenes.world import Scene
 
 # To be raised with any change of what is drawn or written: a cached data set of another version is not used.
 VERSION = "1.2.1"
-EXAMPLES = {"one": 20_000, "full": 100_000, "video": 20_000, "video_one": 20_000, "modes": 20_000, "entropy": 20_000}
+EXAMPLES = dict.fromkeys(("one", "pairs", "video", "video_one", "modes", "entropy"), 20_000) | {"full": 100_000}
 MOST_TEST_EXAMPLES = 2_048  # as many as a Frechet distance of videos needs
 MEMORY = 2**30  # bytes of decoded examples that a source keeps: decoding is most of the cost of a small one
 

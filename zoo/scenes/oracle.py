@@ -64,7 +64,7 @@ class Blob:
 # ---- pixels to blobs
 
 
-def _background(pixels: np.ndarray) -> str | None:
+def background_of(pixels: np.ndarray) -> str | None:
     """Returns the background that most of the pixels (..., 3) are close to, if there is one."""
     middle = np.median(pixels.reshape(-1, 3), axis=0)
     distances = {name: np.abs(middle - value).max() for name, value in worlds.BACKGROUNDS.items()}
@@ -375,7 +375,7 @@ def observe(pixels: np.ndarray, world: str, frame_rate: float | None = None) -> 
     rules = worlds.world_named(world)
     rate = len(pixels) if frame_rate is None else frame_rate
     _check(pixels, rules, rate)
-    background = _background(pixels)
+    background = background_of(pixels)
     if background is None:
         return Observation(None, clutter=True)
     size = pixels.shape[1]
@@ -453,7 +453,7 @@ def _read_roughly(pixels: np.ndarray, world: str, known: tuple[Thing, ...], fram
     """
     rules, size = worlds.world_named(world), pixels.shape[1]
     smooth = np.stack([_median(frame) for frame in pixels])
-    background = _background(smooth[0])
+    background = background_of(smooth[0])
     if background is None:
         return Scene(world, "", ())
     things = {(thing.cell, thing.colour): thing for thing in known}
@@ -498,7 +498,7 @@ def centres(pixels: np.ndarray, world: str) -> np.ndarray:
     """
     rules, size = worlds.world_named(world), pixels.shape[1]
     found = np.full((len(pixels), 2), np.nan)
-    background = _background(pixels)
+    background = background_of(pixels)
     if background is None:
         return found
     residues = pixels.astype(np.float32) - np.array(worlds.BACKGROUNDS[background], np.float32)
@@ -521,7 +521,7 @@ def colour_shares(pixels: np.ndarray, world: str) -> list[float]:
     Returns:
       Numbers in (0, 1]; none where the image shows no thing, or no background.
     """
-    background = _background(pixels)
+    background = background_of(pixels)
     if background is None:
         return []
     residue = pixels[0].astype(np.float32) - np.array(worlds.BACKGROUNDS[background], np.float32)

@@ -67,6 +67,7 @@ WORLDS = {
     world.name: world
     for world in (
         World("one", 2, 1, {"small": 0.68, "large": 0.96}, {"small": 0.0, "large": 0.0}, 16),
+        World("pairs", 2, 2, {"small": 0.6, "large": 0.88}, {"small": 0.0, "large": 0.0}, 32),
         World("full", 3, 3, {"small": 0.52, "large": 0.76}, {"small": 0.17, "large": 0.05}, 32),
         World("video", 3, 2, {"small": 0.46, "large": 0.66}, {"small": 0.16, "large": 0.02}, 32, MOTIONS),
         World(

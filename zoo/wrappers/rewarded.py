@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo.adapters import lora
+from zoo.adapters.files import Parts
 from zoo.config import build_options
 from zoo.errors import UserError, check_ranges, unknown_name_error
 from zoo.method import ABILITIES, Axis, Batch, HasFakeSample, HasTrajectory, Invertible, Output, ReadsGiven, Reward
@@ -91,6 +92,10 @@ class Rewarded:
         """The base's parameters with the changes, and the frozen networks."""
         frozen = params["frozen"]
         return lora.merge(frozen["base"], params["adapters"], self.alpha) | {"frozen": frozen}
+
+    def parts(self, params: Mapping[str, Any]) -> Parts:
+        """Returns the changes; they count `alpha` times."""
+        return Parts(params["adapters"], {}, {})
 
     def init(self, rng: jax.Array, batch: Batch) -> dict[str, Any]:
         """See `Method.init`: changes that are zero."""
