@@ -17,7 +17,8 @@ from zoo.families import build_method
 from zoo.media import read_metadata
 from zoo.method import Drafts
 from zoo.runs.dependencies import open_run
-from zoo.runs.speculation import NAMES, TABLES
+from zoo.runs.speculation import NAMES, TABLES, first_layers, with_draft
+from zoo.trees import flatten
 
 CODES, SHAPE = 11, (1, 3, 3, 2)
 COND = {"tokens": jnp.array([[5, 6, 1, 0], [7, 1, 0, 0], [8, 9, 1, 0]])}
@@ -153,17 +154,32 @@ def runs(tiny, tmp_path_factory):
     loop.train(tiny({"loop.grid_every": 0}, "configs/tokens.py:autoregressive,test"), folder / "pixels")
     for name, spec in (("model", "autoregressive"), ("smaller", "autoregressive"), ("masked", "masked")):
         patches = {"method.net.patch_size": 1} if name == "masked" else {}
+        patches |= {"method.net.depth": 2} if name == "model" else {}
         loop.train(tiny(on_codes | patches, f"configs/tokens.py:{spec},test"), folder / name)
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*NAMES, "smaller", "masked"])
+@pytest.mark.parametrize("name", [*NAMES, "layers:1", "smaller", "masked"])
 def test_sampling_with_a_draft(runs, command, tmp_path, name):
-    draft = name if name in NAMES else runs / name
+    draft = runs / name if name in ("smaller", "masked") else name
     words = "--prompt=a red circle", f"--speculate={draft}", "--option=draft_length=3", f"--out={tmp_path / 'out.png'}"
     done = command("sample.py", f"--workdir={runs / 'model'}", *words)
     assert done.code == 0 and "calls of the network an image" in done.out, done.err
+
+
+@pytest.mark.slow
+def test_the_first_layers_are_those_of_the_run_and_leave_its_codes(runs, same):
+    run = open_run(runs / "model")
+    first, params = first_layers(run, "1")
+    assert first.net["depth"] == 1 and run.method.net["depth"] == 2
+    own, all_layers = flatten(params), flatten(run.params)
+    cut = {path for path in own if own[path].shape != all_layers[path].shape}
+    assert cut and all(same(own[path], all_layers[path][:1]) for path in cut)
+    assert all(same(own[path], all_layers[path]) for path in own.keys() - cut)
+    drafted, options = with_draft(run, "model", "layers:1")
+    plain = run.sample(["a star"] * 4, temperature=0.0)
+    np.testing.assert_array_equal(drafted.sample(["a star"] * 4, temperature=0.0, **options), plain)
 
 
 @pytest.mark.slow
@@ -182,6 +198,8 @@ def test_drafts_are_timed_in_turn(runs):
         ("model", ["--speculate=ngrams"], "ngram"),
         ("masked", ["--speculate=ngram"], "Masked lacks the ability Speculates; families with it: autoregressive"),
         ("model", ["--speculate=RUNS/patches"], "lacks the ability Drafts; families with it: masked, autoregressive"),
+        ("model", ["--speculate=layers:2"], "--speculate layers:2: '2' is no number of layers from 1 to 1, of the 2"),
+        ("model", ["--speculate=layers:x"], "'x' is no number of layers"),
         ("model", ["--speculate=ngram", "--option=draft_length=0"], "draft_length must be in [1, inf), got 0"),
         ("model", ["--speculate=RUNS/pixels"], "pixels was trained with another data.latents or data.codes; give both"),
     ],

@@ -58,8 +58,9 @@ def define(workdir_required: bool = True) -> None:
     flags.DEFINE_string(
         "speculate",
         None,
-        f"What guesses codes of an autoregressive run, so that it draws several at once: {', '.join(NAMES)}, or a "
-        "workdir. The samples have the same distribution. --option draft_length=K codes are guessed at once.",
+        f"What guesses codes of an autoregressive run, so that it draws several at once: {', '.join(NAMES)}, "
+        "layers:K for its own first K layers, or a workdir. The samples have the same distribution. --option "
+        "draft_length=K codes are guessed at once.",
     )
     flags.DEFINE_multi_string(
         "adapter",
