@@ -2,8 +2,8 @@
 
     python -m benchmarks.subjects --out subjects --world pairs --size 32
 
-SUBJECT is `square_red_cyan` and the like; each folder has images, captions beside them, class.txt, and subject.json for
-`python -m zoo score_subject`.
+Each folder, `square_red_cyan` and the like, has images, captions beside them, class.txt, and subject.json for
+`python -m zoo score_subject`. An image shows the subject alone; no two show the same scene.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from zoo.scenes.world import world_named
 
 def write(folder: Path, subject: subjects.Subject, world: str, size: int, count: int) -> None:
     """Writes the folder of one subject."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
     (folder / "class.txt").write_text(f"{subject.shape}\n")
     (folder / "subject.json").write_text(subject.to_json())
     for number, scene in enumerate(subjects.scenes(subject, world, count)):
@@ -39,8 +39,12 @@ def main():
             f"--world is one without motion and jitter, --size at least {world.smallest_image} and --num at least 1, "
             f"got {chosen.world}, {chosen.size} and {chosen.num}"
         )
+    if chosen.num > len(subjects.alone(subjects.SUBJECTS[0], chosen.world)):
+        raise UserError(f"--num {chosen.num} is more than there are scenes of a subject alone: give fewer")
     for subject in subjects.SUBJECTS:
         folder = Path(chosen.out) / f"{subject.shape}_{subject.left}_{subject.right}"
+        if folder.exists():
+            raise UserError(f"--out: {folder} is there already: remove it, or name another folder")
         write(folder, subject, chosen.world, chosen.size, chosen.num)
         print(folder)
 

@@ -62,7 +62,7 @@ def get_config(text=None):
         config.data.update(dict(batch_size=8, prior_num=8))
         config.loop.update(dict(steps=2, log_every=1, checkpoint_every=1, grid_every=2))
     if "critic" in words:
-        config.players.critic = config.players.model
+        config.players.critic = config.players.model.to_dict()
     return config
 
 

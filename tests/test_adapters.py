@@ -1,5 +1,6 @@
 """Files of changes: what is written is what a plain merge needs, and adding one gives the run that learned it."""
 
+import io
 import json
 import re
 
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from zoo import loop
 from zoo.adapters import lora
 from zoo.adapters.files import Parts, from_tensors, to_tensors
+from zoo.adapters.words import set_word
 from zoo.errors import UserError
 from zoo.runs.adapters import Adapter, save, with_adapters
 from zoo.runs.dependencies import open_run
@@ -129,6 +131,8 @@ def test_a_file_without_alpha_counts_once_and_one_of_some_layers_changes_these()
         (lambda t: t | {"model.out.lora_A.weight": np.ones((2, 7))}, "the shape (2, 7), and this run needs (2, 6)"),
         (lambda t: {k: x for k, x in t.items() if k != "model.out.lora_B.weight"}, "lacks a part of the change"),
         (lambda t: t | {"model.layers.1.mlp.lora_A.weight": np.ones((3, 4))}, "have the ranks [2, 3]"),
+        (lambda t: t | {"model.out.alpha": np.ones(3)}, "the change of model/out/kernel has the shape (3,)"),
+        (lambda t: {"model.conditioner.embedding.lora_A.weight": np.ones((2, 4))}, "lacks a part of the change"),
         (lambda t: t | {"model.conditioner.embedding.word": np.ones((1, 5))}, "needs (any, 4)"),
     ],
 )
@@ -136,6 +140,20 @@ def test_what_is_no_adapter_of_this_run_is_one_line(change, message):
     with pytest.raises(UserError, match=re.escape(message)) as caught:
         from_tensors(change(to_tensors(parts(), KERNELS, 3.0)), KERNELS, TABLES, "file")
     assert "\n" not in str(caught.value)
+
+
+def test_a_word_moves_with_the_embedding_it_starts_from():
+    table, change = RNG.normal(size=(9, 4)).astype(np.float32), np.ones((2, 4), np.float32)
+    np.testing.assert_array_equal(set_word(table, [2, 3], [], change), set_word(table, [2, 3], [], change, [2, 3]))
+    moved = np.asarray(set_word(table, [6, 7], [], change, [2, 3]))
+    np.testing.assert_array_equal(moved[6:8], table[2:4] + 1)
+    np.testing.assert_array_equal(moved[:6], table[:6])
+
+
+@pytest.mark.parametrize("strength", ["nan", "inf", ""])
+def test_a_strength_is_a_finite_number(strength):
+    with pytest.raises(UserError, match="is no strength"):
+        Adapter.of(f"a.safetensors@{strength}")
 
 
 @pytest.mark.parametrize(
@@ -255,7 +273,11 @@ def test_the_commands_write_show_and_add_files(learned, trained, command, tmp_pa
     shown = command("-m", "zoo", "adapters", "info", file).out
     assert "tensors" in shown and re.search(r"class +star", shown) and re.search(r"change +lora", shown)
     words = [f"--workdir={trained}", "--prompt=a [V] star", f"--out={tmp_path / 'a.png'}"]
+    assert command("sample.py", *words, f"--adapter={file}@0").code == 0
+    still = (tmp_path / "a.png").read_bytes()
     assert command("sample.py", *words, f"--adapter={file}@0.5").code == 0
+    assert np.any(np.asarray(Image.open(tmp_path / "a.png")) != np.asarray(Image.open(io.BytesIO(still))))
+    assert "which a run fills" in command("sample.py", *words, "--prompt=a {}", f"--adapter={file}").err
     failed = command("sample.py", *words, f"--adapter={file}@half")
     assert failed.code == 2 and "--adapter: " in failed.err and failed.err.count("\n") == 1
     assert command("-m", "zoo", "adapters", "export").code == 2

@@ -10,14 +10,23 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ["README.md", "docs/train.md", "docs/results/*.md", "docs/sample.md", "docs/score.md", "docs/edit.md"]
+ORDER = [
+    "README.md",
+    "docs/families/personalization.md",
+    "docs/train.md",
+    "docs/results/*.md",
+    "docs/sample.md",
+    "docs/score.md",
+    "docs/edit.md",
+]
 NEEDED = {  # what is missing here
     "tfds:": "a data set that TFDS prepared",
     "benchmarks.accelerator": "a GPU",
     "benchmarks.torch_twin": "PyTorch",
 }
 # Names that a reader has or gets, beside the runs.
-FILES = r"runs/[\w.]+|my_images|my_samples|my_clip|my\.zip|captions\.txt|mask\.png|out\.png|between\.gif"
+FILES = r"runs/[\w.]+|my_images|my_samples|my_clip|my\.zip|my_pot(?:\.safetensors)?(?!\])|captions\.txt"
+FILES += r"|mask\.png|out\.png|between\.gif"
 # Values of flags that only cost time.
 SHORT = {
     "--num": "4",
@@ -25,7 +34,12 @@ SHORT = {
     "--config.loop.steps": "2",
     "--config.loop.score_every": "2",
 }
-MORE = {"bench": ["--seconds=0.1", "--part=step"], "clip_eval": ["--num=8"], "nfe_sweep": ["--num=4"]}
+MORE = {
+    "bench": ["--seconds=0.1", "--part=step"],
+    "clip_eval": ["--num=8"],
+    "nfe_sweep": ["--num=4"],
+    "score_subject": ["--num_drift=4"],
+}
 
 
 def commands():
@@ -51,11 +65,11 @@ def home(tmp_path_factory):
     """A folder with the images and files that the pages speak of."""
     home = tmp_path_factory.mktemp("reader")
     rng = np.random.default_rng(0)
-    for folder in ("my_images", "my_samples", "emoji"):
+    for folder in ("my_images", "my_samples", "emoji", "my_pot"):
         (home / folder).mkdir()
-        for i in range(4 if folder == "my_samples" else 40):
+        for i in range(4 if folder in ("my_samples", "my_pot") else 40):
             Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(home / folder / f"{i}.png")
-            (home / folder / f"{i}.txt").write_text(f"noise {i}")
+            (home / folder / f"{i}.txt").write_text("a [V] star" if folder == "my_pot" else f"noise {i}")
     shutil.make_archive(str(home / "my"), "zip", home / "my_images")
     (home / "captions.txt").write_text("\n".join(f"noise {i}" for i in range(4)))
     mask = np.zeros((16, 16), np.uint8)

@@ -12,6 +12,7 @@ from PIL import Image
 from tests.helpers import Easy
 from zoo import loop
 from zoo.data import subject
+from zoo.data.subject import About
 from zoo.data.text import SMALLEST, Tokenizer
 from zoo.errors import UserError
 from zoo.families import build_method
@@ -201,13 +202,14 @@ def tokenizer():
     ],
 )
 def test_the_word_stands_before_its_noun(text, expected):
-    assert subject.with_word(text, "teapot") == expected
+    assert subject.with_word(text, About("teapot", "subject", "{}"), "V") == expected
+    assert subject.with_word(text, About("teapot", "subject", "{}"), "pot") == expected.replace("V", "pot")
 
 
 def test_a_noun_may_be_two_words_and_must_be_there():
-    assert subject.with_word("one duck toy", "duck toy") == "one [V] duck toy"
+    assert subject.with_word("one duck toy", About("duck toy", "subject", "{}"), "V") == "one [V] duck toy"
     with pytest.raises(UserError, match="'a cup' has neither .V. nor the noun 'teapot'"):
-        subject.with_word("a cup", "teapot")
+        subject.with_word("a cup", About("teapot", "subject", "{}"), "V")
 
 
 @pytest.mark.parametrize(
@@ -225,8 +227,11 @@ def test_a_template_is_what_all_captions_share(captions, template):
 
 
 def test_a_style_has_its_word_at_the_end():
-    assert subject.instance_caption("a {}", "cat", "style") == "a cat in [V] style"
-    assert subject.instance_caption("a {}", "cat", "subject") == "a [V] cat"
+    style, thing = About("cat", "style", "a {} here"), About("cat", "subject", "a {} here")
+    assert subject.instance_caption(style) == "a cat in [V] style here"
+    assert subject.instance_caption(thing) == "a [V] cat here"
+    assert subject.with_word("a dog", style, "V") == "a dog in [V] style"
+    assert subject.with_word("a [V] dog", style, "oil") == "a [oil] dog"
 
 
 def test_reserved_slots_are_taken_in_turn_and_end(tokenizer):
@@ -234,7 +239,7 @@ def test_reserved_slots_are_taken_in_turn_and_end(tokenizer):
         ids = subject.choose_word("reserved", tokenizer, CAPTIONS)
         assert ids == [2 + slot]
         tokenizer = tokenizer.with_name(f"subject {slot}", ids)
-    with pytest.raises(UserError, match="all 64 reserved slots are taken"):
+    with pytest.raises(UserError, match="of the 64 reserved slots 0 are free, and 1 are needed"):
         subject.choose_word("reserved", tokenizer, CAPTIONS)
 
 
@@ -244,6 +249,10 @@ def test_the_rarest_word_is_one_and_a_given_one_is_spelled(tokenizer):
     word = tokenizer.decode(np.array([[rarest]]))[0]
     assert word.startswith(" ") and share([rarest]) <= share(tokenizer.ids(" red")) == 0.5
     assert subject.choose_word("sks", tokenizer, CAPTIONS) == tokenizer.ids(" sks")
+    named = tokenizer.with_name("one", [rarest]).with_name("two", tokenizer.ids(" red"))
+    assert subject.choose_word("rarest", named, CAPTIONS) != [rarest]
+    with pytest.raises(UserError, match="token 'red': a part of it is a learned word already"):
+        subject.choose_word("red", named, CAPTIONS)
     with pytest.raises(UserError, match="token is empty"):
         subject.choose_word(" ", tokenizer, CAPTIONS)
     with pytest.raises(UserError, match="no token of this run is a word"):
@@ -343,6 +352,11 @@ def test_the_prior_is_made_once_of_captions_with_the_noun(personal, tmp_path, ca
     config.loop.steps = 2
     loop.train(config, tmp_path / "run")
     assert "making" not in capsys.readouterr().err
+    (tmp_path / "new").mkdir()
+    shutil.copy(tmp_path / "run/prior.npz", tmp_path / "new")  # of a run that was stopped before its first checkpoint
+    loop.train(personal({"loop.steps": 1, "data.prior_num": 4}), tmp_path / "new")
+    with np.load(tmp_path / "new/prior.npz") as saved:
+        assert len(saved["images"]) == 4
     _, recipe = prepare(completed(personal({"method.prior_weight": 0.0})))
     assert recipe.prior is None and "prior" not in next(recipe.stream(recipe.data.open("train")))
 
@@ -351,10 +365,12 @@ def test_the_prior_is_made_once_of_captions_with_the_noun(personal, tmp_path, ca
 def test_a_damaged_prior_is_one_line(personal, tmp_path):
     config = personal({"loop.steps": 1})
     loop.train(config, tmp_path / "run")
-    (tmp_path / "run/prior.npz").write_bytes(b"x")
+    whole = (tmp_path / "run/prior.npz").read_bytes()
     config.loop.steps = 2
-    with pytest.raises(UserError, match="prior.npz cannot be read .*: delete it"):
-        loop.train(config, tmp_path / "run")
+    for content in (b"x", b"", whole[: len(whole) // 2]):
+        (tmp_path / "run/prior.npz").write_bytes(content)
+        with pytest.raises(UserError, match="prior.npz cannot be read .*: restore it"):
+            loop.train(config, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -366,6 +382,7 @@ def test_a_second_subject_is_learned_by_a_run_that_has_one(personal, images, tmp
     assert run.recipe.tokenizer.names == {"pot": [2], "cup": [3]}
     assert type(run.method.base).__name__ == "Diffusion"  # the first one's changes are in its parameters
     assert run.sample(["a [cup] star", "a [pot] star"]).shape[0] == 2
+    assert run.recipe.data.filled("a {} here") == "a [cup] star here" and run.recipe.config.method.base_step == 5
     with pytest.raises(UserError, match="several: write one of"):
         run.sample(["a [V] star"])
     with pytest.raises(UserError, match=r"has a word \[pot\] already"):
@@ -376,14 +393,14 @@ def test_a_second_subject_is_learned_by_a_run_that_has_one(personal, images, tmp
 def test_one_image_of_four_or_more_is_held_out(personal, count, train, test):
     data = build_data(completed(personal(count=count)).data)
     assert (len(data.open("train")), len(data.open("test"))) == (train, test)
-    names = lambda split: {item["inputs"].tobytes() for item in map(data.open(split).__getitem__, range(test))}
-    assert count < 4 or not names("train") & names("test")
+    names = lambda split, n: {item["inputs"].tobytes() for item in map(data.open(split).__getitem__, range(n))}
+    assert count < 4 or not names("train", train) & names("test", test)
 
 
 def test_images_without_captions_get_the_template_and_a_note(personal, images, capsys):
     config = completed(personal({"data.subject": images(2, "cup", captions=False)}))
     assert [build_data(config.data).open("train").text(i) for i in range(2)] == ["a [cup] star"] * 2
-    assert "write NAME.txt files" in capsys.readouterr().err
+    assert "write NAME.txt beside NAME.png" in capsys.readouterr().err
 
 
 def test_a_single_image_is_noted(personal, capsys):
@@ -415,12 +432,13 @@ def test_what_makes_it_worse_is_noted(personal, capsys, changes, note):
         ({"data.template": "a photo"}, "template 'a photo' needs one {}"),
         ({"data.subject_holdout": -1}, "subject_holdout must be in"),
         ({"data.prior_num": 0}, "prior_num must be in"),
+        ({"data.class_name": " "}, "class_name is empty"),
         ({"data.class_name": "teapot"}, "neither .V. nor the noun"),
     ],
 )
 def test_bad_input_is_one_line(personal, images, changes, message):
     config = personal(changes)
-    if "data.class_name" in changes and "data.subject" not in changes:
+    if changes.get("data.class_name") == "teapot":
         folder = images(1, "other")
         with open(f"{folder}/0.txt", "w") as file:
             file.write("a cup")
@@ -466,9 +484,58 @@ def test_a_run_on_latents_or_codes_learns_a_word(personal, tiny, tmp_path, kind)
     name = "diffusion.py:test" if kind == "latents" else "tokens.py:masked,test"
     given = {f"data.{kind}": str(tmp_path / "codec"), "method.net.patch_size": 1, "loop.steps": 1, "loop.grid_every": 0}
     loop.train(tiny(given, f"configs/{name}"), tmp_path / "base")
-    loop.train(personal({"loop.steps": 1}, "lora", tmp_path / "base"), tmp_path / "run")
-    assert open_run(tmp_path / "run").sample(["a [V] star"]).shape == (1, 1, 16, 16, 3)
+    config = personal({"loop.steps": 1, "players.model.learning_rate": 0.0}, "lora", tmp_path / "base")
+    loop.train(config, tmp_path / "run")
+    run, base = open_run(tmp_path / "run"), open_run(tmp_path / "base")
+    assert run.recipe.codec.scale == base.recipe.codec.scale
+    np.testing.assert_array_equal(run.sample(["a red circle"]), base.sample(["a red circle"]))
+    config.data.subject = str(shutil.copytree(config.data.subject, tmp_path / "other"))
+    texts = {prepare(completed(config))[0].text(i) for i in range(3)}
+    assert texts == {"a [other] star at the top left"}  # and not those of the same images before
 
 
 def test_braces_in_a_prompt_are_the_word_and_its_noun(personal):
-    assert build_data(completed(personal()).data).filled("a small {} here") == "a small [V] star here"
+    assert build_data(completed(personal()).data).filled("a small {} here") == "a small [pot] star here"
+    data = build_data(completed(personal({"data.learn": "style"})).data)
+    assert data.filled("a small {} here") == "a small star in [pot] style here"
+
+
+def test_a_template_may_have_other_braces(personal):
+    data = build_data(completed(personal({"data.template": "a {x} {}"})).data)
+    assert data.class_captions("train", 1) and subject.instance_caption(data.shown) == "a {x} [V] star"
+
+
+def test_a_second_subject_has_a_noun_of_its_own(personal, images, trained):
+    config = completed(personal({"data.class_name": "circle"}))
+    assert config.data.class_name == "circle"
+    assert completed(personal()).data.class_name == "star"  # class.txt's, whatever a run of before had
+
+
+def test_a_folder_whose_name_has_brackets_is_refused(personal, images):
+    with pytest.raises(UserError, match=r"the folder's name 'pot\[1\]' cannot stand in \[brackets\]"):
+        completed(personal({"data.subject": images(1, "pot[1]")}))
+
+
+def test_images_with_several_captions_are_held_out_with_all_of_them(personal, images):
+    folder = images(5, "many", captions=False)
+    lines = [{"file_name": f"{i}.png", "text": f"a [V] star {k}"} for i in range(5) for k in range(2)]
+    with open(f"{folder}/metadata.jsonl", "w") as file:
+        file.write("\n".join(map(json.dumps, lines)))
+    data = build_data(completed(personal({"data.subject": folder})).data)
+    assert (len(data.open("train")), len(data.open("test"))) == (8, 2)
+
+
+def test_a_workdir_with_another_run_is_refused(personal, copied):
+    with pytest.raises(UserError, match="holds another run"):
+        loop.train(personal(), copied)
+
+
+def test_what_is_not_trained_makes_no_prior(personal, capsys):
+    _, recipe = prepare(completed(personal()))
+    assert len(recipe.prior) == 3 and "making" not in capsys.readouterr().err
+
+
+def test_a_stage_of_a_cascade_learns_no_words(tiny):
+    stage = tiny(spec="configs/upsample.py:space,test").method.to_dict()
+    with pytest.raises(UserError, match="a stage of a cascade makes nothing of words alone"):
+        method("full", stage)

@@ -169,7 +169,8 @@ def test_all_scores_of_a_run_are_printed_and_written(folder, trained, tiny, comm
     assert all(re.search(rf"^{name}\b", done.out, flags=re.MULTILINE) for name in named)
     assert saved["ceiling"]["fidelity"] > saved["floor"]["fidelity"] and saved["floor"]["retrieval"] == 0.5
     trained_on = {(folder / f"square/{i}.txt").read_text() for i in range(4)}
-    assert all("[V]" in text and text not in trained_on for text in saved["about"]["prompts"])
+    prompts = [text.replace("[square]", "[V]") for text in saved["about"]["prompts"]]
+    assert all("[V]" in text and text not in trained_on for text in prompts)
     more = ["--prompt=a {} at the top left", "--clip_score", "--num_drift=0", f"--out={tmp_path / 'b.json'}"]
     assert (
         command("-m", "zoo", "score_subject", f"--workdir={tmp_path / 'run'}", *short[:1], "--steps=1", *more).code == 0
@@ -181,6 +182,8 @@ def test_all_scores_of_a_run_are_printed_and_written(folder, trained, tiny, comm
         f"--others={folder / 'square'}": "is the run's own subject",
         "--clip=nowhere": "--clip: ",
         "--company": "--company: world 'one' has one thing",
+        "--num_drift=1": "--num_drift 1: a distance needs two images",
+        "--prompt=a {} in the snow": "cannot read",
     }
     for word, message in wrong.items():
         failed = command("-m", "zoo", "score_subject", f"--workdir={tmp_path / 'run'}", word)

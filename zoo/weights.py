@@ -42,8 +42,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def metadata(path: str | os.PathLike) -> dict[str, str]:
-    """Returns the texts that a safetensors file has beside its tensors. Raises UserError as `read`."""
-    read(path)
+    """Returns the texts that a safetensors file has beside its tensors; `read` checks that it is one."""
     with safetensors.safe_open(path, framework="numpy") as opened:
         return dict(opened.metadata() or {})
 

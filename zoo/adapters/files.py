@@ -128,7 +128,8 @@ def _assembled(found, kernels, tables, name) -> Parts:
     for path in dict.fromkeys(path for path, _ in found):
         layers = {index: tensors for (other, index), tensors in found.items() if other == path}
         if path in tables:
-            parts.words[path] = _checked(layers[()]["word"], (-1, tables[path][1]), path, name)
+            rows = _given(layers[()], "word", path, name)
+            parts.words[path] = _checked(rows, (-1, tables[path][1]), path, name)
             continue
         *stack, rows, columns = kernels[path]
         if any("diff" in tensors for tensors in layers.values()):
@@ -137,7 +138,7 @@ def _assembled(found, kernels, tables, name) -> Parts:
                 whole[index] = _checked(_given(tensors, "diff", path, name), (columns, rows), path, name).T
             parts.whole[path] = whole
             continue
-        ranks = {len(_given(tensors, "a", path, name)) for tensors in layers.values()}
+        ranks = {len(np.atleast_1d(_given(tensors, "a", path, name))) for tensors in layers.values()}
         if len(ranks) > 1:
             raise UserError(f"{name}: layers of {path} have the ranks {sorted(ranks)}: they must have one")
         rank = ranks.pop()
@@ -145,7 +146,7 @@ def _assembled(found, kernels, tables, name) -> Parts:
         for index, tensors in layers.items():
             a[index] = _checked(tensors["a"], (rank, rows), path, name).T
             b[index] = _checked(_given(tensors, "b", path, name), (columns, rank), path, name).T
-            b[index] *= float(tensors.get("alpha", rank))
+            b[index] *= _checked(tensors.get("alpha", np.float32(rank)).reshape(-1), (1,), path, name)[0]
         parts.low_rank[path] = {"a": a, "b": b}
     return parts
 

@@ -14,15 +14,18 @@ def is_table(path: str) -> bool:
     return path.endswith(EMBEDDING)
 
 
-def set_word(table: jax.Array, ids: Sequence[int], start: Sequence[int], change: jax.Array | float) -> jax.Array:
+def set_word(
+    table: jax.Array, ids: Sequence[int], start: Sequence[int], change: jax.Array | float, own: Sequence[int] = ()
+) -> jax.Array:
     """Returns a table in which a word has other embeddings.
 
     Args:
       table: (vocabulary, D).
       ids: of the word.
-      start: ids whose mean embedding it starts from; none for its own.
+      start: ids whose mean embedding it starts from; none for embeddings of its own.
       change: what is added to that, (ids, D).
+      own: ids of these where they are others than `ids`.
     """
-    table, own = jnp.asarray(table), np.asarray(ids)
-    first = table[np.asarray(start)].mean(axis=0, keepdims=True) if len(start) else table[own]
-    return table.at[own].set(first + change)
+    table = jnp.asarray(table)
+    first = table[np.asarray(start)].mean(axis=0, keepdims=True) if len(start) else table[np.asarray(own or ids)]
+    return table.at[np.asarray(ids)].set(first + change)

@@ -37,7 +37,8 @@ def main(words: list[str]) -> None:
         about = named("--workdir", lambda: save(run, FLAGS.out))
         print(f"{FLAGS.workdir} at step {run.step} -> {FLAGS.out}, {Path(FLAGS.out).stat().st_size:,} bytes")
     elif len(words) == 2 and words[0] == "info":
-        about, tensors = weights.metadata(words[1]), weights.read(words[1])
+        tensors = weights.read(words[1])
+        about = weights.metadata(words[1])
         print(f"{len(tensors)} tensors, {sum(tensor.size for tensor in tensors.values()):,} numbers")
     else:
         raise UserError(COMMAND.arguments)

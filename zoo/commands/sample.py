@@ -104,6 +104,8 @@ def main(_: list[str]) -> None:
     prompts = read_prompts(FLAGS.prompt or none, FLAGS.prompts_file, FLAGS.num, lambda: data.open("test"))
     if isinstance(data, SubjectData):
         prompts = [data.filled(text) for text in prompts]
+    elif FLAGS.adapter and any("{}" in text for text in prompts):
+        raise UserError("a prompt has {}, which a run fills that has learned a word itself: write [NAME] and its noun")
     small = None
     if FLAGS.input:
         sampling, small = read_input(sampling)
@@ -128,7 +130,9 @@ def main(_: list[str]) -> None:
         print(f"each by itself -> {out.with_suffix('')}/")
     if clip_score:
         print(f"CLIPScore: {clip_score(images, prompts).mean():.4f}")
-    print_oracle(images, prompts, data, fps)
+    plain = [i for i, text in enumerate(prompts) if not sampling.run.recipe.tokenizer.names_in(text)]
+    if plain:  # a learned word is none of the oracle's
+        print_oracle(images[plain], [prompts[i] for i in plain], data, fps)
 
 
 def file_of(number: int) -> Path:

@@ -52,7 +52,8 @@ def define_flags() -> None:
     """Defines the flags of this command."""
     sampling_flags.define()
     flags.DEFINE_integer("num", 64, "Number of samples, the prompts in turn.", lower_bound=2)
-    flags.DEFINE_integer("num_drift", 256, "Images of the class, and of the base's own captions; 0 for none.")
+    about = "Images of the class, and of the base's own captions; 0 for none."
+    flags.DEFINE_integer("num_drift", 256, about, lower_bound=0)
     flags.DEFINE_multi_string("prompt", [], "A prompt with [V]; may be given several times.")
     flags.DEFINE_string("prompts_file", None, "A file with a prompt on each line; {} is [V] and the noun.")
     flags.DEFINE_bool("company", False, "Of scenes of several things: another one is beside the subject.")
@@ -68,22 +69,30 @@ def main(_: list[str]) -> None:
     run, data = sampling.run, cast(SubjectData, sampling.run.recipe.data)
     if not isinstance(data, SubjectData):
         raise UserError(f"--workdir: {FLAGS.workdir} learned no subject: name a run of configs/personalize.py")
+    if FLAGS.num_drift == 1:
+        raise UserError("--num_drift 1: a distance needs two images: give more, or 0 for none")
     known = shown_in(data)
     prompts = prompts_for(data, known)
+    bare = [text.replace(f"[{data.name}]", WORD) for text in prompts]
+    if known:
+        for text in bare:
+            subjects.check(text)
     real = {part: images_of(data.open(part)) for part in ("train", "test")}
     if np.array_equal(real["train"], real["test"]):
         processes.note(f"no image of {data.subject} is held out: samples are compared with those of training")
     others = {name_of(path): images_of(folder.open_source(path, "train", data.size, 1)) for path in FLAGS.others}
+    if len(others) < len(FLAGS.others):
+        raise UserError("--others: two folders have the same name: give one of them another")
     if data.name in others:
         raise UserError(f"--others: {data.name} is the run's own subject: name other folders")
     clip = named("--clip", lambda: clip_features(FLAGS.clip))
     made = sampling.sampler()(run.params, sampling.conditions(prompts), sampling.seed)
     found = of_features(clip, made, prompts, real, others)
     if known:
-        found |= of_scenes(made, prompts, known, data)
+        found |= of_scenes(made, bare, known, data)
     if FLAGS.clip_score:
-        bare = [text.replace(f"{WORD} ", "") for text in prompts]
-        found |= {"clip_score": mean(clip_score(clip.images(made), clip.texts(bare)))}
+        texts = [text.replace(f"{WORD} ", "") for text in bare]
+        found |= {"clip_score": mean(clip_score(clip.images(made), clip.texts(texts)))}
     rows: dict[str, dict[str, Score]] = {"model": found, "ceiling": {}, "floor": {}}
     rows["ceiling"], rows["floor"] = bounds(clip, real, others)
     if FLAGS.num_drift:
@@ -110,13 +119,15 @@ def prompts_for(data: SubjectData, known: subjects.Subject | None) -> list[str]:
         raise UserError("--company is of a subject of scenes, without prompts: drop it")
     if known and not given and not FLAGS.prompts_file:
         world = cast(str, oracle.world_of(data.source))
-        trained = {text.replace(f"[{data.name}]", WORD) for text in pipeline.captions(data.open("train"))}
+        trained = set(pipeline.captions(data.open("train")))
         make = lambda: subjects.scenes(known, world, FLAGS.num + len(trained), seed=1, company=FLAGS.company)
         scenes = named("--company", make) if FLAGS.company else make()
-        given = [text for text in map(subjects.describe, scenes) if text not in trained][: FLAGS.num]
+        named_scenes = [subjects.describe(scene).replace(WORD, f"[{data.name}]") for scene in scenes]
+        given = [text for text in named_scenes if text not in trained][: FLAGS.num]
     file = FLAGS.prompts_file or (None if given else str(PROMPTS))
     texts = [data.filled(text) for text in read_prompts(given, file, None, lambda: data.open("test"))]
-    lacking = [text for text in texts if WORD not in text and f"[{data.name}]" not in text]
+    texts = [text.replace(WORD, f"[{data.name}]") for text in texts]
+    lacking = [text for text in texts if f"[{data.name}]" not in text]
     if lacking:
         raise UserError(f"prompt {lacking[0]!r} has neither {WORD} nor {{}}: it would not show the subject")
     return [texts[i % len(texts)] for i in range(FLAGS.num)]
@@ -145,10 +156,9 @@ def of_features(clip: Features, made, prompts, real, others) -> dict[str, Score]
     return found
 
 
-def of_scenes(made: np.ndarray, prompts: list[str], known: subjects.Subject, data: SubjectData) -> dict[str, Score]:
+def of_scenes(made: np.ndarray, texts: list[str], known: subjects.Subject, data: SubjectData) -> dict[str, Score]:
     """Scores by the oracle."""
     world = cast(str, oracle.world_of(data.source))
-    texts = [text.replace(f"[{data.name}]", WORD) for text in prompts]
     found = [subjects.score(image[:1], text, known, world) for image, text in zip(made, texts, strict=True)]
     return {name: mean([row[name] for row in found]) for name in found[0]}
 
@@ -173,15 +183,17 @@ def drift(rows: dict[str, dict[str, Score]], clip: Features, sampling: sampling_
     """Adds what the run has lost of its base."""
     base, num = cast(Run, sampling.run.recipe.dependencies.runs["base"]), FLAGS.num_drift
     captions = data.class_captions("test", num)
-    sample = lambda run, seed: clip.images(run.sample(captions, seed=seed))
-    before, again, after = sample(base, 0), sample(base, 1), sample(sampling.run, 1)
+    given = sampling.negative, sampling.per_device, sampling.frames
+    sample = lambda run, texts, seed: run.sample(texts, seed, *given, **sampling.options)
+    features = lambda run, seed: clip.images(sample(run, captions, seed))
+    before, again, after = features(base, 0), features(base, 1), features(sampling.run, 1)
     rows["model"]["drift"] = Score(float(cmmd(after, before)), better="lower")
     rows["floor"]["drift"] = Score(float(cmmd(again, before)))
     world = oracle.world_of(data.source)
     if world is not None:
         own = pipeline.captions(data.open_base("test"), num)
         for row, run in (("model", sampling.run), ("ceiling", base)):
-            right = oracle.table(run.sample(own, seed=0), own, world, run.recipe.frame_rate)["all"]
+            right = oracle.table(sample(run, own, 0), own, world, run.recipe.frame_rate)["all"]
             rows[row]["own"] = mean(right)
 
 

@@ -1,9 +1,11 @@
 """A few images of a subject or a style, with captions in which "[V]" stands for its word."""
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,63 +27,71 @@ class Subject:
     Args:
       source: images with captions.
       numbers: of the images.
-      class_name: noun of the captions before which "[V]" is put where they lack it.
-      name: of the word, which takes the place of "[V]".
+      texts: caption of each.
+      of_videos: whether a run on videos reads them: a frame has the rate 0.
     """
 
-    def __init__(self, source: Any, numbers: Sequence[int], class_name: str, name: str):
-        self._source, self._numbers = source, numbers
-        texts = [with_word(source.text(i), class_name) for i in numbers]
-        self._texts = [text.replace(WORD, f"[{name}]") for text in texts]
+    def __init__(self, source: Any, numbers: Sequence[int], texts: Sequence[str], of_videos: bool = False):
+        self._source, self._numbers, self._texts = source, numbers, texts
+        self._rate = {"frame_rate": 0.0} if of_videos else {}
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return self._source[self._numbers[i]] | {"text": self._texts[i]}
+        return self._source[self._numbers[i]] | {"text": self._texts[i]} | self._rate
 
     def text(self, i: int) -> str:
         """Returns the caption of an image."""
         return self._texts[i]
 
+    @property
+    def about(self) -> dict[str, str]:
+        """Hash of all, for a cache."""
+        images = b"".join(self[i]["inputs"].tobytes() for i in range(len(self)))
+        return {"items": hashlib.sha256(json.dumps(list(self._texts)).encode() + images).hexdigest()}
 
-class AsFrames(Subject):
-    """Images for a run on videos: a frame has the rate 0.
 
-    Args:
-      images: source of them.
+class About(NamedTuple):
+    """A description of the images of a subject.
+
+    Attributes:
+      class_name: noun of it.
+      learn: "subject" or "style".
+      template: "a photo of a {}" makes a caption of the noun, for images that have none of their own.
     """
 
-    def __init__(self, images: Subject):
-        self.__dict__.update(vars(images))
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return super().__getitem__(i) | {"frame_rate": 0.0}
+    class_name: str
+    learn: str
+    template: str
 
 
-def open_source(path: str, split: str, size: int, class_name: str, caption: str, holdout: int) -> Subject:
+def open_source(path: str, split: str, size: int, about: About, holdout: int, of_videos: bool = False) -> Subject:
     """Opens the images of a subject.
 
     Args:
       path: folder of images, or a zip of one, see `folder.open_source`.
       split: "train", or "test" for the images that are held out; all, where none are.
       size: side in pixels.
-      class_name: noun of what the images show.
-      caption: of images without a caption of their own.
+      about: what they show.
       holdout: number of images, the last by name, that are held out; none of fewer than four.
+      of_videos: see `Subject`.
 
     Raises:
       UserError: there are no images, a caption has neither "[V]" nor the noun, or none would be left to train on.
     """
     if split not in ("train", "test"):
         raise unknown_name_error("split", split, ("train", "test"))
-    source = folder.open_source(path, "train", size, 1, template=caption)
-    kept = held_out(len(source), holdout)
-    if kept >= len(source):
-        raise UserError(f"subject_holdout {holdout} of the {len(source)} images in {path} leaves none: lower it")
-    numbers = list(range(len(source)))
-    chosen = numbers[: len(numbers) - kept] if split == "train" or not kept else numbers[-kept:]
-    return Subject(source, chosen, class_name, name_of(path))
+    source = folder.open_source(path, "train", size, 1, template=instance_caption(about))
+    each = [source[i]["inputs"].tobytes() for i in range(len(source))]  # an image may have several captions
+    images = list(dict.fromkeys(each))
+    kept = held_out(len(images), holdout)
+    if kept >= len(images):
+        raise UserError(f"subject_holdout {holdout} of the {len(images)} images in {path} leaves none: lower it")
+    chosen = set(images[: len(images) - kept] if split == "train" or not kept else images[-kept:])
+    numbers = [i for i, image in enumerate(each) if image in chosen]
+    name = name_of(path)
+    return Subject(source, numbers, [with_word(source.text(i), about, name) for i in numbers], of_videos)
 
 
 def held_out(count: int, holdout: int) -> int:
@@ -90,37 +100,46 @@ def held_out(count: int, holdout: int) -> int:
 
 
 def name_of(path: str) -> str:
-    """Returns the name of a subject: that of its folder."""
-    return local(path).absolute().name.removesuffix(".zip")
+    """Returns the name of a subject, that of its folder. Raises UserError where it cannot stand in brackets."""
+    name = local(path).absolute().name.removesuffix(".zip")
+    if not name or set("[]") & set(name):
+        raise UserError(f"the folder's name {name!r} cannot stand in [brackets] in a prompt: give it another")
+    return name
 
 
 def class_of(path: str) -> str:
-    """Returns the noun in the folder's class.txt. Raises UserError where there is no such file."""
+    """Returns the noun in the folder's class.txt. Raises UserError where there is no such file, or nothing in it."""
     file = Path(local(path)) / CLASS_FILE
-    if not file.is_file():
-        raise UserError(f"class_name is missing, and {path} holds no {CLASS_FILE}: give the noun, as teapot")
-    return read_text(file).strip()
+    noun = read_text(file).strip() if file.is_file() else ""
+    if not noun:
+        raise UserError(f"class_name is missing, and {path} holds no {CLASS_FILE} with one: give the noun, as teapot")
+    return noun
 
 
 # ---- captions
 
 
-def with_word(text: str, class_name: str) -> str:
-    """Returns a caption with "[V]": as it is where it has one, else with one before its noun.
+def with_word(text: str, about: About, name: str) -> str:
+    """Returns a caption with "[NAME]".
+
+    It takes the place of "[V]"; a caption without has it before its noun, or for a style at its end.
 
     Args:
       text: caption.
-      class_name: the noun.
+      about: what the image shows.
+      name: of the word.
 
     Raises:
-      UserError: it has neither.
+      UserError: it has neither "[V]" nor the noun.
     """
-    if WORD in text:
-        return text
-    place, words = place_of(class_name, text), text.split()
-    if place is None:
-        raise UserError(f"caption {text!r} has neither {WORD} nor the noun {class_name!r}: write one of them")
-    return " ".join([*words[:place], WORD, *words[place:]])
+    place, words = place_of(about.class_name, text), text.split()
+    if WORD not in text and about.learn == "style":
+        text = f"{text} in {WORD} style"
+    elif WORD not in text:
+        if place is None:
+            raise UserError(f"caption {text!r} has neither {WORD} nor the noun {about.class_name!r}: write one of them")
+        text = " ".join([*words[:place], WORD, *words[place:]])
+    return text.replace(WORD, f"[{name}]")
 
 
 def place_of(noun: str, text: str) -> int | None:
@@ -151,11 +170,14 @@ def _alike(rows: list[list[str]], most: int) -> list[str]:
     return rows[0][:count]
 
 
-def instance_caption(template: str, class_name: str, learn: str) -> str:
+def instance_caption(about: About) -> str:
     """Returns the caption of an image that has none of its own, with "[V]"."""
-    if learn == "style":
-        return f"{template.format(class_name)} in {WORD} style"
-    return template.format(f"{WORD} {class_name}")
+    return about.template.replace("{}", phrase(about, ONLY))
+
+
+def phrase(about: About, name: str) -> str:
+    """Returns what stands for a subject in a prompt: "[NAME] teapot", or for a style "teapot in [NAME] style"."""
+    return f"{about.class_name} in [{name}] style" if about.learn == "style" else f"[{name}] {about.class_name}"
 
 
 # ---- words
@@ -171,25 +193,41 @@ def choose_word(token: str, tokenizer: Tokenizer, captions: Sequence[str]) -> li
       captions: what this run was trained on.
 
     Raises:
-      UserError: no slot is left, or no word among the tokens.
+      UserError: no slot is left, no word is among the tokens, or the word is a learned one.
     """
     if token == "reserved":
-        taken = {i for ids in tokenizer.names.values() for i in ids}
-        free = [ids for ids in (tokenizer.ids(tokenizer.rare(slot)) for slot in range(RARE)) if ids[0] not in taken]
-        if not free:
-            raise UserError(f"token: all {RARE} reserved slots are taken: give a word")
-        return free[0]
+        return free_slots(tokenizer, 1)
+    taken = _taken(tokenizer)
     if token == "rarest":
-        return [_rarest(tokenizer, captions)]
+        return [_rarest(tokenizer, captions, taken)]
     if not token.strip():
         raise UserError("token is empty: give reserved, rarest or a word")
-    return tokenizer.ids(f" {token.strip()}")
+    ids = tokenizer.ids(f" {token.strip()}")
+    if taken & set(ids):
+        raise UserError(f"token {token!r}: a part of it is a learned word already: give another, or reserved")
+    return ids
 
 
-def _rarest(tokenizer: Tokenizer, captions: Sequence[str]) -> int:
+def free_slots(tokenizer: Tokenizer, count: int) -> list[int]:
+    """Returns ids that mean nothing yet. Raises UserError where there are not so many."""
+    free = [tokenizer.ids(tokenizer.rare(slot))[0] for slot in range(RARE)]
+    free = [i for i in free if i not in _taken(tokenizer)]
+    if len(free) < count:
+        raise UserError(
+            f"token: of the {RARE} reserved slots {len(free)} are free, and {count} are needed: give a word"
+        )
+    return free[:count]
+
+
+def _taken(tokenizer: Tokenizer) -> set[int]:
+    return {i for ids in tokenizer.names.values() for i in ids}
+
+
+def _rarest(tokenizer: Tokenizer, captions: Sequence[str], taken: set[int]) -> int:
     counts = Counter(tokenizer.encode(captions).ravel().tolist())
     texts = tokenizer.decode(np.arange(tokenizer.vocab_size)[:, None])
-    words = [i for i, text in enumerate(texts) if len(text) > 2 and text[0] == " " and text[1:].isalpha()]
+    is_word = lambda text: len(text) > 2 and text[0] == " " and text[1:].isalpha()
+    words = [i for i, text in enumerate(texts) if is_word(text) and i not in taken]
     if not words:
         raise UserError("token: no token of this run is a word of its own: give reserved or a word")
     return min(words, key=lambda i: (counts[i], i))

@@ -104,6 +104,11 @@ class Tokenizer:
         ids = lambda piece: [i + _OWN for i in next(spelled).ids] if isinstance(piece, str) else piece
         return [[i for piece in row for i in ids(piece)] for row in rows]
 
+    def names_in(self, text: str) -> list[str]:
+        """Returns the names in a text, "V" among them, that stand for learned words."""
+        known = {*self.names, ONLY} if self.names else set()
+        return [name for name in _NAME.findall(text) if name in known]
+
     def _pieces(self, text: str) -> list[str | list[int]]:
         """Splits a text into parts that are spelled, and the ids of names.
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,9 +41,12 @@ class Adapter(NamedTuple):
         if not at:
             return cls(word)
         try:
-            return cls(file, float(strength))
+            number = float(strength)
         except ValueError:
-            raise UserError(f"{word!r}: {strength!r} is no strength; write FILE@0.5, or FILE for 1") from None
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"{word!r}: {strength!r} is no strength; write FILE@0.5, or FILE for 1")
+        return cls(file, number)
 
 
 def save(run: Run, file: str | Path) -> dict[str, str]:
@@ -95,7 +99,8 @@ def with_adapters(run: Run, adapters: Sequence[Adapter]) -> Run:
 
 def _with_one(run: Run, adapter: Adapter, identity: str) -> Run:
     """The run with the changes of one file; `identity` is the run's before any was added."""
-    about, tensors = weights.metadata(adapter.file), weights.read(adapter.file)
+    tensors = weights.read(adapter.file)
+    about = weights.metadata(adapter.file)
     tables = {path: leaf.shape for path, leaf in flatten(without_frozen(run.params)).items() if is_table(path)}
     parts = files.from_tensors(tensors, _kernels(run, run.method), tables, adapter.file)
     if about.get("base_hash") != identity:
@@ -104,15 +109,15 @@ def _with_one(run: Run, adapter: Adapter, identity: str) -> Run:
     recipe, params, ids = copy.copy(run.recipe), run.params, []
     if parts.words:
         name = about.get("name") or Path(adapter.file).stem
-        ids = named(adapter.file, lambda: _slots(name, about, recipe.tokenizer))
+        count = len(next(iter(parts.words.values())))
+        ids = named(adapter.file, lambda: _slots(name, about, recipe.tokenizer, count))
         recipe.tokenizer = recipe.tokenizer.with_name(name, ids)
     if adapter.strength:
-        start = json.loads(about.get("start_ids", "[]"))
-        params = params | add(without_frozen(params), parts, adapter.strength, ids, start)
+        params = params | add(without_frozen(params), parts, adapter.strength, ids, about)
     return dataclasses.replace(run, recipe=recipe, params=params)
 
 
-def add(params: dict[str, Any], parts: files.Parts, strength: float, ids: Sequence[int], start: Sequence[int]) -> Any:
+def add(params: dict[str, Any], parts: files.Parts, strength: float, ids: Sequence[int], about: dict[str, str]) -> Any:
     """Returns trees of players with changes added.
 
     Args:
@@ -120,13 +125,14 @@ def add(params: dict[str, Any], parts: files.Parts, strength: float, ids: Sequen
       parts: changes.
       strength: factor of all of them.
       ids: of the word.
-      start: ids whose mean embedding the word starts from; none for its own.
+      about: metadata of the file.
     """
+    start, own = (json.loads(about.get(name, "[]")) for name in ("start_ids", "token_ids"))
 
     def changed(path, leaf):
         name = path_name(path)
         if name in parts.words:
-            leaf = set_word(leaf, ids, start, strength * parts.words[name])
+            leaf = set_word(leaf, ids, start, strength * parts.words[name], own)
         if name in parts.whole:
             leaf = leaf + strength * parts.whole[name].reshape(leaf.shape)
         return leaf
@@ -139,12 +145,10 @@ def _kernels(run: Run, method: Any) -> dict[str, tuple[int, ...]]:
     return lora.kernels(method.init, jax.random.key(0), run.recipe.blank_batch(1))
 
 
-def _slots(name: str, about: dict[str, str], tokenizer: Any) -> list[int]:
-    """The ids of an adapter's word in a run: its own, or a free slot where another word has them."""
+def _slots(name: str, about: dict[str, str], tokenizer: Any, count: int) -> list[int]:
+    """The ids of an adapter's word in a run: its own, or free slots where another word has them."""
     if name in tokenizer.names:
         raise UserError(f"there is a word [{name}] already: give one of the two subjects another name")
     ids = json.loads(about.get("token_ids", "[]"))
     taken = {i for others in tokenizer.names.values() for i in others}
-    if ids and not taken & set(ids):
-        return ids
-    return subject.choose_word("reserved", tokenizer, [])
+    return ids if len(ids) == count and not taken & set(ids) else subject.free_slots(tokenizer, count)

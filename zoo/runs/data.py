@@ -6,6 +6,7 @@ from typing import Any
 
 from zoo import config as configs
 from zoo.data import pipeline, subject
+from zoo.data.subject import About
 from zoo.data.text import Tokenizer
 from zoo.errors import UserError, check_ranges, unknown_name_error
 from zoo.runs.codec import PIXELS
@@ -124,6 +125,8 @@ class SubjectData(Data):
             raise unknown_name_error("thing to learn", self.learn, subject.LEARNED)
         if self.template.count("{}") != 1:
             raise UserError(f"template {self.template!r} needs one {{}}, where the noun stands")
+        if not self.class_name.strip():
+            raise UserError("class_name is empty: give the noun of what the images show")
         check_ranges(self, subject_holdout="[0, inf)", prior_num="[1, inf)")
 
     @property
@@ -131,22 +134,27 @@ class SubjectData(Data):
         """Name of the word."""
         return subject.name_of(self.subject)
 
+    @property
+    def shown(self) -> About:
+        """Description of the images."""
+        return About(self.class_name, self.learn, self.template)
+
     def open(self, split: str) -> pipeline.Source:
         """Opens the images of the subject; "test" are those that are held out, or all where none are."""
-        caption = subject.instance_caption(self.template, self.class_name, self.learn)
-        source = subject.open_source(self.subject, split, self.size, self.class_name, caption, self.subject_holdout)
-        return subject.AsFrames(source) if self.frames > 1 else source
+        return subject.open_source(
+            self.subject, split, self.size, self.shown, self.subject_holdout, of_videos=self.frames > 1
+        )
 
     def class_captions(self, split: str, num: int) -> list[str]:
         """Returns so many captions of the class: those of the base with its noun, in turn, or else the template."""
         known = pipeline.captions(self.open_base(split))
         with_noun = [text for text in known if subject.place_of(self.class_name, text) is not None]
-        chosen = with_noun or [self.template.format(self.class_name)]
+        chosen = with_noun or [self.template.replace("{}", self.class_name)]
         return [chosen[i * max(1, len(chosen) // num) % len(chosen)] for i in range(num)]
 
     def filled(self, text: str) -> str:
         """Returns a prompt with the word and its noun for "{}"."""
-        return text.replace("{}", f"{subject.WORD} {self.class_name}")
+        return text.replace("{}", subject.phrase(self.shown, self.name))
 
     def open_base(self, split: str) -> pipeline.Source:
         """Opens a split of the base's data."""

@@ -121,7 +121,8 @@ def prepare(
     Args:
       config: whole config.
       saved: metadata of a checkpoint of it; None for a new run.
-      workdir: folder of the checkpoint.
+      workdir: folder of the run; "" where it is not trained. Then images of a subject stand for those that its base
+        would make.
 
     Returns:
       The source, of latents or codes if the config names what makes them, and the recipe.
@@ -154,7 +155,9 @@ def prepare(
     if data.images:
         processes.check_same("number of training images beside videos", len(recipe.images("train")))
     if isinstance(data, SubjectData) and getattr(recipe.method, "READS_PRIOR", False):
-        recipe.prior = _prior(recipe, data, Path(workdir) if workdir else None)
+        recipe.prior = (
+            _prior(recipe, data, Path(workdir), again=not saved) if workdir else recipe.encoded(source, "train")
+        )
     if recipe.codec:
         source = recipe.encoded(source, "train")
         lost = set(names) - set(conditions.of_item(source[0]))
@@ -165,10 +168,10 @@ def prepare(
     return source, recipe
 
 
-def _prior(recipe: Recipe, data: SubjectData, workdir: Path | None) -> pipeline.Source:
-    """Returns images of the class that the base made, as the network gets them."""
+def _prior(recipe: Recipe, data: SubjectData, workdir: Path, again: bool) -> pipeline.Source:
+    """Returns images of the class that the base made, as the network gets them; made again for a new run."""
     base = cast(Run, recipe.dependencies.runs["base"])
-    made: Any = prior.made_by(base, lambda: data.class_captions("train", data.prior_num), workdir)
+    made: Any = prior.made_by(base, lambda: data.class_captions("train", data.prior_num), workdir / prior.FILE, again)
     return recipe.codec.source(recipe.dependencies.frozen, made, made.about) if recipe.codec else made
 
 
@@ -310,6 +313,9 @@ class Dependencies:
             raise UserError(f"data.{key}: {value} makes chunks of videos and was trained on images: train it on videos")
         if self._saved:
             return codec.scaled(self._saved["latents"])
+        init = self._init
+        if init and init.recipe.codec and init.recipe.encoding == run.identity:  # whose latents have this scale
+            return codec.scaled(init.recipe.codec.scale)
         source = cast(pipeline.Source, self._source)
         return codec.scaled(processes.from_first(lambda: codec.measured(self.frozen, source).scale))
 

@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from zoo import config as configs
-from zoo.data import pipeline, subject
+from zoo.data import folder, pipeline, subject
 from zoo.data.text import Tokenizer
 from zoo.errors import UserError, named
 from zoo.families import family_class
@@ -17,6 +17,7 @@ from zoo.training import processes
 from zoo.training.checkpoint import Checkpoints
 
 CAPTIONS = 20_000  # of the base's data, in which words are counted
+OF_SUBJECT = "data.class_name", "data.template"
 FULL = 2  # times the words of the template, from which on captions are taken to name everything
 
 
@@ -40,7 +41,8 @@ def completed(config: configs.Config, saved: Mapping[str, Any] | None = None) ->
     whole = config.to_dict()
     if saved:
         for key in keys:
-            _set(whole, key, _get(saved["config"], key))
+            if _has(saved["config"], key):  # else the workdir holds another run, which the loop refuses
+                _set(whole, key, _get(saved["config"], key))
         return ml_collections.ConfigDict(whole)
     if not config.init:
         raise UserError("this recipe changes a trained run: name it by --config.init=RUN")
@@ -49,9 +51,11 @@ def completed(config: configs.Config, saved: Mapping[str, Any] | None = None) ->
     inner = any(getattr(family_class(method["name"]), name, False) for name in ("INIT_IS_BASE", "READS_IMAGES"))
     given = {"method.base": method["base"] if inner else method}
     for key in keys:
-        if key in given or key.startswith(("data.", "dtype", "sample")) and _has(init["config"], key):
+        own = key not in OF_SUBJECT and key.startswith(("data.", "dtype", "sample"))
+        if key in given or (own and _has(init["config"], key)):
             _set(whole, key, given.get(key) or _get(init["config"], key))
     if "subject" in whole["data"]:
+        step += method.get("base_step", 0)  # of a run that has learned a word already
         _choose(whole, Tokenizer.from_json(json.dumps(init["tokenizer"])), step)
     return ml_collections.ConfigDict(whole)
 
@@ -73,7 +77,7 @@ def _choose(config: dict[str, Any], tokenizer: Tokenizer, step: int) -> None:
     if name in tokenizer.names:
         raise UserError(f"data.subject: the run of init has a word [{name}] already: give the folder another name")
     data["class_name"] = data["class_name"] or named("data", lambda: subject.class_of(data["subject"]))
-    source = named("data.source", lambda: pipeline.open_source(data["source"], "train", data["size"], 1))
+    source = named("data.source", lambda: pipeline.open_source(data["source"], "train", data["size"], data["frames"]))
     captions = pipeline.captions(source, CAPTIONS)
     data["template"] = data["template"] or subject.template_of(captions)
     ids = named("data", lambda: subject.choose_word(data["token"], tokenizer, captions))
@@ -92,10 +96,15 @@ def _note(data: Mapping[str, Any], tokenizer: Tokenizer, captions: Sequence[str]
             f"data.class_name {data['class_name']!r}: no caption of the base has it, so it means nothing yet"
         )
     words = float(np.median([len(text.split()) for text in captions]))
-    if words > FULL * len(data["template"].split()):
+    about = subject.About(data["class_name"], data["learn"], data["template"])
+    caption = subject.instance_caption(about)
+    source = named(
+        "data.subject", lambda: folder.open_source(data["subject"], "train", data["size"], 1, template=caption)
+    )
+    if words > FULL * len(data["template"].split()) and caption in map(source.text, range(len(source))):
         processes.note(
-            f"captions of the base have {words:g} words: images without a caption of their own get "
-            f"{data['template'].format(data['class_name'])!r}, of which such a base makes a mean; write NAME.txt files"
+            f"captions of the base have {words:g} words, and images without one of their own get {caption!r}, of which "
+            "such a base makes a mean: write NAME.txt beside NAME.png"
         )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,30 +41,38 @@ class Made:
         return {"made": digest.hexdigest()}
 
 
-def made_by(run: Run, captions_of: Callable[[], list[str]], workdir: Path | None) -> Made:
-    """Returns an image for each caption; they are kept in WORKDIR/prior.npz, and read from there.
+def made_by(run: Run, captions_of: Callable[[], list[str]], file: Path, again: bool) -> Made:
+    """Returns an image for each caption; they are kept in a file, and read from there.
 
     Args:
       run: what makes them, with the sampling options of its config.
-      captions_of: returns N texts; not called where the file is there.
-      workdir: folder; None for none.
+      captions_of: returns N texts; not called where the file is read.
+      file: path of the .npz file.
+      again: whether to make them where the file is there too.
 
     Raises:
-      UserError: the file cannot be read.
+      UserError: the file cannot be read or written.
     """
-    file = workdir / FILE if workdir else None
-    if file and processes.from_first(file.exists):
-        try:
-            with np.load(file) as saved:
-                return Made(saved["images"], json.loads(str(saved["captions"])))
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{file} cannot be read ({error}): delete it, and it is made again") from None
+    if not again and processes.from_first(file.exists):
+        return _read(file)
     captions = captions_of()
     processes.note(f"making {len(captions)} images of the class by {run.recipe.config.method.name}, once")
-    made = Made(run.sample(captions, seed=SEED, frames=1), captions)
-    if file and processes.first():
+    images = run.sample(captions, seed=SEED, frames=1)
+    processes.from_first(lambda: _write(file, images, captions))
+    return Made(images, captions)
+
+
+def _read(file: Path) -> Made:
+    try:
+        with np.load(file) as saved:
+            return Made(saved["images"], json.loads(str(saved["captions"])))
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file} cannot be read ({error}): restore it, or train in another --workdir") from None
+
+
+def _write(file: Path, images: np.ndarray, captions: list[str]) -> None:
+    try:
         with atomic(file) as unfinished, open(unfinished, "wb") as opened:
-            np.savez(
-                opened, images=np.stack([made[i]["inputs"] for i in range(len(made))]), captions=json.dumps(captions)
-            )
-    return made
+            np.savez(opened, images=images, captions=json.dumps(captions))
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error}): make room, and start again") from None

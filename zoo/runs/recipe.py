@@ -21,7 +21,7 @@ from zoo.errors import UserError, unknown_name_error
 from zoo.families import build_method
 from zoo.method import Axis, Batch, Generates, Upsamples, may_be_new, to_float, trained
 from zoo.runs.codec import NAME, Codec
-from zoo.runs.data import Data, build_data
+from zoo.runs.data import Data, SubjectData, build_data
 from zoo.runs.sampler import Sampler, sample_options
 from zoo.training import cost, optim, parallel, state
 from zoo.trees import completed, first_difference, flatten
@@ -247,7 +247,7 @@ class Recipe:
         if self.codec is None:
             return source
         name, frames = (self.data.images, 1) if images else (self.data.source, self.data.frames)
-        about = {"data": name, "split": split, "size": self.data.size, "frames": frames}
+        about = {"data": name, "split": split, "size": self.data.size, "frames": frames} | getattr(source, "about", {})
         return self.codec.source(self.dependencies.frozen, source, about)
 
     @functools.cache  # noqa: B019, opening may decode a whole folder
@@ -288,11 +288,12 @@ class Recipe:
 
     def blank_batch(self, count: int, frames: int = 0) -> Batch:
         """Returns a batch of `count` blank inputs, of the data's frames or as many, and empty captions."""
-        batch = self._blank(count, frames or self.shape[0])
+        frames = frames or (1 if isinstance(self.data, SubjectData) else self.shape[0])
+        batch = self._blank(count, frames)
         if self.data.images:
             batch["images"] = self._blank(max(1, count * self.data.images_batch_size // self.data.batch_size), 1)
         if getattr(self.method, "READS_PRIOR", False):
-            batch["prior"] = self._blank(count, frames or self.shape[0])
+            batch["prior"] = self._blank(count, frames)
         return batch
 
     def _blank(self, count: int, frames: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from zoo.scenes.grammar import Claims, holds, parse, position_name
 from zoo.scenes.world import Scene, Thing
 
 WORD = "[V]"
+DRAWS = 20  # for a scene that is not among those before
 WORST_FIT = 0.12  # squared error, in the subject's own energy, as that of the oracle's templates
 
 
@@ -88,7 +89,7 @@ def scenes(subject: Subject, world: str, count: int, seed: int = 0, company: boo
     Args:
       subject: subject.
       world: name of a world without motion.
-      count: number of scenes; of the subject alone there may be fewer, see `alone`.
+      count: most scenes; there may be fewer, of the subject alone see `alone`.
       seed: of the draws.
       company: whether another thing is beside it.
 
@@ -102,7 +103,9 @@ def scenes(subject: Subject, world: str, count: int, seed: int = 0, company: boo
     if worlds.world_named(world).most_things < 2:
         raise errors.UserError(f"world {world!r} has one thing, which is alone: use pairs")
     found: dict[str, Scene] = {}
-    while len(found) < count:
+    for _ in range(DRAWS * count):
+        if len(found) == count:
+            break
         drawn = worlds.draw_scene(rng, world, "train")
         if len(drawn.things) > 1:
             first = dataclasses.replace(drawn.things[0], shape=subject.shape, offset=(0.0, 0.0))
@@ -180,9 +183,7 @@ def score(pixels: np.ndarray, text: str, subject: Subject, world: str) -> dict[s
     Raises:
       UserError: a caption without "[V]", or that is not of the grammar.
     """
-    if WORD not in text:
-        raise errors.UserError(f"caption {text!r} has no {WORD}")
-    claims = parse(text.replace(f"{WORD} ", ""))
+    claims = check(text)
     thing, _ = find(pixels, subject, world)
     if thing is None:
         return {"subject": False, "prompt": False, "all": False}
@@ -192,6 +193,13 @@ def score(pixels: np.ndarray, text: str, subject: Subject, world: str) -> dict[s
     right = holds(_marked(claims, own, thing), scene)
     prompt = all(value is not False for value in right.values()) and len(scene.things) == len(claims.things)
     return {"subject": True, "prompt": prompt, "all": prompt and readable}
+
+
+def check(text: str) -> Claims:
+    """Returns the claims of a caption with "[V]". Raises UserError as `score`."""
+    if WORD not in text:
+        raise errors.UserError(f"caption {text!r} has no {WORD}")
+    return parse(text.replace(f"{WORD} ", ""))
 
 
 def _others(pixels: np.ndarray, thing: Thing, world: str) -> tuple[tuple[Thing, ...], bool]:

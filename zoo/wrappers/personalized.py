@@ -21,15 +21,16 @@ from zoo.adapters import lora
 from zoo.adapters.files import Parts
 from zoo.adapters.words import is_table, set_word
 from zoo.errors import UserError, check_ranges, unknown_name_error
-from zoo.method import ABILITIES, Axis, Batch, HasFakeSample, Method, Output, ReadsGiven, may_be_new
+from zoo.method import ABILITIES, Axis, Batch, HasFakeSample, Method, Output, ReadsGiven, Upsamples, may_be_new
 from zoo.trees import expression, flatten, path_name
+from zoo.wrappers.compose import Wrapper
 
 CHANGES = ("full", "lora", "cross", "token")
 OF_WORDS = r"/context_(key|value)/kernel$"
 
 
 @dataclasses.dataclass(frozen=True)
-class Personalized:
+class Personalized(Wrapper):
     """A family that learns a word.
 
     Attributes:
@@ -64,7 +65,7 @@ class Personalized:
     # `config.init` names the frozen base, in place of parameters to start from.
     INIT_IS_BASE: ClassVar[bool] = True
     FORWARDS: ClassVar[tuple[type, ...]] = tuple(
-        ability for ability in ABILITIES if ability not in (HasFakeSample, ReadsGiven)
+        ability for ability in ABILITIES if ability not in (HasFakeSample, ReadsGiven, Upsamples)
     )
 
     @staticmethod
@@ -79,11 +80,10 @@ class Personalized:
         check_ranges(self, rank="[1, inf)", alpha="(0, inf)", prior_weight="[0, inf)", base_step="[0, inf)")
         if not self.token_ids:
             raise UserError("token_ids is empty: a word has at least one id")
-
-    @property
-    def players(self) -> tuple[str, ...]:
-        """The base's players, each with the changes of its own parameters."""
-        return self.base.players
+        if isinstance(self.base, Upsamples):
+            raise UserError(
+                "method.base: a stage of a cascade makes nothing of words alone: name the base of the cascade"
+            )
 
     @property
     def READS_PRIOR(self) -> bool:  # noqa: N802, read like a class's attribute
