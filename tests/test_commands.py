@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.subjects import write
 from zoo import media
 from zoo.commands import preview
 from zoo.data import pipeline
@@ -24,6 +25,7 @@ from zoo.method import Generates, Upsamples, to_float
 from zoo.runs.dependencies import open_run, prepare
 from zoo.runs.sampler import Sampler
 from zoo.scenes.dataset import open_source
+from zoo.scenes.subjects import SUBJECTS
 from zoo.training.checkpoint import Checkpoints
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
@@ -60,8 +62,11 @@ def sample(command, trained, tmp_path):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.slow
-def test_a_recipe_trains_saves_goes_on_and_samples(recipe, command, tmp_path):
+def test_a_recipe_trains_saves_goes_on_and_samples(recipe, command, trained, tmp_path):
     train = ["train.py", f"--config={recipe}", "--config.loop.steps=2", f"--workdir={tmp_path / 'run'}"]
+    if "personalize" in recipe:  # which changes a trained run, by images
+        write(tmp_path / "pot", SUBJECTS[0], "one", 16, 2)
+        train += [f"--config.init={trained}", f"--config.data.subject={tmp_path / 'pot'}"]
     assert command(*train).code == 0
     assert Checkpoints(tmp_path / "run", read_only=True).steps()[-1] == 2
     again = command(*train)
