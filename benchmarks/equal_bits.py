@@ -18,8 +18,9 @@ import numpy as np
 
 from zoo.errors import UserError, exit_on_user_error, named
 from zoo.evaluation.bootstrap import interval
+from zoo.evaluation.measures import capped_psnr
 from zoo.evaluation.model_eval import reconstruct
-from zoo.evaluation.reconstruction import psnr, ssim
+from zoo.evaluation.reconstruction import ssim
 from zoo.evaluation.registry import first_of
 from zoo.families import require
 from zoo.method import Tokenizes
@@ -59,7 +60,7 @@ def bits_of(run) -> float:
 def row(name: str, made: np.ndarray, real, world: str | None, frame_rate: float | None) -> str:
     """A line of the table."""
     cells = [name]
-    for values in (np.minimum(psnr(made, real.images), 99.0), ssim(made, real.images)):
+    for values in (capped_psnr(made, real.images), ssim(made, real.images)):
         low, high = interval(values)
         cells.append(f"{values.mean():.3g} [{low:.3g}, {high:.3g}]")
     if world:
@@ -81,7 +82,7 @@ def main():
     bits, real, rate = bits_of(run), first_of(run.recipe.data, "test", chosen.num), run.recipe.frame_rate
     frames, side = run.shape[:2]
     own = reconstruct(run, real.images, real.require_captions(), frame_rate=real.frame_rate)
-    of_rival = lambda small: float(np.minimum(psnr(through(real.images, *small), real.images), 99.0).mean())
+    of_rival = lambda small: float(capped_psnr(through(real.images, *small), real.images).mean())
     best = max(rivals(frames, side, bits), key=of_rival)
     world = oracle.world_of(run.recipe.data.source)
     print(f"| {bits:.0f} bits | PSNR | SSIM |{' oracle, all |' if world else ''}")

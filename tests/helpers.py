@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+
 from zoo.config import build_options
 
 
@@ -71,3 +73,10 @@ class Easy:
 
     def score(self, params, inputs, cond):
         return self.method.score(params, inputs, as_cond(cond))
+
+
+def random_like(params, seed=1):
+    """Parameters without zeros, so that every layer counts."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return structure.unflatten([x + 0.1 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)])

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import speculation
-from tests.test_patches import random_like
+from tests.helpers import random_like
 from zoo import loop
 from zoo.decoding import lookup
 from zoo.families import build_method

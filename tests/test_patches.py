@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.helpers import random_like
 from zoo import loop
 from zoo.config import build
 from zoo.errors import UserError
@@ -105,13 +106,6 @@ def test_quantisers_that_cannot_be_are_errors(fields, words):
 
 def network(**fields):
     return PatchAutoencoder(**dict(channels=3, width=16, depth=2, heads=2, patch_size=4) | fields)
-
-
-def random_like(params, seed=1):
-    """Parameters without zeros, so that every layer counts."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return structure.unflatten([x + 0.1 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)])
 
 
 def test_chunks_are_encoded_and_decoded_without_those_after_them():

@@ -37,3 +37,11 @@ def fingerprint(source: Any, about: dict[str, Any], indices: Sequence[int]) -> l
     """Returns a key for items of a source: name, length, and hashes of the indices and of the first and last image."""
     probes = [hashlib.sha256(source[i]["inputs"].tobytes()).hexdigest() for i in (indices[0], indices[-1])]
     return [about, len(source), hashlib.sha256(np.asarray(indices, np.int64).tobytes()).hexdigest(), probes]
+
+
+def content_hash(source: Any) -> str:
+    """Returns a hash of all images and captions of a small source."""
+    digest = hashlib.sha256(json.dumps([source.text(i) for i in range(len(source))]).encode())
+    for i in range(len(source)):
+        digest.update(source[i]["inputs"].tobytes())
+    return digest.hexdigest()

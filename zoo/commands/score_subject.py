@@ -18,7 +18,7 @@ Features are those of --clip. The one that ships was trained on scenes alone and
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from absl import flags
@@ -32,12 +32,12 @@ from zoo.data.subject import WORD, name_of
 from zoo.errors import UserError, named
 from zoo.evaluation import report
 from zoo.evaluation import subject as scores
-from zoo.evaluation.bootstrap import interval
 from zoo.evaluation.clip_score import clip_score
 from zoo.evaluation.distances import cmmd
 from zoo.evaluation.features import Features, clip_features
+from zoo.evaluation.measures import mean_score
 from zoo.evaluation.registry import Score
-from zoo.files import read_text, write_json
+from zoo.files import local, read_text, write_json
 from zoo.runs.data import SubjectData
 from zoo.runs.run import Run
 from zoo.scenes import oracle, subjects
@@ -87,14 +87,16 @@ def main(_: list[str]) -> None:
         raise UserError(f"--others: {data.name} is the run's own subject: name other folders")
     clip = named("--clip", lambda: clip_features(FLAGS.clip))
     made = sampling.sampler()(run.params, sampling.conditions(prompts), sampling.seed)
-    found = of_features(clip, made, prompts, real, others)
+    own, features = clip.images(made), {part: clip.images(images) for part, images in real.items()}
+    of_others = {name: clip.images(images) for name, images in others.items()}
+    found = of_features(own, prompts, features, of_others)
     if known:
         found |= of_scenes(made, bare, known, data)
     if FLAGS.clip_score:
         texts = [text.replace(f"{WORD} ", "") for text in bare]
-        found |= {"clip_score": mean(clip_score(clip.images(made), clip.texts(texts)))}
+        found |= {"clip_score": mean_score(clip_score(own, clip.texts(texts)))}
     rows: dict[str, dict[str, Score]] = {"model": found, "ceiling": {}, "floor": {}}
-    rows["ceiling"], rows["floor"] = bounds(clip, real, others)
+    rows["ceiling"], rows["floor"] = bounds(features, of_others)
     if FLAGS.num_drift:
         drift(rows, clip, sampling, data)
     print(report.to_table({name: row for name, row in rows.items() if row}))
@@ -106,7 +108,7 @@ def main(_: list[str]) -> None:
 
 def shown_in(data: SubjectData) -> subjects.Subject | None:
     """Returns the subject of scenes that the folder names; None where it names none."""
-    file = Path(data.subject).expanduser() / OF_SCENES
+    file = local(data.subject) / OF_SCENES
     if not file.is_file() or oracle.world_of(data.source) is None:
         return None
     return subjects.Subject(**json.loads(read_text(file)))
@@ -138,21 +140,17 @@ def images_of(source: pipeline.Source) -> np.ndarray:
     return np.stack([source[i]["inputs"] for i in range(len(source))])
 
 
-def mean(values: Any) -> Score:
-    """A mean with its interval."""
-    values = np.asarray(values, float)
-    return Score(float(values.mean()), interval(values) if len(values) > 1 else None)
-
-
-def of_features(clip: Features, made, prompts, real, others) -> dict[str, Score]:
-    """Scores by features."""
-    own, held_out, training = (clip.images(images) for images in (made, real["test"], real["train"]))
-    found = {"fidelity": mean(scores.fidelity(own, held_out)), "nearest": mean(scores.nearest(own, training))}
+def of_features(own, prompts, real, others) -> dict[str, Score]:
+    """Scores by features of samples, of real images, and of those of other subjects."""
+    held_out, training = real["test"], real["train"]
+    found = {
+        "fidelity": mean_score(scores.fidelity(own, held_out)),
+        "nearest": mean_score(scores.nearest(own, training)),
+    }
     if len(set(prompts)) < len(prompts):
-        found["diversity"] = mean(scores.diversity(own, prompts))
+        found["diversity"] = mean_score(scores.diversity(own, prompts))
     if others:
-        sets = {"": held_out} | {name: clip.images(images) for name, images in others.items()}
-        found["retrieval"] = mean(scores.retrieved(own, sets, ""))
+        found["retrieval"] = mean_score(scores.retrieved(own, {"": held_out} | others, ""))
     return found
 
 
@@ -160,21 +158,21 @@ def of_scenes(made: np.ndarray, texts: list[str], known: subjects.Subject, data:
     """Scores by the oracle."""
     world = cast(str, oracle.world_of(data.source))
     found = [subjects.score(image[:1], text, known, world) for image, text in zip(made, texts, strict=True)]
-    return {name: mean([row[name] for row in found]) for name in found[0]}
+    return {name: mean_score([row[name] for row in found]) for name in found[0]}
 
 
-def bounds(clip: Features, real, others) -> tuple[dict[str, Score], dict[str, Score]]:
-    """Scores of real images of the subject, and of those of other subjects."""
-    training, held_out = clip.images(real["train"]), clip.images(real["test"])
+def bounds(real, others) -> tuple[dict[str, Score], dict[str, Score]]:
+    """Scores of real images of the subject, and of those of other subjects, by their features."""
+    training, held_out = real["train"], real["test"]
     apart = not np.array_equal(real["train"], real["test"])
-    ceiling = {"fidelity": mean(scores.fidelity(training, held_out))} if apart else {}
-    ceiling |= {"nearest": mean(scores.nearest(held_out, training))} if apart else {}
+    ceiling = {"fidelity": mean_score(scores.fidelity(training, held_out))} if apart else {}
+    ceiling |= {"nearest": mean_score(scores.nearest(held_out, training))} if apart else {}
     if len(training) > 1:
-        ceiling["diversity"] = mean(scores.diversity(training, [""] * len(training)))
+        ceiling["diversity"] = mean_score(scores.diversity(training, [""] * len(training)))
     if not others:
         return ceiling, {}
     return ceiling, {
-        "fidelity": mean(np.concatenate([scores.fidelity(clip.images(x), held_out) for x in others.values()])),
+        "fidelity": mean_score(np.concatenate([scores.fidelity(x, held_out) for x in others.values()])),
         "retrieval": Score(1 / (1 + len(others)), note="the floor is chance"),
     }
 
@@ -194,7 +192,7 @@ def drift(rows: dict[str, dict[str, Score]], clip: Features, sampling: sampling_
         own = pipeline.captions(data.open_base("test"), num)
         for row, run in (("model", sampling.run), ("ceiling", base)):
             right = oracle.table(sample(run, own, 0), own, world, run.recipe.frame_rate)["all"]
-            rows[row]["own"] = mean(right)
+            rows[row]["own"] = mean_score(right)
 
 
 COMMAND = Command(main, define_flags, suffixes=(".json",))

@@ -1,7 +1,5 @@
 """A few images of a subject or a style, with captions in which "[V]" stands for its word."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from zoo.cache import content_hash
 from zoo.data import folder
 from zoo.data.text import ONLY, RARE, Tokenizer
 from zoo.errors import UserError, unknown_name_error
@@ -48,8 +47,7 @@ class Subject:
     @property
     def about(self) -> dict[str, str]:
         """Hash of all, for a cache."""
-        images = b"".join(self[i]["inputs"].tobytes() for i in range(len(self)))
-        return {"items": hashlib.sha256(json.dumps(list(self._texts)).encode() + images).hexdigest()}
+        return {"items": content_hash(self)}
 
 
 class About(NamedTuple):
@@ -197,13 +195,12 @@ def choose_word(token: str, tokenizer: Tokenizer, captions: Sequence[str]) -> li
     """
     if token == "reserved":
         return free_slots(tokenizer, 1)
-    taken = _taken(tokenizer)
     if token == "rarest":
-        return [_rarest(tokenizer, captions, taken)]
+        return [_rarest(tokenizer, captions)]
     if not token.strip():
         raise UserError("token is empty: give reserved, rarest or a word")
     ids = tokenizer.ids(f" {token.strip()}")
-    if taken & set(ids):
+    if tokenizer.learned & set(ids):
         raise UserError(f"token {token!r}: a part of it is a learned word already: give another, or reserved")
     return ids
 
@@ -211,7 +208,7 @@ def choose_word(token: str, tokenizer: Tokenizer, captions: Sequence[str]) -> li
 def free_slots(tokenizer: Tokenizer, count: int) -> list[int]:
     """Returns ids that mean nothing yet. Raises UserError where there are not so many."""
     free = [tokenizer.ids(tokenizer.rare(slot))[0] for slot in range(RARE)]
-    free = [i for i in free if i not in _taken(tokenizer)]
+    free = [i for i in free if i not in tokenizer.learned]
     if len(free) < count:
         raise UserError(
             f"token: of the {RARE} reserved slots {len(free)} are free, and {count} are needed: give a word"
@@ -219,15 +216,11 @@ def free_slots(tokenizer: Tokenizer, count: int) -> list[int]:
     return free[:count]
 
 
-def _taken(tokenizer: Tokenizer) -> set[int]:
-    return {i for ids in tokenizer.names.values() for i in ids}
-
-
-def _rarest(tokenizer: Tokenizer, captions: Sequence[str], taken: set[int]) -> int:
+def _rarest(tokenizer: Tokenizer, captions: Sequence[str]) -> int:
     counts = Counter(tokenizer.encode(captions).ravel().tolist())
     texts = tokenizer.decode(np.arange(tokenizer.vocab_size)[:, None])
     is_word = lambda text: len(text) > 2 and text[0] == " " and text[1:].isalpha()
-    words = [i for i, text in enumerate(texts) if is_word(text) and i not in taken]
+    words = [i for i, text in enumerate(texts) if is_word(text) and i not in tokenizer.learned]
     if not words:
         raise UserError("token: no token of this run is a word of its own: give reserved or a word")
     return min(words, key=lambda i: (counts[i], i))

@@ -104,6 +104,11 @@ class Tokenizer:
         ids = lambda piece: [i + _OWN for i in next(spelled).ids] if isinstance(piece, str) else piece
         return [[i for piece in row for i in ids(piece)] for row in rows]
 
+    @property
+    def learned(self) -> set[int]:
+        """Ids of all learned words."""
+        return {i for ids in self.names.values() for i in ids}
+
     def names_in(self, text: str) -> list[str]:
         """Returns the names in a text, "V" among them, that stand for learned words."""
         known = {*self.names, ONLY} if self.names else set()

@@ -150,5 +150,4 @@ def _slots(name: str, about: dict[str, str], tokenizer: Any, count: int) -> list
     if name in tokenizer.names:
         raise UserError(f"there is a word [{name}] already: give one of the two subjects another name")
     ids = json.loads(about.get("token_ids", "[]"))
-    taken = {i for others in tokenizer.names.values() for i in others}
-    return ids if len(ids) == count and not taken & set(ids) else subject.free_slots(tokenizer, count)
+    return ids if len(ids) == count and not tokenizer.learned & set(ids) else subject.free_slots(tokenizer, count)

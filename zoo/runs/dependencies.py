@@ -171,8 +171,8 @@ def prepare(
 def _prior(recipe: Recipe, data: SubjectData, workdir: Path, again: bool) -> pipeline.Source:
     """Returns images of the class that the base made, as the network gets them; made again for a new run."""
     base = cast(Run, recipe.dependencies.runs["base"])
-    made: Any = prior.made_by(base, lambda: data.class_captions("train", data.prior_num), workdir / prior.FILE, again)
-    return recipe.codec.source(recipe.dependencies.frozen, made, made.about) if recipe.codec else made
+    made = prior.made_by(base, lambda: data.class_captions("train", data.prior_num), workdir / prior.FILE, again)
+    return recipe.encoded(made, "train")
 
 
 def about_data(data: Data, item: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,8 +41,7 @@ def completed(config: configs.Config, saved: Mapping[str, Any] | None = None) ->
     whole = config.to_dict()
     if saved:
         for key in keys:
-            if _has(saved["config"], key):  # else the workdir holds another run, which the loop refuses
-                _set(whole, key, _get(saved["config"], key))
+            _set(whole, key, _get(saved["config"], key))  # None of another run's, which the loop refuses
         return ml_collections.ConfigDict(whole)
     if not config.init:
         raise UserError("this recipe changes a trained run: name it by --config.init=RUN")
@@ -52,7 +51,7 @@ def completed(config: configs.Config, saved: Mapping[str, Any] | None = None) ->
     given = {"method.base": method["base"] if inner else method}
     for key in keys:
         own = key not in OF_SUBJECT and key.startswith(("data.", "dtype", "sample"))
-        if key in given or (own and _has(init["config"], key)):
+        if key in given or own:
             _set(whole, key, given.get(key) or _get(init["config"], key))
     if "subject" in whole["data"]:
         step += method.get("base_step", 0)  # of a run that has learned a word already
@@ -61,8 +60,8 @@ def completed(config: configs.Config, saved: Mapping[str, Any] | None = None) ->
 
 
 def _metadata(workdir: str) -> tuple[int, dict[str, Any]]:
-    folder = local(workdir)
-    found = Checkpoints(folder, read_only=True).metadata() if processes.from_first(folder.is_dir) else None
+    path = local(workdir)
+    found = Checkpoints(path, read_only=True).metadata() if processes.from_first(path.is_dir) else None
     if found is None:
         raise UserError(f"no such run: {workdir!r} is no folder with a checkpoint")
     return found
@@ -108,18 +107,11 @@ def _note(data: Mapping[str, Any], tokenizer: Tokenizer, captions: Sequence[str]
         )
 
 
-def _get(tree: Mapping[str, Any], key: str) -> Any:
+def _get(tree: Any, key: str) -> Any:
+    """The value of a key such as "data.size"; None where there is none."""
     for part in key.split("."):
-        tree = tree[part]
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
     return tree
-
-
-def _has(tree: Any, key: str) -> bool:
-    try:
-        _get(tree, key)
-    except (KeyError, TypeError):
-        return False
-    return True
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -1,6 +1,5 @@
 """Images of a class that a trained run makes, so that learning one of its kind changes nothing else."""
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.cache import content_hash
 from zoo.errors import UserError
 from zoo.files import atomic
 from zoo.runs.run import Run
@@ -37,8 +37,7 @@ class Made:
     @property
     def about(self) -> dict[str, str]:
         """Hash of all, for a cache."""
-        digest = hashlib.sha256(json.dumps(self._captions).encode() + self._images.tobytes())
-        return {"made": digest.hexdigest()}
+        return {"made": content_hash(self)}
 
 
 def made_by(run: Run, captions_of: Callable[[], list[str]], file: Path, again: bool) -> Made:

@@ -138,7 +138,7 @@ def _phrase(thing: Thing, scene: Scene, rng: np.random.Generator, rates: dict, p
     noun = thing.shape if "shape" in named else ("thing", "object")[int(rng.integers(2))]
     words = [thing.size if "size" in named else "", thing.colour if "colour" in named else "", noun]
     if placed and "position" in named:
-        words.append(_place(position_name(thing.cell, world.grid)))
+        words.append(place_phrase(position_name(thing.cell, world.grid)))
     if world.moves and "motion" in named:
         motion = _moving(thing, rng, "speed" in named)
         words.append("" if still else motion)
@@ -146,7 +146,8 @@ def _phrase(thing: Thing, scene: Scene, rng: np.random.Generator, rates: dict, p
     return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
 
 
-def _place(position: str) -> str:
+def place_phrase(position: str) -> str:
+    """Returns the words of a caption for a position: "at the top left", "in the centre"."""
     return "in the centre" if position == "centre" else f"at the {position}"
 
 

@@ -14,12 +14,11 @@ import numpy as np
 from zoo import errors
 from zoo.scenes import oracle
 from zoo.scenes import world as worlds
-from zoo.scenes.grammar import Claims, holds, parse, position_name
+from zoo.scenes.grammar import Claims, holds, parse, place_phrase, position_name
 from zoo.scenes.world import Scene, Thing
 
 WORD = "[V]"
 DRAWS = 20  # for a scene that is not among those before
-WORST_FIT = 0.12  # squared error, in the subject's own energy, as that of the oracle's templates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +76,7 @@ def describe(scene: Scene) -> str:
     items = []
     for number, thing in enumerate(scene.things):
         words = [thing.size, WORD if number == 0 else thing.colour, thing.shape]
-        place = position_name(thing.cell, grid)
-        text = f"{' '.join(words)} {'in the centre' if place == 'centre' else f'at the {place}'}"
-        items.append(f"a {text}")
+        items.append(f"a {' '.join(words)} {place_phrase(position_name(thing.cell, grid))}")
     return f"{' and '.join(items)} on a {scene.background} background"
 
 
@@ -143,7 +140,7 @@ def find(pixels: np.ndarray, subject: Subject, world: str) -> tuple[Thing | None
         misfit = float(np.square(image[window] - template).sum() / energy)
         if misfit < least:
             best, least = thing, misfit
-    return (best, least) if least <= WORST_FIT else (None, least)
+    return (best, least) if least <= oracle.WORST_FIT else (None, least)
 
 
 @functools.cache
@@ -154,10 +151,14 @@ def _templates(subject: Subject, world: str, background: str, size: int):
         for cell in np.ndindex(rules.grid, rules.grid):
             thing = Thing(subject.shape, subject.left, name, cell)
             image = render(subject, Scene(world, background, (thing,)), size)[0].astype(np.float32)
-            edges = [[round(i * size / rules.grid) for i in (place, place + 1)] for place in cell]
-            window = tuple(slice(*edge) for edge in edges)
+            window = _window(cell, rules.grid, size)
             found.append((thing, image[window], window))
     return found
+
+
+def _window(cell: tuple[int, ...], grid: int, size: int) -> tuple[slice, ...]:
+    """The pixels of a cell."""
+    return tuple(slice(round(i * size / grid), round((i + 1) * size / grid)) for i in cell)
 
 
 def nearest(pixels: np.ndarray, subjects: Sequence[Subject], world: str) -> int | None:
@@ -207,8 +208,7 @@ def _others(pixels: np.ndarray, thing: Thing, world: str) -> tuple[tuple[Thing, 
     background = oracle.background_of(pixels)
     rules, size = worlds.world_named(world), pixels.shape[1]
     rest = pixels.copy()
-    window = tuple(slice(round(i * size / rules.grid), round((i + 1) * size / rules.grid)) for i in thing.cell)
-    rest[0][window] = worlds.BACKGROUNDS[str(background)]
+    rest[0][_window(thing.cell, rules.grid, size)] = worlds.BACKGROUNDS[str(background)]
     observed = oracle.observe(rest, world)
     return (observed.scene.things if observed.scene else ()), not observed.clutter
 

@@ -22,7 +22,6 @@ from zoo.diffusion.paths import LINEAR
 from zoo.distributions import sum_except_batch
 from zoo.errors import UserError, check_ranges, unknown_name_error
 from zoo.method import (
-    ABILITIES,
     Axis,
     Batch,
     FeatureExtractor,
@@ -39,7 +38,7 @@ from zoo.nets.conditioning import Conditioned, build_network
 from zoo.nets.critic import Critic, CriticOutput, ProjectedCritic
 from zoo.nets.layers import smooth_attention
 from zoo.trees import matches
-from zoo.wrappers.compose import Wrapper
+from zoo.wrappers.compose import Wrapper, all_but
 
 DIFFERENCE = 0.01  # of the finite difference, in images of [-1, 1] (APT 2501.08316, section 3.4)
 LARGEST_ADAPTIVE = 1e4  # VQGAN's bounds of its weight
@@ -118,9 +117,7 @@ class Adversarial(Wrapper):
     augmentations: tuple[str, ...] = ()
 
     DEPENDENCIES: ClassVar[Mapping[str, type]] = {"feature_network": FeatureExtractor}
-    FORWARDS: ClassVar[tuple[type, ...]] = tuple(
-        ability for ability in ABILITIES if ability not in (HasFakeSample, FeatureExtractor, ReadsGiven, Scorer)
-    )
+    FORWARDS: ClassVar[tuple[type, ...]] = all_but(HasFakeSample, FeatureExtractor, ReadsGiven, Scorer)
 
     @staticmethod
     def needs(fields: Mapping[str, Any]) -> type:

@@ -5,7 +5,12 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from zoo.method import Method, members
+from zoo.method import ABILITIES, Method, members
+
+
+def all_but(*abilities: type) -> tuple[type, ...]:
+    """Returns all abilities but these, as a wrapper forwards them."""
+    return tuple(ability for ability in ABILITIES if ability not in abilities)
 
 
 class Wrapper:
@@ -16,6 +21,12 @@ class Wrapper:
     """
 
     base: Any
+
+    @staticmethod
+    def needs(fields: Mapping[str, Any]) -> type:
+        """Returns the ability that the base needs under these fields: none beside those of every family."""
+        del fields
+        return Method
 
     @property
     def players(self) -> tuple[str, ...]:

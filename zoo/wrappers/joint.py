@@ -4,15 +4,14 @@ Captioned images are many and show how things look; videos are few and show how 
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
 
 from zoo.errors import UserError, check_ranges
-from zoo.method import ABILITIES, Axis, Batch, HasFakeSample, Method, Output, ReadsGiven, may_be_new
+from zoo.method import Axis, Batch, HasFakeSample, Output, ReadsGiven, may_be_new
 from zoo.trees import first_difference
-from zoo.wrappers.compose import Wrapper
+from zoo.wrappers.compose import Wrapper, all_but
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +34,7 @@ class Joint(Wrapper):
     weight: float = 1.0
 
     READS_IMAGES: ClassVar[bool] = True  # batch["images"], a second batch of one frame each
-    FORWARDS: ClassVar[tuple[type, ...]] = tuple(
-        ability for ability in ABILITIES if ability not in (HasFakeSample, ReadsGiven)
-    )
-
-    @staticmethod
-    def needs(fields: Mapping[str, Any]) -> type:
-        """Returns the ability that the base needs: none beside those of every family."""
-        del fields
-        return Method
+    FORWARDS: ClassVar[tuple[type, ...]] = all_but(HasFakeSample, ReadsGiven)
 
     def __post_init__(self):
         check_ranges(self, weight="(0, inf)")

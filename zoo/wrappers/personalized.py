@@ -21,9 +21,9 @@ from zoo.adapters import lora
 from zoo.adapters.files import Parts
 from zoo.adapters.words import is_table, set_word
 from zoo.errors import UserError, check_ranges, unknown_name_error
-from zoo.method import ABILITIES, Axis, Batch, HasFakeSample, Method, Output, ReadsGiven, Upsamples, may_be_new
+from zoo.method import Axis, Batch, HasFakeSample, Output, ReadsGiven, Upsamples, may_be_new
 from zoo.trees import expression, flatten, path_name
-from zoo.wrappers.compose import Wrapper
+from zoo.wrappers.compose import Wrapper, all_but
 
 CHANGES = ("full", "lora", "cross", "token")
 OF_WORDS = r"/context_(key|value)/kernel$"
@@ -64,15 +64,7 @@ class Personalized(Wrapper):
 
     # `config.init` names the frozen base, in place of parameters to start from.
     INIT_IS_BASE: ClassVar[bool] = True
-    FORWARDS: ClassVar[tuple[type, ...]] = tuple(
-        ability for ability in ABILITIES if ability not in (HasFakeSample, ReadsGiven, Upsamples)
-    )
-
-    @staticmethod
-    def needs(fields: Mapping[str, Any]) -> type:
-        """Returns the ability that the base needs: none beside those of every family."""
-        del fields
-        return Method
+    FORWARDS: ClassVar[tuple[type, ...]] = all_but(HasFakeSample, ReadsGiven, Upsamples)
 
     def __post_init__(self):
         if self.change not in CHANGES:

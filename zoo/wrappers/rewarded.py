@@ -20,7 +20,8 @@ from zoo.adapters import lora
 from zoo.adapters.files import Parts
 from zoo.config import build_options
 from zoo.errors import UserError, check_ranges, unknown_name_error
-from zoo.method import ABILITIES, Axis, Batch, HasFakeSample, HasTrajectory, Invertible, Output, ReadsGiven, Reward
+from zoo.method import Axis, Batch, HasFakeSample, HasTrajectory, Invertible, Output, ReadsGiven, Reward
+from zoo.wrappers.compose import all_but
 
 GRADIENTS = {"direct": Invertible, "policy": HasTrajectory}  # with the ability of the base that they need
 LEAST_STD = 1e-4  # of a group's rewards, which advantages are divided by
@@ -64,9 +65,7 @@ class Rewarded:
     DEPENDENCIES: ClassVar[Mapping[str, type]] = {"reward": Reward}
     # `config.init` names the frozen base, in place of parameters to start from.
     INIT_IS_BASE: ClassVar[bool] = True
-    FORWARDS: ClassVar[tuple[type, ...]] = tuple(
-        ability for ability in ABILITIES if ability not in (HasFakeSample, ReadsGiven)
-    )
+    FORWARDS: ClassVar[tuple[type, ...]] = all_but(HasFakeSample, ReadsGiven)
 
     @staticmethod
     def needs(fields: Mapping[str, Any]) -> type:
